@@ -1,0 +1,85 @@
+package archtest_test
+
+import "github.com/bailment/bailment/internal/archtest"
+
+const module = "github.com/bailment/bailment"
+
+// table is the import graph of the house (DESIGN.md §14), from the bottom to the top:
+//
+//	cli → server | agent → rpc, dashboard → control → mechanisms → pure
+//
+// Mechanisms (attest, keyring, ledger, store's drivers) don't import each other; server is the only
+// importer of drivers, with one exception: cli opens a directory to verify it without a server.
+// What ends in "test" (storetest, holdertest) is a contract, executable: no row names it, so only
+// tests import it.
+var table = []archtest.Row{
+	// Public leaves: what an outsider may import and audit without the rest.
+	{"api/...", "", "google.golang.org/protobuf connectrpc.com/connect"},
+	{"verify", "", "golang.org/x/mod"},
+	{"examples", "", ""},
+
+	// Leaves.
+	{"internal/problem", "", ""},
+	{"internal/identity", "", ""},
+	{"internal/archtest", "", ""},
+
+	// Pure: values in, values out.
+	{"internal/durable", "internal/problem", "golang.org/x/sys"},
+	{"internal/hardening", "internal/problem", "golang.org/x/sys"},
+	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
+	{"internal/seal", "internal/problem", "golang.org/x/sys"},
+	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/state", "internal/problem internal/identity internal/policy", "github.com/tidwall/btree"},
+	{"internal/ceremony", "internal/problem internal/identity", ""},
+	{"internal/store", "", ""},
+
+	// Mechanisms.
+	{"internal/attest", "internal/problem internal/identity", ""},
+	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
+	{"internal/attest/x509", "internal/problem internal/identity internal/attest", ""},
+	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
+	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
+	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
+	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},
+	{"internal/keyring/holders", "internal/problem internal/seal internal/keyring internal/keyring/file", ""},
+	{"internal/ledger", "internal/problem internal/store verify", "golang.org/x/mod golang.org/x/sync golang.org/x/sys"},
+	{"internal/store/sqlite", "internal/problem internal/store internal/durable", "modernc.org/sqlite golang.org/x/sys"},
+	{"internal/store/storetest", "internal/store", "golang.org/x/mod pgregory.net/rapid"},
+
+	// The use cases, and what watches them.
+	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
+	{
+		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable " +
+			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/ledger internal/store internal/invariant verify",
+		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
+	},
+
+	// Edges and roles.
+	{"client", "api/... verify internal/problem internal/identity", "connectrpc.com/connect google.golang.org/protobuf"},
+	{
+		"internal/rpc", "api/... internal/control internal/problem internal/identity internal/policy internal/state internal/attest",
+		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/time golang.org/x/net",
+	},
+	{"internal/config", "internal/problem internal/identity", "github.com/goccy/go-yaml"},
+	{
+		"internal/agent", "api/... client verify internal/attest internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
+	},
+	{
+		"internal/server", "internal/rpc internal/control internal/config internal/attest/... internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
+			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
+		"github.com/prometheus/client_golang github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
+	},
+	{"internal/quickstart", "client verify examples internal/durable internal/problem internal/identity", "github.com/goccy/go-yaml"},
+	{
+		"internal/cli", "api/... client verify examples internal/server internal/agent internal/config internal/quickstart internal/control internal/policy internal/state " +
+			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
+			"internal/problem internal/identity",
+		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
+	},
+	{"cmd/bailment", "internal/cli", ""},
+
+	// Tests of the whole binary.
+	{"test/e2e", "", ""},
+	{"test/faults", "", ""},
+}

@@ -1,0 +1,283 @@
+package methods_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	cx509 "crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/methods"
+	"github.com/bailment/bailment/internal/attest/x509"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
+
+// fixture is what the common suite needs of a method: material for an attester, and the params
+// under which its evidence for the environment array(1) is good at now.
+type fixture struct {
+	material attest.Material
+	params   any
+}
+
+// fixtures has a row for every method: TestSuite fails for a method without one.
+func fixtures(t *testing.T) map[string]fixture {
+	return map[string]fixture{jointoken.Name: joinToken(t), x509.Name: certificate(t)}
+}
+
+func joinToken(t *testing.T) fixture {
+	tok, err := jointoken.New(array(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := jointoken.Record{PublicKey: tok.PublicKey(), Name: "web-1", Expires: now.Add(time.Hour), Genesis: array(1)}
+	return fixture{
+		attest.Material{jointoken.NeedToken: []byte(tok.Reveal() + "\n")},
+		jointoken.Params{Lookup: func(id string) (jointoken.Record, bool) { return record, id == tok.ID() }},
+	}
+}
+
+func certificate(t *testing.T) fixture {
+	issue := func(ca bool, parent *cx509.Certificate, signer *ecdsa.PrivateKey) (*cx509.Certificate, *ecdsa.PrivateKey) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl := &cx509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}, IsCA: ca, BasicConstraintsValid: true,
+			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		}
+		if parent == nil {
+			parent, signer = tmpl, key
+			tmpl.Subject.CommonName = "root"
+		}
+		der, err := cx509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := cx509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, key
+	}
+	root, rootKey := issue(true, nil, nil)
+	cert, key := issue(false, root, rootKey)
+	der, err := cx509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := func(kind string, b []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}) }
+	authorities, err := x509.NewAuthorities(map[string][]byte{"corp": block("CERTIFICATE", root.Raw)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{
+		attest.Material{x509.NeedCertificate: block("CERTIFICATE", cert.Raw), x509.NeedKey: block("PRIVATE KEY", der)},
+		x509.Params{Authorities: authorities},
+	}
+}
+
+func TestTable(t *testing.T) {
+	seen := map[string]bool{}
+	for _, m := range methods.All() {
+		switch {
+		case !attest.ValidMethodName(m.Name):
+			t.Errorf("%s: bad name", m.Name)
+		case seen[m.Name]:
+			t.Errorf("%s stands in the table twice", m.Name)
+		case m.Proves == "" || m.DoesNotProve == "":
+			t.Errorf("%s doesn't say what it proves and doesn't", m.Name)
+		case m.Verify == nil || m.NewAttester == nil || len(m.Needs) == 0:
+			t.Errorf("%s is half a method", m.Name)
+		case m.Renewal.Kind != attest.RenewByEvidence && m.Renewal.Kind != attest.RenewByPossession:
+			t.Errorf("%s declares no renewal", m.Name)
+		case m.Renewal.Kind == attest.RenewByPossession && !m.Renewal.HardLifetime:
+			t.Errorf("%s is renewed without evidence for ever", m.Name)
+		}
+		seen[m.Name] = true
+		checkReadme(t, m)
+	}
+}
+
+// checkReadme holds each README to what the row says, and to the sections that readers look for.
+func checkReadme(t *testing.T, m attest.Method) {
+	dir := filepath.Join("..", strings.ReplaceAll(m.Name, "-", ""))
+	text, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	if err != nil {
+		t.Errorf("%s has no README: %v", m.Name, err)
+		return
+	}
+	for _, want := range []string{
+		"## Proves", "## Does not prove", "## How it can be stolen or replayed", "## Renewal", "## Evidence",
+		"`" + m.Assurance.String() + "`", "`" + string(m.Renewal.Kind) + "`",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s/README.md lacks %q", dir, want)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "testdata", "vectors.json")); err != nil {
+		t.Errorf("%s has no vectors: %v", m.Name, err)
+	}
+}
+
+// TestSuite is the contract of package attest, executable: every method must pass it.
+func TestSuite(t *testing.T) {
+	table := methods.All()
+	all := fixtures(t)
+	if len(all) != len(table) {
+		t.Fatalf("%d fixtures for %d methods", len(all), len(table))
+	}
+	for _, m := range table {
+		f, ok := all[m.Name]
+		if !ok {
+			t.Errorf("%s has no fixture here", m.Name)
+			continue
+		}
+		t.Run(m.Name, func(t *testing.T) { suite(t, table, m, f) })
+	}
+}
+
+func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
+	a, err := table.NewAttesterFrom(m.Name, f.material)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
+	ev, err := a.Attest(context.Background(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := attest.Input{Binding: b, Evidence: ev, Now: now, Params: f.params}
+	res, err := m.Verify(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkResult(t, m, res)
+	if again, err := m.Verify(good); err != nil || !reflect.DeepEqual(again, res) {
+		t.Errorf("the verifier isn't pure: %+v, %v", again, err)
+	}
+
+	other := m.Name + "-x"
+	refuse := func(name string, in attest.Input, wants ...problem.Reason) {
+		t.Helper()
+		res, err := m.Verify(in)
+		if !reflect.DeepEqual(res, attest.Result{}) {
+			t.Errorf("%s: a result beside the refusal", name)
+		}
+		for _, want := range wants {
+			if problem.Is(err, want) {
+				return
+			}
+		}
+		t.Errorf("%s: %v", name, err)
+	}
+	change := func(f func(*attest.Input)) attest.Input {
+		in := good
+		in.Evidence = bytes.Clone(ev)
+		f(&in)
+		return in
+	}
+	refuse("other nonce", change(func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) }), problem.ReasonBadProof)
+	refuse("other session key", change(func(in *attest.Input) { in.Binding.SessionKey = array(8) }), problem.ReasonBadProof)
+	refuse("other environment", change(func(in *attest.Input) { in.Binding.Genesis = array(2) }), problem.ReasonBadProof, problem.ReasonTokenForeign)
+	refuse("other method", change(func(in *attest.Input) { in.Binding.Method = other }), problem.ReasonInternal)
+	refuse("no params", change(func(in *attest.Input) { in.Params = nil }), problem.ReasonInternal)
+	refuse("no time", change(func(in *attest.Input) { in.Now = time.Time{} }), problem.ReasonInternal)
+	refuse("no binding", change(func(in *attest.Input) { in.Binding = attest.Binding{} }), problem.ReasonInternal)
+	refuse("no evidence", change(func(in *attest.Input) { in.Evidence = nil }), problem.ReasonInvalid)
+	refuse("too large", change(func(in *attest.Input) { in.Evidence = make([]byte, attest.MaxEvidence+1) }), problem.ReasonTooLarge)
+	refuse("trailing", change(func(in *attest.Input) { in.Evidence = append(in.Evidence, ' ') }), problem.ReasonInvalid)
+	for cut := 1; cut < len(ev); cut += 1 + len(ev)/100 {
+		refuse("cut", change(func(in *attest.Input) { in.Evidence = in.Evidence[:cut] }), problem.ReasonInvalid)
+	}
+	// No flipped bit anywhere may prove anything else; nearly all prove nothing.
+	for i := range ev {
+		in := change(func(in *attest.Input) { in.Evidence[i] ^= 1 })
+		if r, err := m.Verify(in); err == nil && !reflect.DeepEqual(r, res) {
+			t.Errorf("byte %d flipped: %+v", i, r)
+		} else if err != nil && problem.KindOf(err) == problem.Internal {
+			t.Errorf("byte %d flipped: %v", i, err)
+		}
+	}
+	for _, n := range m.Needs {
+		checkNeed(t, table, m, n, f)
+	}
+	if _, err := table.NewAttesterFrom(m.Name, attest.Material{"nonsense": []byte("x")}); err == nil {
+		t.Error("material that nobody needs was accepted")
+	}
+}
+
+func checkResult(t *testing.T, m attest.Method, res attest.Result) {
+	t.Helper()
+	if !m.Assurance.AtLeast(res.Assurance) {
+		t.Errorf("assurance %s is above the method's", res.Assurance)
+	}
+	if !strings.HasPrefix(res.Anchor, m.Name+":") || res.Key == [32]byte{} {
+		t.Errorf("anchor %q, key %x", res.Anchor, res.Key)
+	}
+	if res.Once != "" && !strings.HasPrefix(res.Once, m.Name+":") {
+		t.Errorf("%q is not unique across methods", res.Once)
+	}
+	data, err := json.Marshal(res.Claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back map[string]any
+	if err := json.Unmarshal(data, &back); err != nil || !reflect.DeepEqual(back, res.Claims) {
+		t.Errorf("claims don't survive JSON: %s", data)
+	}
+	if err := attest.CheckClaims(res.Claims); err != nil {
+		t.Error(err)
+	}
+}
+
+// checkNeed drops one need, and then damages it with a canary that no error may show.
+func checkNeed(t *testing.T, table attest.Methods, m attest.Method, n attest.Need, f fixture) {
+	t.Helper()
+	without := attest.Material{}
+	for k, v := range f.material {
+		if k != n.Name {
+			without[k] = v
+		}
+	}
+	if _, err := table.NewAttesterFrom(m.Name, without); !n.Optional && !problem.Is(err, problem.ReasonInvalid) {
+		t.Errorf("without %s: %v", n.Name, err)
+	}
+	whole := f.material[n.Name]
+	without[n.Name] = append(bytes.Clone(whole[:len(whole)/2]), "canary-5b1e"...)
+	_, err := table.NewAttesterFrom(m.Name, without)
+	if err == nil || strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), string(whole[len(whole)/4:len(whole)/2])) {
+		t.Errorf("damaged %s: %v", n.Name, err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	for _, m := range methods.All() {
+		if got, err := methods.All().Find(m.Name); err != nil || got.Name != m.Name {
+			t.Errorf("%s: %v", m.Name, err)
+		}
+	}
+	if _, err := methods.All().Find("tpm9"); !problem.Is(err, problem.ReasonUnknownMethod) {
+		t.Error(err)
+	}
+	if _, err := methods.All().NewAttesterFrom("tpm9", nil); !problem.Is(err, problem.ReasonUnknownMethod) {
+		t.Error(err)
+	}
+}

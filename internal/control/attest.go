@@ -1,0 +1,820 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"encoding/pem"
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/jointoken"
+	attestx509 "github.com/bailment/bailment/internal/attest/x509"
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/sshsig"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// How a session was opened.
+const (
+	viaAttest   = "attest"
+	viaRenew    = "renew"
+	viaWorkload = "workload"
+	viaLogin    = "login"
+	viaServer   = "server"
+)
+
+// RenewalMethod is the binding's method of a renewal by possession.
+const RenewalMethod = "renewal"
+
+// Challenge is single use and short-lived. It holds its own expiry and a keyed digest, so that the server remembers
+// only those that were used, and every replica accepts every other's.
+const (
+	challengeNonce    = 16
+	challengeLength   = challengeNonce + 8 + sha256.Size
+	challengeLifetime = 2 * time.Minute
+)
+
+// Challenge makes a challenge for Attest, Renew or Login.
+func (e *Environment) Challenge() ([]byte, time.Time, error) {
+	b := make([]byte, challengeNonce+8, challengeLength)
+	if _, err := e.cfg.Source.Read(b[:challengeNonce]); err != nil {
+		return nil, time.Time{}, err
+	}
+	expires := e.cfg.Now().Add(challengeLifetime).Truncate(time.Millisecond)
+	binary.BigEndian.PutUint64(b[challengeNonce:], uint64(expires.UnixMilli()))
+	mac := e.keyedDigest("challenge", e.genesis[:], b)
+	return append(b, mac[:]...), expires, nil
+}
+
+// challenge is a checked challenge.
+type challenge struct {
+	raw     []byte
+	name    string
+	expires state.Millis
+}
+
+func (e *Environment) checkChallenge(raw []byte) (challenge, error) {
+	if len(raw) != challengeLength {
+		return challenge{}, problem.New(problem.ReasonChallengeForeign, "this is not a challenge of this environment")
+	}
+	mac := e.keyedDigest("challenge", e.genesis[:], raw[:challengeNonce+8])
+	if !hmac.Equal(mac[:], raw[challengeNonce+8:]) {
+		return challenge{}, problem.New(problem.ReasonChallengeForeign, "this is not a challenge of this environment")
+	}
+	c := challenge{
+		raw: raw, name: "c:" + base64.RawURLEncoding.EncodeToString(raw[:challengeNonce]),
+		expires: state.Millis(binary.BigEndian.Uint64(raw[challengeNonce : challengeNonce+8])),
+	}
+	if state.At(e.cfg.Now()) >= c.expires {
+		return c, problem.New(problem.ReasonChallengeExpired, "the challenge expired at %s", c.expires)
+	}
+	return c, nil
+}
+
+// spend refuses a challenge that was used, at the head.
+func (t *turn) spend(c challenge) error {
+	if t.now >= c.expires {
+		return problem.New(problem.ReasonChallengeExpired, "the challenge expired at %s", c.expires)
+	}
+	if t.s.Once.Has(c.name) {
+		return problem.New(problem.ReasonReplayed, "the challenge was used before")
+	}
+	return nil
+}
+
+// sessionKey is the key that a session will be bound to.
+type sessionKey struct {
+	public crypto.PublicKey
+	thumb  state.Digest
+}
+
+const maxCSR = 4 << 10
+
+// parseCSR takes the session key of a PKCS#10 request whose signature proves possession of it (RFC 2986). Names and
+// extensions in it are ignored: what stands in the certificate is decided here.
+func parseCSR(der []byte) (sessionKey, error) {
+	if len(der) > maxCSR {
+		return sessionKey{}, problem.New(problem.ReasonTooLarge, "a certificate request has at most %d bytes", maxCSR)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return sessionKey{}, problem.New(problem.ReasonInvalid, "the certificate request can't be read")
+	}
+	switch k := csr.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
+			return sessionKey{}, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+		}
+	case ed25519.PublicKey:
+	default:
+		return sessionKey{}, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return sessionKey{}, problem.New(problem.ReasonBadProof, "the certificate request is not signed by its own key")
+	}
+	thumb, err := seal.Thumbprint(csr.PublicKey)
+	if err != nil {
+		return sessionKey{}, problem.Wrap(err, problem.ReasonInvalid, "the session key")
+	}
+	return sessionKey{public: csr.PublicKey, thumb: thumb}, nil
+}
+
+// freshKey refuses a session key that another identity has used.
+func (t *turn) freshKey(k sessionKey, identity string) error {
+	if seen, ok := t.s.SeenKeys.Get(string(k.thumb[:])); ok && seen.Identity != identity {
+		return problem.New(problem.ReasonKeySeen, "this session key was used by another identity")
+	}
+	return nil
+}
+
+// Opened is a session and its X.509-SVID.
+type Opened struct {
+	Identity  identity.ID
+	Chain     [][]byte // DER: SVID, then up to, without, the genesis CA
+	Expires   time.Time
+	Renew     time.Time
+	Index     uint64
+	Assurance string
+	Lifetime  time.Time // hard end of the enrolment; zero: none
+	Proof     *ledger.Proof
+}
+
+// opening is a session about to be entered.
+type opening struct {
+	event state.SessionOpened
+	ttl   time.Duration
+}
+
+// open enters the session and says what it will be.
+func (t *turn) open(o opening, k sessionKey, random [8]byte) (*Opened, error) {
+	ev := o.event
+	if p := t.openable(&ev); p != nil {
+		return nil, p
+	}
+	if err := t.freshKey(k, ev.Identity); err != nil {
+		return nil, err
+	}
+	index := t.at.Index + uint64(len(t.draft.Records))
+	ev.Key, ev.Serial = k.thumb, serialOf(t.s.Env.Epoch, index, random)
+	ev.Expires = t.now.Add(o.ttl)
+	if ev.Lifetime != 0 {
+		ev.Expires = min(ev.Expires, ev.Lifetime)
+	}
+	ev.Ruling = t.ruling("")
+	if _, err := t.enter(&ev); err != nil {
+		return nil, err
+	}
+	id, err := identity.New(t.s.Env.Name, ev.Identity)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonNoIdentity, "making the identity")
+	}
+	out := &Opened{Identity: id, Expires: ev.Expires.Time(), Index: index, Assurance: ev.Assurance}
+	out.Renew = t.now.Add(time.Duration(ev.Expires-t.now) * time.Millisecond / 2).Time()
+	if ev.Lifetime != 0 {
+		out.Lifetime = ev.Lifetime.Time()
+	}
+	return out, nil
+}
+
+// openable refuses what a hold, or a cutoff of what it derives from, covers.
+func (t *turn) openable(ev *state.SessionOpened) error {
+	root := ev.Root
+	if root == 0 {
+		root = t.at.Index
+	}
+	x := &state.Session{Index: t.at.Index, Identity: ev.Identity, Node: ev.Node, Anchor: ev.Anchor, Root: root}
+	if _, p := checkRevoked(t.s, state.SubjectOf(x), t.now); p != nil {
+		return p
+	}
+	return nil
+}
+
+// finish signs the certificate, after the entry.
+func (e *Environment) finish(o *Opened, k sessionKey, random [8]byte, proof *ledger.Proof) (*Opened, error) {
+	o.Proof = proof
+	serial := serialOf(e.log.State().Env.Epoch, o.Index, random)
+	leaf, chain, err := e.keys.Load().signSVID(o.Identity, k.public, serial, proof.Time, o.Expires)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the certificate")
+	}
+	o.Chain = append([][]byte{leaf}, chain...)
+	return o, nil
+}
+
+func (e *Environment) random8() ([8]byte, error) {
+	var b [8]byte
+	_, err := e.cfg.Source.Read(b[:])
+	return b, err
+}
+
+// AttestRequest is evidence of a node.
+type AttestRequest struct {
+	Method    string
+	Challenge []byte
+	Evidence  []byte
+	CSR       []byte
+}
+
+// Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
+func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, error) {
+	method, err := e.cfg.Methods.Find(r.Method)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.checkChallenge(r.Challenge)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseCSR(r.CSR)
+	if err != nil {
+		return nil, err
+	}
+	random, err := e.random8()
+	if err != nil {
+		return nil, err
+	}
+	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
+	out, proof, err := do(ctx, e,
+		func(_ context.Context, s *state.State) (proved, error) {
+			return e.verify(s, method, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+		},
+		func(t *turn, p proved) (*Opened, error) {
+			if err := t.spend(c); err != nil {
+				return nil, err
+			}
+			return t.admit(method, p, c, key, random)
+		})
+	if err != nil {
+		return nil, err
+	}
+	return e.finish(out, key, random, proof)
+}
+
+// proved is verified evidence.
+type proved struct {
+	attest.Result
+	claims    policy.Claims
+	authority string
+}
+
+func (e *Environment) verify(s *state.State, method attest.Method, in attest.Input) (proved, error) {
+	prog, ok := e.programs.get(s.Bundle)
+	if !ok {
+		return proved{}, problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	}
+	var err error
+	if in.Params, err = e.params(s, prog, method.Name); err != nil {
+		return proved{}, err
+	}
+	result, err := method.Verify(in)
+	if err != nil {
+		return proved{}, err
+	}
+	p := proved{Result: result}
+	if p.Claims, err = canonicalClaims(result.Claims); err != nil {
+		return proved{}, err
+	}
+	if p.claims, err = policy.PrepareClaims(p.Claims); err != nil {
+		return proved{}, problem.Wrap(err, problem.ReasonInvalid, "the evidence's claims")
+	}
+	_, p.authority, _ = strings.Cut(result.Anchor, ":")
+	if method.Name != attestx509.Name {
+		p.authority = ""
+	}
+	return p, nil
+}
+
+// canonicalClaims brings claims into the form that they have after being read back from the ledger, so
+// that a decision now and its replay see the same values.
+func canonicalClaims(in map[string]any) (map[string]any, error) {
+	if err := attest.CheckClaims(in); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
+	}
+	var out map[string]any
+	if err := json.Unmarshal(b, &out); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
+	}
+	return out, nil
+}
+
+// params gives a method what it needs of the environment.
+func (e *Environment) params(s *state.State, prog *policy.Program, method string) (any, error) {
+	switch method {
+	case jointoken.Name:
+		return jointoken.Params{Lookup: func(id string) (jointoken.Record, bool) {
+			tok, ok := s.Tokens.Get(id)
+			if !ok {
+				return jointoken.Record{}, false
+			}
+			return jointoken.Record{PublicKey: tok.Public, Name: tok.Name, Expires: tok.Expires.Time(), Genesis: e.genesis}, true
+		}}, nil
+	case attestx509.Name:
+		named := make(map[string][]byte)
+		for _, a := range prog.Authorities() {
+			var b bytes.Buffer
+			for _, c := range a.Certificates {
+				if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
+					return nil, problem.Wrap(err, problem.ReasonInternal, "encoding an authority")
+				}
+			}
+			named[a.Name] = b.Bytes()
+		}
+		all, err := attestx509.NewAuthorities(named)
+		if err != nil {
+			return nil, problem.Wrap(err, problem.ReasonInternal, "reading the bundle's authorities")
+		}
+		return attestx509.Params{Authorities: all}, nil
+	}
+	return nil, problem.New(problem.ReasonUnknownMethod, "method %s has no parameters here", method)
+}
+
+// admit decides a node's attestation at the head.
+func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey, random [8]byte) (*Opened, error) {
+	match, err := t.prog.IdentifyNode(method.Name, p.authority, p.claims)
+	if err != nil {
+		return nil, err
+	}
+	ev := state.SessionOpened{
+		Via: viaAttest, Identity: match.Path, Method: method.Name, Anchor: p.Anchor, Assurance: p.Assurance.String(),
+		Evidence: p.Key, Claims: p.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
+	}
+	if method.Renewal.HardLifetime {
+		ev.Lifetime = t.now.Add(t.prog.Environment().NodeLifetime)
+	}
+	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
+		ev.Token = id
+		tok, ok := t.s.Tokens.Get(id)
+		switch {
+		case !ok || t.now >= tok.Expires:
+			return nil, problem.New(problem.ReasonTokenExpired, "join token %s expired", id)
+		case tok.SpentBy.IsZero():
+			// A token is as old as its making: cutting off its issuer then reaches it.
+			made := state.Subject{Identity: match.Path, Node: match.Path, Anchor: p.Anchor, Own: tok.Created, Root: tok.Created}
+			if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
+				return nil, revoked
+			}
+		case tok.SpentBy != key.thumb:
+			return nil, problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", id)
+		default:
+			// The reply was lost and the same key asks again: the same enrolment, not a second one.
+			ev.Root, ev.Redelivery = tok.SpentAt, true
+			if id, ok := t.s.Identities.Get(match.Path); ok {
+				ev.Counter, ev.Lifetime = id.Counter, id.Lifetime
+			}
+		}
+	}
+	return t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now)}, key, random)
+}
+
+// sessionTTL keeps a session within its evidence's own end.
+func sessionTTL(ttl time.Duration, end time.Time, now state.Millis) time.Duration {
+	if !end.IsZero() {
+		ttl = min(ttl, end.Sub(now.Time()))
+	}
+	return ttl
+}
+
+// RenewRequest asks for the next session of an enrolment, by possession of the newest session's key.
+type RenewRequest struct {
+	Challenge   []byte
+	Certificate []byte // DER; may have expired
+	Signature   []byte
+	CSR         []byte
+}
+
+// Renew renews by possession, for methods that declare it. The serial of the presented certificate is the
+// generation: only the newest renews, the one before it may retry with the same new key (its reply was lost), and any
+// other shows that two parties hold one enrolment, which puts a hold on the node.
+func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error) {
+	c, err := e.checkChallenge(r.Challenge)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseCSR(r.CSR)
+	if err != nil {
+		return nil, err
+	}
+	old, err := e.keys.Load().readSVID(r.Certificate, e.Name())
+	if err != nil {
+		return nil, err
+	}
+	binding := attest.Binding{Method: RenewalMethod, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
+	if err := checkSignature(old.cert.PublicKey, binding.Message(), r.Signature); err != nil {
+		return nil, err
+	}
+	random, err := e.random8()
+	if err != nil {
+		return nil, err
+	}
+	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
+		if err := t.spend(c); err != nil {
+			return nil, err
+		}
+		return t.renew(old, c, key, random)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.finish(out, key, random, proof)
+}
+
+func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
+	ok := false
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		h := sha256.Sum256(message)
+		ok = ecdsa.VerifyASN1(k, h[:], sig)
+	case ed25519.PublicKey:
+		ok = ed25519.Verify(k, message, sig)
+	}
+	if !ok {
+		return problem.New(problem.ReasonBadProof, "the renewal is not signed by the key of the certificate")
+	}
+	return nil
+}
+
+// renew decides a renewal at the head.
+func (t *turn) renew(old svid, c challenge, key sessionKey, random [8]byte) (*Opened, error) {
+	path := old.id.Path()
+	id, ok := t.s.Identities.Get(path)
+	if !ok {
+		return nil, problem.New(problem.ReasonSessionUnknown, "there is no enrolment of %s any more", path)
+	}
+	method, err := t.e.cfg.Methods.Find(id.Method)
+	if err != nil || method.Renewal.Kind != attest.RenewByPossession {
+		return nil, problem.New(problem.ReasonInvalid, "method %s is renewed by fresh evidence", id.Method)
+	}
+	if id.Lifetime != 0 && t.now >= id.Lifetime {
+		return nil, problem.New(problem.ReasonLifetimeOver, "the enrolment of %s ended at %s", path, id.Lifetime)
+	}
+	redelivery := false
+	switch {
+	case old.index < id.Root:
+		return nil, problem.New(problem.ReasonLifetimeOver, "%s was enrolled anew", path)
+	case old.index == id.Session:
+	case old.index == id.Prior && id.Key == key.thumb:
+		redelivery = true
+	default:
+		return nil, t.fork(id, old.index)
+	}
+	claims, err := policy.PrepareClaims(id.Claims)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "reading the enrolment's claims")
+	}
+	match, err := t.prog.IdentifyNode(id.Method, "", claims)
+	if err != nil {
+		return nil, err
+	}
+	if match.Path != path {
+		return nil, problem.New(problem.ReasonNoIdentity, "the bundle in force makes these claims %s, not %s", match.Path, path)
+	}
+	ev := state.SessionOpened{
+		Via: viaRenew, Identity: path, Method: id.Method, Anchor: id.Anchor, Assurance: id.Assurance, Root: id.Root,
+		Counter: id.Counter + 1, Lifetime: id.Lifetime, Evidence: id.Evidence, Claims: id.Claims, Rule: match.Rule,
+		Challenge: c.name, ChallengeTo: c.expires, Redelivery: redelivery,
+	}
+	if redelivery {
+		ev.Counter = id.Counter
+	}
+	return t.open(opening{event: ev, ttl: match.Session}, key, random)
+}
+
+// fork holds a node of which two holders were seen. Only who has a key of the enrolment comes this far, so
+// a stranger can't hold anybody.
+func (t *turn) fork(id *state.Identity, index uint64) error {
+	p := problem.New(problem.ReasonForked, "a renewal of %s came from session %d, but %d is the newest", id.Path, index, id.Session)
+	if _, held := t.s.Holds.Get("node:" + id.Path); !held {
+		_, err := t.enter(&state.RevocationRecorded{
+			Scope: "node:" + id.Path, Hold: true, Cutoff: true, Reason: "forked enrolment", Covers: 1, Horizon: t.horizonNow(),
+			Actor: state.Actor{Identity: id.Path, Session: index}, Ruling: t.ruling(""),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return recorded{p}
+}
+
+// LoginRequest is an operator's SSHSIG over the login text.
+type LoginRequest struct {
+	Challenge []byte
+	Person    string
+	SSHSIG    string
+	CSR       []byte
+}
+
+// Login opens an operator's session.
+func (e *Environment) Login(ctx context.Context, r LoginRequest) (*Opened, error) {
+	if err := policy.ValidPerson(r.Person); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "the person's name")
+	}
+	c, err := e.checkChallenge(r.Challenge)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseCSR(r.CSR)
+	if err != nil {
+		return nil, err
+	}
+	random, err := e.random8()
+	if err != nil {
+		return nil, err
+	}
+	s := e.log.State()
+	text := ceremony.Login{Scope: e.scope(s), Person: r.Person, SessionKey: key.thumb, Challenge: c.raw}.Text()
+	out, proof, err := do(ctx, e,
+		func(_ context.Context, s *state.State) (string, error) {
+			prog, _ := e.programs.get(s.Bundle)
+			return verifyPerson(prog, r.Person, ceremony.NamespaceLogin, text, r.SSHSIG)
+		},
+		func(t *turn, fingerprint string) (*Opened, error) {
+			if err := t.spend(c); err != nil {
+				return nil, err
+			}
+			// Listed in the bundle at the head too, and not only in the one it was verified under.
+			op, ok := t.prog.Operator(r.Person)
+			if !ok || !hasKey(op, fingerprint) {
+				return nil, errStale
+			}
+			ev := state.SessionOpened{
+				Via: viaLogin, Identity: op.Path(), Method: "ssh", Anchor: sshAnchor(fingerprint), Assurance: identity.Key.String(),
+				Claims: map[string]any{"person": r.Person, "key": fingerprint}, Challenge: c.name, ChallengeTo: c.expires,
+			}
+			return t.open(opening{event: ev, ttl: t.prog.Environment().Sessions.Operator}, key, random)
+		})
+	if err != nil {
+		return nil, err
+	}
+	return e.finish(out, key, random, proof)
+}
+
+func hasKey(op policy.Operator, fingerprint string) bool {
+	for _, k := range op.Keys {
+		if k.Fingerprint == fingerprint {
+			return true
+		}
+	}
+	return false
+}
+
+// verifyPerson checks an SSHSIG by one of the person's listed keys and returns that key's fingerprint.
+func verifyPerson(prog *policy.Program, person, namespace, text, armored string) (string, error) {
+	if prog == nil {
+		return "", problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	}
+	op, ok := prog.Operator(person)
+	if !ok {
+		return "", problem.New(problem.ReasonSignature, "%s is not an operator of the bundle in force", person)
+	}
+	keys := make([]sshKey, 0, len(op.Keys))
+	for _, k := range op.Keys {
+		keys = append(keys, k.Key)
+	}
+	key, err := sshsig.Verify([]byte(armored), keys, namespace, []byte(text))
+	if err != nil {
+		return "", problem.Wrap(err, problem.ReasonSignature, "checking the signature of %s", person)
+	}
+	return sshsig.Fingerprint(key), nil
+}
+
+func (e *Environment) scope(s *state.State) ceremony.Scope {
+	return ceremony.Scope{Environment: s.Env.Name, Genesis: s.Env.Genesis, Epoch: s.Env.Epoch}
+}
+
+// WorkloadRequest is what a node's agent found out about a process.
+type WorkloadRequest struct {
+	Claims map[string]any
+	Want   string
+	CSR    []byte
+}
+
+// AttestWorkload gives a process on the caller's node a workload's session.
+func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRequest) (*Opened, error) {
+	key, err := parseCSR(r.CSR)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := canonicalClaims(r.Claims)
+	if err != nil {
+		return nil, err
+	}
+	prepared, err := policy.PrepareClaims(claims)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "the workload's claims")
+	}
+	random, err := e.random8()
+	if err != nil {
+		return nil, err
+	}
+	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
+		node, err := t.session(c)
+		if err != nil {
+			return nil, err
+		}
+		refuse := func(p *problem.Problem) error {
+			return &denied{problem: p, action: "workload.attest", target: r.Want, session: node}
+		}
+		if !strings.HasPrefix(node.Identity, identity.PrefixNode) {
+			return nil, refuse(problem.New(problem.ReasonForeignNode, "%s is not a node", node.Identity))
+		}
+		match, err := t.prog.IdentifyWorkload(node.Identity, prepared, r.Want)
+		if err != nil {
+			return nil, refuse(problem.As(err))
+		}
+		ev := state.SessionOpened{
+			Via: viaWorkload, Identity: match.Path, Method: policy.MethodWorkload, Anchor: node.Anchor, Assurance: node.Assurance,
+			Node: node.Identity, NodeSession: node.Index, Root: node.Root, Claims: claims, Rule: match.Rule,
+		}
+		out, err := t.open(opening{event: ev, ttl: match.Session}, key, random)
+		if p := problem.As(err); p != nil {
+			return nil, refuse(p)
+		}
+		return out, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.finish(out, key, random, proof)
+}
+
+// Logout ends the caller's session.
+func (e *Environment) Logout(ctx context.Context, c Caller) error {
+	_, _, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (struct{}, error) {
+		x, err := liveSession(t.s, c, t.now)
+		if err != nil {
+			return struct{}{}, err
+		}
+		_, err = t.enter(&state.SessionClosed{Session: x.Index, Actor: actorOf(x)})
+		return struct{}{}, err
+	})
+	return err
+}
+
+// TokenRequest enters a join token, by its public key.
+type TokenRequest struct {
+	ID     string
+	Public []byte
+	Name   string
+	TTL    time.Duration
+	Key    string
+}
+
+// Limits on join tokens.
+const (
+	minTokenTTL = time.Minute
+	maxTokenTTL = 7 * 24 * time.Hour
+)
+
+// CreateToken admits one machine. The token itself stays with the operator who made it.
+func (e *Environment) CreateToken(ctx context.Context, c Caller, r TokenRequest) (time.Time, *ledger.Proof, error) {
+	if r.TTL == 0 {
+		r.TTL = time.Hour
+	}
+	if r.TTL < minTokenTTL || r.TTL > maxTokenTTL {
+		return time.Time{}, nil, problem.New(problem.ReasonInvalid, "a join token lives from %s to %s", minTokenTTL, maxTokenTTL)
+	}
+	if !jointoken.ValidID(r.ID) || len(r.Public) != ed25519.PublicKeySize {
+		return time.Time{}, nil, problem.New(problem.ReasonInvalid, "the token's ID or public key is malformed")
+	}
+	if err := jointoken.ValidName(r.Name); err != nil {
+		return time.Time{}, nil, problem.Wrap(err, problem.ReasonInvalid, "the token's name")
+	}
+	idem, err := e.idemKey(r.Key, []byte("token"), []byte(r.ID), r.Public, []byte(r.Name), bigEndian(uint64(r.TTL)))
+	if err != nil {
+		return time.Time{}, nil, err
+	}
+	return do(ctx, e, nothing, func(t *turn, _ struct{}) (time.Time, error) {
+		x, err := t.session(c)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if _, err := t.duty(x, policy.DutyAdmit); err != nil {
+			return time.Time{}, err
+		}
+		first, err := t.idempotent(x.Identity, idem)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if tok, ok := t.s.Tokens.Get(r.ID); ok {
+			if first != nil && tok.Created == first.Index {
+				return tok.Expires.Time(), nil
+			}
+			return time.Time{}, problem.New(problem.ReasonExists, "there is a join token %s already", r.ID)
+		}
+		expires := t.now.Add(r.TTL)
+		_, err = t.enter(&state.TokenCreated{
+			ID: r.ID, Public: r.Public, Name: r.Name, Expires: expires, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
+		})
+		return expires.Time(), err
+	})
+}
+
+// IdentityView is an identity with its state as of now.
+type IdentityView struct {
+	*state.Identity
+	State   string // active | expired | held | cut off
+	Expires time.Time
+}
+
+// ListIdentities lists identities below a path prefix, for who audits, revokes or admits.
+func (e *Environment) ListIdentities(_ context.Context, c Caller, prefix string, page Page) ([]IdentityView, string, error) {
+	s := e.log.State()
+	now := state.At(e.cfg.Now())
+	x, err := e.judge(s, c, now)
+	if err != nil {
+		return nil, "", err
+	}
+	if prefix != x.Identity {
+		if err := e.mayInspect(x); err != nil {
+			return nil, "", err
+		}
+	}
+	var out []IdentityView
+	next, last := "", ""
+	s.Identities.From(max(prefix, page.After), func(path string, id *state.Identity) bool {
+		if !strings.HasPrefix(path, prefix) {
+			return false
+		}
+		if path == page.After {
+			return true
+		}
+		if len(out) == page.size() {
+			next = last
+			return false
+		}
+		last = path
+		out = append(out, viewIdentity(s, id, now))
+		return true
+	})
+	return out, next, nil
+}
+
+func viewIdentity(s *state.State, id *state.Identity, now state.Millis) IdentityView {
+	v := IdentityView{Identity: id, State: "expired"}
+	x, ok := s.Sessions.Get(id.Session)
+	if !ok {
+		x = &state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root}
+	} else {
+		v.Expires = x.Expires.Time()
+	}
+	_, p := checkRevoked(s, state.SubjectOf(x), now)
+	switch {
+	case p != nil && p.Reason == problem.ReasonHeld:
+		v.State = "held"
+	case p != nil:
+		v.State = "cut off"
+	case ok && now < x.Expires && !x.Closed:
+		v.State = "active"
+	}
+	return v
+}
+
+// ServerCertificate opens a session for this server itself and returns its certificate, for TLS. Its name is the
+// environment's, which is what SNI asks for.
+func (e *Environment) ServerCertificate(ctx context.Context, key crypto.Signer, ttl time.Duration) ([][]byte, time.Time, error) {
+	thumb, err := seal.Thumbprint(key.Public())
+	if err != nil {
+		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "the server's key")
+	}
+	random, err := e.random8()
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	k := sessionKey{public: key.Public(), thumb: thumb}
+	path := identity.PrefixServer + e.cfg.ServerID
+	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
+		ev := state.SessionOpened{
+			Via: viaServer, Identity: path, Method: "server", Anchor: "server", Assurance: identity.Key.String(),
+		}
+		return t.open(opening{event: ev, ttl: ttl}, k, random)
+	})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	serial := serialOf(e.log.State().Env.Epoch, out.Index, random)
+	leaf, chain, err := e.keys.Load().signServer(out.Identity, e.Name(), key.Public(), serial, proof.Time, out.Expires)
+	if err != nil {
+		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "signing the server's certificate")
+	}
+	return append([][]byte{leaf}, chain...), out.Expires, nil
+}

@@ -1,0 +1,165 @@
+package control
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"net/url"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+type sshKey = ssh.PublicKey
+
+// Serial numbers lead back to the ledger: a version byte, the epoch, the index of the entry that the certificate was
+// signed after, and eight random bytes (RFC 5280 §4.1.2.2 allows 20 bytes).
+const (
+	serialVersion = 0x01
+	serialLength  = 1 + 2 + 8 + 8
+)
+
+func serialOf(epoch, index uint64, random [8]byte) string {
+	b := make([]byte, 0, serialLength)
+	b = append(b, serialVersion)
+	b = binary.BigEndian.AppendUint16(b, uint16(epoch))
+	b = binary.BigEndian.AppendUint64(b, index)
+	b = append(b, random[:]...)
+	return hex.EncodeToString(b)
+}
+
+// IndexOfSerial reads the entry's index out of a certificate's serial number.
+func IndexOfSerial(serial *big.Int) (epoch, index uint64, ok bool) {
+	b := serial.Bytes()
+	if len(b) != serialLength || b[0] != serialVersion {
+		return 0, 0, false
+	}
+	return uint64(binary.BigEndian.Uint16(b[1:3])), binary.BigEndian.Uint64(b[3:11]), true
+}
+
+// backdate covers the clock difference that a peer may have.
+const backdate = 30 * time.Second
+
+func (k *keys) template(id identity.ID, serial string, from, until time.Time) (*x509.Certificate, error) {
+	raw, err := hex.DecodeString(serial)
+	if err != nil {
+		return nil, fmt.Errorf("serial number: %w", err)
+	}
+	return &x509.Certificate{
+		SerialNumber: new(big.Int).SetBytes(raw),
+		NotBefore:    from.Add(-backdate), NotAfter: until,
+		URIs:                  []*url.URL{id.URL()},
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true,
+	}, nil
+}
+
+// signSVID makes an X.509-SVID (SPIFFE X509-SVID §3 to §5: one URI SAN, digitalSignature, not a CA).
+func (k *keys) signSVID(id identity.ID, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
+	t, err := k.template(id, serial, from, until)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, k.caCert, pub, k.ca)
+	return der, k.chain, err
+}
+
+// signServer makes this server's own certificate: an SVID that also carries the environment's name, which SNI asks for.
+func (k *keys) signServer(id identity.ID, name string, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
+	t, err := k.template(id, serial, from, until)
+	if err != nil {
+		return nil, nil, err
+	}
+	t.DNSNames = []string{name}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	der, err := x509.CreateCertificate(rand.Reader, t, k.caCert, pub, k.ca)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The whole chain up to and with the genesis CA, so that a machine that knows only the digest of
+	// genesis finds it here.
+	chain := append(append([][]byte(nil), k.chain...), k.rootCerts[0].Raw)
+	return der, chain, nil
+}
+
+// caLifetime is that of a CA certificate. The genesis CA is what baked bootstrap strings lead to, so it
+// outlives rotations; later CAs are replaced long before.
+const caLifetime = 10 * 365 * 24 * time.Hour
+
+func caTemplate(name string, number uint32, serial *big.Int, from time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: fmt.Sprintf("bailment %s CA %d", name, number)},
+		NotBefore:    from.Add(-backdate), NotAfter: from.Add(caLifetime),
+		URIs:                  []*url.URL{{Scheme: "spiffe", Host: name}},
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true, IsCA: true,
+	}
+}
+
+// svid is a presented certificate that one of the environment's CAs signed.
+type svid struct {
+	cert  *x509.Certificate
+	id    identity.ID
+	index uint64
+}
+
+const maxCertificate = 8 << 10
+
+// readSVID checks that a certificate was signed by a CA of this environment, whether or not it expired, and
+// reads what it says.
+func (k *keys) readSVID(der []byte, env string) (svid, error) {
+	foreign := func(why string) (svid, error) {
+		return svid{}, problem.New(problem.ReasonSessionForeign, "the certificate is not one of this environment: %s", why)
+	}
+	if len(der) == 0 || len(der) > maxCertificate {
+		return foreign("its size")
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return foreign("it can't be read")
+	}
+	signed := false
+	for _, ca := range k.rootCerts {
+		if cert.CheckSignatureFrom(ca) == nil {
+			signed = true
+			break
+		}
+	}
+	if !signed {
+		return foreign("no CA of it signed it")
+	}
+	if len(cert.URIs) != 1 || cert.IsCA {
+		return foreign("it is not an X.509-SVID")
+	}
+	id, err := identity.Parse(cert.URIs[0].String())
+	if err != nil || id.Env() != env {
+		return foreign("its identity")
+	}
+	_, index, ok := IndexOfSerial(cert.SerialNumber)
+	if !ok {
+		return foreign("its serial number")
+	}
+	return svid{cert: cert, id: id, index: index}, nil
+}
+
+// Peer reads the certificate of a connection, whose key TLS has proved, into a Caller. An expired certificate is read
+// as well: the session says so with its own reason.
+func (e *Environment) Peer(cert *x509.Certificate) (Caller, identity.ID, error) {
+	s, err := e.keys.Load().readSVID(cert.Raw, e.Name())
+	if err != nil {
+		return Caller{}, identity.ID{}, err
+	}
+	c := Caller{Session: s.index}
+	c.Key, err = thumbprint(cert.PublicKey)
+	return c, s.id, err
+}

@@ -1,0 +1,556 @@
+package control
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
+)
+
+// Actions that need approval: the closed set so far.
+const (
+	ActionBundle     = "bundle"             // a new bundle
+	ActionLiftHold   = "hold.lift"          // end a hold
+	ActionConfirmCut = "revocation.confirm" // make a provisional hold a cutoff and hold without end
+)
+
+// Limits on changes.
+const (
+	maxChangeLife = 14 * 24 * time.Hour
+	minChangeLife = time.Minute
+	maxOpen       = 64
+)
+
+// ProposeRequest opens a change. Text is what the proposer signed; the server computes it again.
+type ProposeRequest struct {
+	Text              string
+	SSHSIG            string
+	Manifest          []byte            // for a bundle
+	Files             map[string][]byte // by path; must be exactly the manifest's
+	ManifestSignature string            // SSHSIG in namespace bundle@bailment, over the manifest
+	Key               string
+}
+
+// Proposal is the result of proposing or approving.
+type Proposal struct {
+	Change     *state.Change
+	Index      uint64
+	Generation uint64 // set if it brought a bundle into force
+	Proof      *ledger.Proof
+}
+
+// proposal is a checked request.
+type proposal struct {
+	text     ceremony.Change
+	manifest *policy.Manifest
+	sig      state.Signature
+	bundle   *state.Signature
+	base     state.Digest
+}
+
+// Propose opens a change. It has no effect until it is approved.
+func (e *Environment) Propose(ctx context.Context, c Caller, r ProposeRequest) (*Proposal, error) {
+	text, err := ceremony.ParseChange(r.Text)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
+	}
+	idem, err := e.idemKey(r.Key, []byte("propose"), []byte(r.Text), r.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	out, proof, err := do(ctx, e,
+		func(ctx context.Context, s *state.State) (*proposal, error) {
+			return e.prepareProposal(ctx, s, c, r, text)
+		},
+		func(t *turn, p *proposal) (*Proposal, error) { return t.propose(c, r, p, idem) })
+	if err != nil {
+		return nil, err
+	}
+	out.Proof = proof
+	if out.Change == nil {
+		out.Change, _ = e.log.State().Changes.Get(out.Index)
+	}
+	return out, nil
+}
+
+func (e *Environment) prepareProposal(ctx context.Context, s *state.State, c Caller, r ProposeRequest, text ceremony.Change) (*proposal, error) {
+	// Reading and compiling a bundle is dear: only an operator may have it done.
+	now := state.At(e.cfg.Now())
+	x, err := e.judge(s, c, now)
+	if err != nil {
+		return nil, err
+	}
+	prog, err := e.program(ctx, s.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	if _, p := dutyOf(prog, x, policy.DutyPropose); p != nil {
+		return nil, p
+	}
+	p := &proposal{text: text, base: s.Bundle}
+	fingerprint, err := verifyPerson(prog, text.Person, ceremony.NamespaceChange, r.Text, r.SSHSIG)
+	if err != nil {
+		return nil, err
+	}
+	p.sig = state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
+	if text.Action != ActionBundle {
+		return p, nil
+	}
+	return p, e.prepareBundle(ctx, s, prog, r, p)
+}
+
+// prepareBundle reads, checks and compiles the proposed bundle.
+func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *policy.Program, r ProposeRequest, p *proposal) error {
+	m, err := policy.ParseManifest(r.Manifest)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonBundleInvalid, "reading the manifest")
+	}
+	p.manifest = m
+	h := m.Header()
+	base, _, err := e.bundleFiles(ctx, s.Bundle)
+	if err != nil {
+		return err
+	}
+	switch {
+	case h.Environment != s.Env.Name, h.Genesis != policy.Digest(s.Env.Genesis):
+		return problem.New(problem.ReasonWrongEnvironment, "the manifest is of environment %s, genesis %s", h.Environment, h.Genesis)
+	case h.Previous != policy.Digest(s.Bundle):
+		return problem.New(problem.ReasonConflict, "the manifest follows %s, but %s is in force", h.Previous, s.Bundle)
+	case h.Version != base.Header().Version+1:
+		return problem.New(problem.ReasonInvalid, "the manifest has version %d; the next one is %d", h.Version, base.Header().Version+1)
+	}
+	fingerprint, err := verifyPerson(prog, p.text.Person, ceremony.NamespaceBundle, string(m.Text()), r.ManifestSignature)
+	if err != nil {
+		return err
+	}
+	p.bundle = &state.Signature{Person: p.text.Person, Key: fingerprint, SSHSIG: r.ManifestSignature}
+	if err := m.Verify(r.Files); err != nil {
+		return problem.Wrap(err, problem.ReasonBundleInvalid, "comparing the files with the manifest")
+	}
+	bundle, err := policy.Load(r.Files)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonBundleInvalid, "reading the bundle")
+	}
+	compiled, err := policy.Compile(bundle)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonBundleInvalid, "compiling the bundle")
+	}
+	env := compiled.Environment()
+	if env.Name != s.Env.Name || string(env.Class) != s.Env.Class {
+		return problem.New(problem.ReasonBundleInvalid, "name and class of an environment are for ever: %s, %s", s.Env.Name, s.Env.Class)
+	}
+	return checkOperators(compiled)
+}
+
+// required says how many approvals a change needs, and whether the proposer's own may be one of them.
+func required(prog *policy.Program) (int, bool) {
+	env := prog.Environment()
+	if env.Approvals == 0 && env.Class == policy.Development {
+		return 1, true
+	}
+	return max(env.Approvals, 1), false
+}
+
+func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.IdemKey) (*Proposal, error) {
+	x, err := t.session(c)
+	if err != nil {
+		return nil, err
+	}
+	op, err := t.duty(x, policy.DutyPropose)
+	if err != nil {
+		return nil, err
+	}
+	refuse := func(reason problem.Reason, format string, args ...any) error {
+		return &denied{problem: problem.New(reason, format, args...), action: "change.propose", target: p.text.Action, session: x}
+	}
+	first, err := t.idempotent(x.Identity, idem)
+	if err != nil {
+		return nil, err
+	}
+	if first != nil {
+		ch, _ := t.s.Changes.Get(first.Index)
+		return &Proposal{Change: ch, Index: first.Index}, nil
+	}
+	if p.base != t.s.Bundle {
+		return nil, errStale
+	}
+	expires := state.At(p.text.Expires)
+	life := time.Duration(expires-t.now) * time.Millisecond
+	want := p.text
+	want.Scope, want.Role, want.Person, want.Base, want.Number = t.e.scope(t.s), ceremony.Proposer, op.Name, t.s.Bundle.String(), 0
+	if p.manifest != nil {
+		want.New = state.Digest(p.manifest.Digest()).String()
+	}
+	switch {
+	case want.Text() != r.Text:
+		return nil, refuse(problem.ReasonSignature, "the signed text is not about this: %s", differs(want, p.text))
+	case !validNonce(p.text.Nonce), t.s.Once.Has("nonce:" + p.text.Nonce):
+		return nil, refuse(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
+	case life < minChangeLife || life > maxChangeLife:
+		return nil, refuse(problem.ReasonInvalid, "a change is open from %s to %s", minChangeLife, maxChangeLife)
+	case t.openChanges() >= maxOpen:
+		return nil, refuse(problem.ReasonLimit, "%d changes are open already", maxOpen)
+	}
+	if err := t.checkAct(p); err != nil {
+		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
+	}
+	ev := &state.ChangeProposed{
+		Action: p.text.Action, Base: t.s.Bundle, Target: p.text.Target, Expires: expires, Reason: p.text.Reason, Text: r.Text,
+		Signature: p.sig, Bundle: p.bundle, Nonce: p.text.Nonce, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
+	}
+	ev.Required, ev.SelfOK = required(t.prog)
+	if p.manifest != nil {
+		ev.Manifest = state.Digest(p.manifest.Digest())
+		t.draft.Blobs = bundleBlobs(p.manifest, r.Files)
+	}
+	index, err := t.enter(ev)
+	return &Proposal{Index: index}, err
+}
+
+// differs names the first thing in which a signed text is not what it should be.
+func differs(want, got ceremony.Change) string {
+	switch {
+	case want.Scope != got.Scope:
+		return "environment, genesis or epoch"
+	case want.Role != got.Role:
+		return "role"
+	case want.Person != got.Person:
+		return "person"
+	case want.Base != got.Base:
+		return "base"
+	case want.New != got.New:
+		return "new"
+	case want.Action != got.Action || want.Target != got.Target:
+		return "action or target"
+	case want.Number != got.Number:
+		return "change"
+	case !want.Expires.Equal(got.Expires):
+		return "expires"
+	}
+	return "reason"
+}
+
+func validNonce(n string) bool {
+	b, err := hex.DecodeString(n)
+	return err == nil && len(b) == 16 && strings.ToLower(n) == n
+}
+
+func (t *turn) openChanges() int {
+	n := 0
+	t.s.Changes.All(func(_ uint64, c *state.Change) bool {
+		if c.StateAt(t.now) == state.Proposed {
+			n++
+		}
+		return true
+	})
+	return n
+}
+
+// checkAct refuses an act that makes no sense at the head.
+func (t *turn) checkAct(p *proposal) error {
+	switch p.text.Action {
+	case ActionBundle:
+		if p.manifest == nil || p.text.Target != "" {
+			return problem.New(problem.ReasonInvalid, "a bundle is proposed by its manifest")
+		}
+		if t.s.Bundle == state.Digest(p.manifest.Digest()) {
+			return problem.New(problem.ReasonAlreadyInForce, "this bundle is in force")
+		}
+		return nil
+	case ActionLiftHold, ActionConfirmCut:
+		if p.text.New != "" {
+			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
+		}
+		_, err := t.holdOf(p.text.Action, p.text.Target)
+		return err
+	}
+	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
+}
+
+func (t *turn) holdOf(action, target string) (*state.Hold, error) {
+	h, ok := t.s.Holds.Get(target)
+	if !ok || (h.Until != 0 && t.now >= h.Until) {
+		return nil, problem.New(problem.ReasonNotFound, "there is no hold on %s", limitText(target))
+	}
+	if action == ActionConfirmCut && h.Until == 0 {
+		return nil, problem.New(problem.ReasonConflict, "the hold on %s is not provisional", target)
+	}
+	return h, nil
+}
+
+// ApproveRequest is one person's approval.
+type ApproveRequest struct {
+	Change uint64
+	Text   string
+	SSHSIG string
+}
+
+// approval is a checked approval.
+type approval struct {
+	text ceremony.Change
+	sig  state.Signature
+}
+
+// Approve adds the caller's approval and, when it is the last one needed, carries the change out in the same commit.
+func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (*Proposal, error) {
+	text, err := ceremony.ParseChange(r.Text)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
+	}
+	out, proof, err := do(ctx, e,
+		func(ctx context.Context, s *state.State) (approval, error) {
+			a := approval{text: text}
+			if _, err := e.judge(s, c, state.At(e.cfg.Now())); err != nil {
+				return a, err
+			}
+			prog, err := e.program(ctx, s.Bundle)
+			if err != nil {
+				return a, err
+			}
+			fingerprint, err := verifyPerson(prog, text.Person, ceremony.NamespaceChange, r.Text, r.SSHSIG)
+			if err != nil {
+				return a, err
+			}
+			a.sig = state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
+			if ch, ok := s.Changes.Get(r.Change); ok && ch.Action == ActionBundle {
+				_, err = e.program(ctx, ch.Manifest) // compiled before it can come into force
+			}
+			return a, err
+		},
+		func(t *turn, a approval) (*Proposal, error) { return t.approve(c, r, a) })
+	if err != nil {
+		return nil, err
+	}
+	out.Proof = proof
+	out.Change, _ = e.log.State().Changes.Get(r.Change)
+	return out, nil
+}
+
+func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error) {
+	x, err := t.session(c)
+	if err != nil {
+		return nil, err
+	}
+	op, err := t.duty(x, policy.DutyApprove)
+	if err != nil {
+		return nil, err
+	}
+	refuse := func(reason problem.Reason, format string, args ...any) error {
+		return &denied{problem: problem.New(reason, format, args...), action: "change.approve", target: a.text.Action, session: x}
+	}
+	ch, ok := t.s.Changes.Get(r.Change)
+	if !ok {
+		return nil, refuse(problem.ReasonNotFound, "there is no change %d", r.Change)
+	}
+	want := ceremony.Change{
+		Scope: t.e.scope(t.s), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: op.Name,
+		Number: ch.Index, Nonce: a.text.Nonce, Expires: ch.Expires.Time(), Reason: ch.Reason,
+	}
+	if !ch.Manifest.IsZero() {
+		want.New = ch.Manifest.String()
+	}
+	// The text has whole seconds; the proposal's expiry came from such a text.
+	switch {
+	case ch.StateAt(t.now) != state.Proposed:
+		return nil, refuse(problem.ReasonConflict, "change %d is %s", ch.Index, ch.StateAt(t.now))
+	case want.Text() != r.Text:
+		return nil, refuse(problem.ReasonSignature, "the signed text is not about this change: %s", differs(want, a.text))
+	case a.sig.Person != op.Name:
+		return nil, refuse(problem.ReasonSeparation, "the approval is signed by %s, not by %s who sends it", a.sig.Person, op.Name)
+	case ch.Proposer == op.Path() && !ch.SelfOK:
+		return nil, refuse(problem.ReasonSeparation, "%s proposed change %d and can't approve it", op.Name, ch.Index)
+	case ch.ApprovedBy(op.Name):
+		return nil, refuse(problem.ReasonSeparation, "%s approved change %d already: every person counts once", op.Name, ch.Index)
+	case !validNonce(a.text.Nonce), t.s.Once.Has("nonce:" + a.text.Nonce):
+		return nil, refuse(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
+	case ch.Base != t.s.Bundle:
+		return nil, refuse(problem.ReasonConflict, "change %d was made for bundle %s, which is no longer in force", ch.Index, ch.Base)
+	}
+	index, err := t.enter(&state.ChangeApproved{
+		Change: ch.Index, Text: r.Text, Nonce: a.text.Nonce, Signature: a.sig, Actor: actorOf(x), Ruling: t.ruling(""),
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &Proposal{Index: index}
+	if len(ch.Approvals)+1 < ch.Required {
+		return out, nil
+	}
+	return out, t.carryOut(ch, x, out)
+}
+
+// carryOut does what a complete change says, in the commit of its last approval.
+func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error {
+	switch ch.Action {
+	case ActionBundle:
+		if _, ok := t.e.programs.get(ch.Manifest); !ok {
+			return errStale
+		}
+		out.Generation = t.s.Generation + 1
+		_, err := t.enter(&state.BundleInForce{
+			Generation: out.Generation, Manifest: ch.Manifest, Previous: t.s.Bundle, Change: ch.Index, How: "change",
+		})
+		return err
+	case ActionLiftHold:
+		h, err := t.holdOf(ch.Action, ch.Target)
+		if err != nil {
+			return err
+		}
+		_, err = t.enter(&state.HoldLifted{Scope: h.Scope, Hold: h.Index, Change: ch.Index})
+		return err
+	case ActionConfirmCut:
+		scope, err := state.ParseScope(ch.Target)
+		if err != nil {
+			return err
+		}
+		seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+		survey(t.s, scope, t.now, 0, seen)
+		_, err = t.enter(&state.RevocationRecorded{
+			Scope: ch.Target, Cutoff: true, Hold: true, Horizon: max(seen.horizon, t.now), Covers: len(seen.identities), Reason: ch.Reason,
+			Change: ch.Index, Actor: actorOf(x), Ruling: t.ruling(""),
+		})
+		return err
+	}
+	return problem.New(problem.ReasonInternal, "there is no action %q", ch.Action)
+}
+
+// Reject ends a change. Proposers may take back their own.
+func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reason string) (*Proposal, error) {
+	if len(reason) > 500 {
+		return nil, problem.New(problem.ReasonTooLarge, "a reason has at most 500 bytes")
+	}
+	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Proposal, error) {
+		x, err := t.session(c)
+		if err != nil {
+			return nil, err
+		}
+		ch, ok := t.s.Changes.Get(change)
+		if !ok {
+			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "there is no change %d", change), action: "change.reject", session: x}
+		}
+		if ch.Proposer != x.Identity {
+			if _, err := t.duty(x, policy.DutyApprove); err != nil {
+				return nil, err
+			}
+		}
+		if st := ch.StateAt(t.now); st != state.Proposed {
+			return nil, &denied{problem: problem.New(problem.ReasonConflict, "change %d is %s", change, st), action: "change.reject", session: x}
+		}
+		index, err := t.enter(&state.ChangeRejected{Change: change, Reason: reason, Actor: actorOf(x), Ruling: t.ruling("")})
+		return &Proposal{Index: index}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Proof = proof
+	out.Change, _ = e.log.State().Changes.Get(change)
+	return out, nil
+}
+
+// ChangeView is a change with its state as of now.
+type ChangeView struct {
+	*state.Change
+	Now state.ChangeState
+}
+
+// ListChanges lists changes for operators, newest first.
+func (e *Environment) ListChanges(_ context.Context, c Caller, openOnly bool) ([]ChangeView, error) {
+	s := e.log.State()
+	now := state.At(e.cfg.Now())
+	if err := e.anyOperator(s, c, now); err != nil {
+		return nil, err
+	}
+	var out []ChangeView
+	s.Changes.All(func(_ uint64, ch *state.Change) bool {
+		v := ChangeView{ch, ch.StateAt(now)}
+		if !openOnly || v.Now == state.Proposed {
+			out = append(out, v)
+		}
+		return true
+	})
+	sort.Slice(out, func(i, j int) bool { return out[i].Index > out[j].Index })
+	return out, nil
+}
+
+func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) error {
+	x, err := e.judge(s, c, now)
+	if err != nil {
+		return err
+	}
+	name, human := strings.CutPrefix(x.Identity, identity.PrefixHuman)
+	prog := e.Program()
+	if prog == nil {
+		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	}
+	if _, ok := prog.Operator(name); !human || !ok {
+		return problem.New(problem.ReasonDuty, "%s is not an operator", x.Identity)
+	}
+	return nil
+}
+
+// ChangeDetail is all that an approver's own command line needs.
+type ChangeDetail struct {
+	ChangeView
+	Proposal *state.ChangeProposed
+	Manifest *policy.Manifest // nil for other acts
+	Files    policy.Files
+}
+
+// GetChange reads a change, its proposal as entered, and the proposed bundle's files.
+func (e *Environment) GetChange(ctx context.Context, c Caller, change uint64) (*ChangeDetail, error) {
+	s := e.log.State()
+	now := state.At(e.cfg.Now())
+	if err := e.anyOperator(s, c, now); err != nil {
+		return nil, err
+	}
+	ch, ok := s.Changes.Get(change)
+	if !ok {
+		return nil, problem.New(problem.ReasonNotFound, "there is no change %d", change)
+	}
+	d := &ChangeDetail{ChangeView: ChangeView{ch, ch.StateAt(now)}}
+	err := e.log.Entries(ctx, change, 1, func(_ uint64, x store.Entry) error {
+		entry, err := state.Decode(x.Body)
+		if err != nil {
+			return err
+		}
+		d.Proposal, ok = entry.Event.(*state.ChangeProposed)
+		if !ok {
+			return errors.New("the entry is not a proposal")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, e.storeProblem(err, "reading the proposal")
+	}
+	if ch.Action == ActionBundle {
+		d.Manifest, d.Files, err = e.bundleFiles(ctx, ch.Manifest)
+	}
+	return d, err
+}
+
+// Bundle reads a manifest that is or was in force, and its files. A zero digest means the one in force.
+func (e *Environment) Bundle(ctx context.Context, c Caller, digest state.Digest) (*policy.Manifest, policy.Files, uint64, error) {
+	s := e.log.State()
+	if err := e.anyOperator(s, c, state.At(e.cfg.Now())); err != nil {
+		return nil, nil, 0, err
+	}
+	if digest.IsZero() {
+		digest = s.Bundle
+	}
+	generation, ok := s.Manifests.Get(digest.String())
+	if !ok {
+		return nil, nil, 0, problem.New(problem.ReasonNotFound, "bundle %s was never in force", digest)
+	}
+	m, files, err := e.bundleFiles(ctx, digest)
+	return m, files, generation, err
+}

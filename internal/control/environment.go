@@ -1,0 +1,337 @@
+// Package control holds the use cases of an environment: attest, release, write, revoke, propose,
+// approve, rotate. It is the only caller of ledger.Commit, so every effect goes through one door,
+// and the decision is made inside it.
+//
+// Guaranteed: no effect without its entry, durable before this package returns; decisions are made
+// against the state at the entry's own index, by the same functions that Explain uses; a value is
+// decrypted before its release is entered and handed out after. Not guaranteed: that what a caller does
+// with a value is what it said.
+//
+// Its place: the edges (rpc) decode and call it; below it are the mechanisms (attest, keyring,
+// ledger, store) and the pure packages (state, policy, seal, identity, ceremony).
+package control
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/keyring"
+	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
+)
+
+// Config is what an environment needs to be opened. OpenStore, Holder, Source and Methods are required.
+type Config struct {
+	OpenStore func(context.Context) (store.Store, error)
+	Holder    keyring.Holder
+	Source    *seal.Source
+	Methods   attest.Methods
+	Logger    *slog.Logger
+	Limits    ledger.Limits
+	// Now is the wall clock; nil means time.Now. Only ledger and certificates use it.
+	Now func() time.Time
+	// ServerID names this server: /server/ID.
+	ServerID string
+	// SnapshotEvery is the number of entries between state roots. Default 32,768.
+	SnapshotEvery uint64
+}
+
+// Environment is an open environment. Its methods may be called concurrently.
+type Environment struct {
+	cfg    Config
+	logger *slog.Logger
+	log    *ledger.Log[*state.State]
+
+	genesis  state.Digest
+	document *state.Genesis
+	keys     atomic.Pointer[keys]
+	keyMu    sync.Mutex // one rotation or rewrap at a time
+	programs programs
+	claims   claimCache
+	values   valueCache
+	denials  denialSums
+	watchers watchers
+
+	stop       context.CancelFunc
+	background sync.WaitGroup
+	snapping   atomic.Bool
+}
+
+// Open loads an environment, unseals its keys and starts its background work. It never creates one: see Found.
+func Open(ctx context.Context, cfg Config) (*Environment, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.SnapshotEvery == 0 {
+		cfg.SnapshotEvery = 32768
+	}
+	e := &Environment{cfg: cfg, logger: cfg.Logger}
+	e.claims.g.most, e.values.g.most = maxCachedClaims, maxCachedBytes
+	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
+		Open: cfg.OpenStore, New: state.New, Restore: state.Restore, Confirm: confirmSnapshot,
+		Origin:    func(s *state.State) string { return ledger.OriginOf(s.Env.Name, s.Env.Genesis, s.Env.Epoch) },
+		Published: e.published, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the environment: %w", err)
+	}
+	e.log = log
+	if err := e.start(ctx); err != nil {
+		_ = log.Store().Close() // the first error is the one that tells
+		return nil, fmt.Errorf("opening the environment: %w", err)
+	}
+	return e, nil
+}
+
+func (e *Environment) start(ctx context.Context) error {
+	s := e.log.State()
+	e.genesis = s.Env.Genesis
+	if s.Env.Class == string(policy.Production) && e.cfg.Holder.Descriptor().DevelopmentOnly {
+		return problem.New(problem.ReasonDevelopmentOnly, "a root key of kind %s can't open a production environment", e.cfg.Holder.Descriptor().Kind)
+	}
+	var err error
+	if e.document, err = e.readGenesis(ctx); err != nil {
+		return err
+	}
+	k, err := e.unseal(ctx, s)
+	if err != nil {
+		return err
+	}
+	e.keys.Store(k)
+	if _, err := e.program(ctx, s.Bundle); err != nil {
+		return err
+	}
+	if err := e.log.Start(k.checkpointSigners, k.checkpointVerifiers); err != nil {
+		return err
+	}
+	run, cancel := context.WithCancel(context.Background())
+	e.stop = cancel
+	e.background.Add(1)
+	go func() {
+		defer e.background.Done()
+		e.flushLoop(run)
+	}()
+	return nil
+}
+
+// Close enters what is pending, stores a snapshot, and closes the ledger and the store.
+func (e *Environment) Close(ctx context.Context) error {
+	e.watchers.close()
+	e.stop()
+	e.background.Wait()
+	flushErr := e.FlushDenials(ctx)
+	if s := e.log.State(); s.Next-s.Root.Index > closeSnapshotAfter {
+		if err := e.Snapshot(ctx); err != nil {
+			e.logger.Warn("no snapshot on close", "err", err)
+		}
+	}
+	err := errors.Join(flushErr, e.log.Close())
+	e.keys.Load().wipe()
+	return err
+}
+
+// closeSnapshotAfter is how many entries must have come since the last snapshot for Close to make one.
+const closeSnapshotAfter = 512
+
+// State is the newest committed state, to read.
+func (e *Environment) State() *state.State { return e.log.State() }
+
+// Ledger is for reading: proofs, entries, checkpoints, counters.
+func (e *Environment) Ledger() *ledger.Log[*state.State] { return e.log }
+
+// Name is the environment's name.
+func (e *Environment) Name() string { return e.log.State().Env.Name }
+
+// Genesis is the environment's identity.
+func (e *Environment) Genesis() state.Digest { return e.genesis }
+
+// GenesisEntry is entry 0.
+func (e *Environment) GenesisEntry() *state.Genesis { return e.document }
+
+// Program is the compiled bundle in force.
+func (e *Environment) Program() *policy.Program {
+	p, _ := e.programs.get(e.log.State().Bundle)
+	return p
+}
+
+// Ready is nil if the environment accepts requests.
+func (e *Environment) Ready() error {
+	if err := e.cfg.Source.Healthy(); err != nil {
+		return err
+	}
+	return e.log.Ready()
+}
+
+// Methods is the table of attestation methods.
+func (e *Environment) Methods() attest.Methods { return e.cfg.Methods }
+
+func (e *Environment) readGenesis(ctx context.Context) (*state.Genesis, error) {
+	var g *state.Genesis
+	err := e.log.Entries(ctx, 0, 1, func(_ uint64, x store.Entry) error {
+		entry, err := state.Decode(x.Body)
+		if err != nil {
+			return err
+		}
+		g, _ = entry.Event.(*state.Genesis)
+		return nil
+	})
+	if err == nil && g == nil {
+		err = problem.New(problem.ReasonTampered, "entry 0 is not a genesis")
+	}
+	return g, err
+}
+
+// confirmSnapshot believes a snapshot only if an entry after it commits to it.
+func confirmSnapshot(s *state.State, index uint64, snapshot []byte) error {
+	if s.Root.Index != index {
+		return fmt.Errorf("the newest state root is of entry %d", s.Root.Index)
+	}
+	if s.Root.Root != state.RootOf(snapshot) {
+		return fmt.Errorf("the snapshot is not the one that entry %d's state root commits to", index)
+	}
+	return nil
+}
+
+// published runs on the committer for each new state.
+func (e *Environment) published(s *state.State) {
+	e.watchers.tell(s.Control)
+	if e.stop != nil && s.Next-s.Root.Index >= e.cfg.SnapshotEvery && e.snapping.CompareAndSwap(false, true) {
+		go func() {
+			defer e.snapping.Store(false)
+			if err := e.Snapshot(context.Background()); err != nil {
+				e.logger.Warn("making a state snapshot failed", "err", err)
+			}
+		}()
+	}
+}
+
+// programs keeps compiled bundles by the digest of their manifest.
+type programs struct {
+	mu sync.Mutex
+	m  map[state.Digest]*policy.Program
+}
+
+const keepPrograms = 16
+
+func (p *programs) get(d state.Digest) (*policy.Program, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	x, ok := p.m[d]
+	return x, ok
+}
+
+func (p *programs) put(d state.Digest, x *policy.Program, keep state.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m == nil {
+		p.m = make(map[state.Digest]*policy.Program)
+	}
+	for old := range p.m {
+		if len(p.m) < keepPrograms {
+			break
+		}
+		if old != keep {
+			delete(p.m, old)
+		}
+	}
+	p.m[d] = x
+}
+
+// program returns the compiled bundle of a manifest, from the cache or from its blobs.
+func (e *Environment) program(ctx context.Context, manifest state.Digest) (*policy.Program, error) {
+	if p, ok := e.programs.get(manifest); ok {
+		return p, nil
+	}
+	_, files, err := e.bundleFiles(ctx, manifest)
+	if err != nil {
+		return nil, err
+	}
+	b, err := policy.Load(files)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonTampered, "reading the bundle %s", manifest)
+	}
+	p, err := policy.Compile(b)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonTampered, "compiling the bundle %s", manifest)
+	}
+	e.programs.put(manifest, p, e.log.State().Bundle)
+	return p, nil
+}
+
+// bundleFiles reads a manifest and its files from the blobs.
+func (e *Environment) bundleFiles(ctx context.Context, manifest state.Digest) (*policy.Manifest, policy.Files, error) {
+	st := e.log.Store()
+	text, err := st.Blob(ctx, store.Digest(manifest))
+	if err != nil {
+		return nil, nil, e.storeProblem(err, "reading the manifest")
+	}
+	m, err := policy.ParseManifest(text)
+	if err != nil {
+		return nil, nil, problem.Wrap(err, problem.ReasonTampered, "reading the manifest %s", manifest)
+	}
+	if m.Digest() != policy.Digest(manifest) {
+		return nil, nil, problem.New(problem.ReasonTampered, "the manifest is not the one of digest %s", manifest)
+	}
+	files, err := m.Fetch(func(d policy.Digest) ([]byte, error) { return st.Blob(ctx, store.Digest(d)) })
+	if err != nil {
+		return nil, nil, problem.Wrap(err, problem.ReasonTampered, "reading the bundle's files")
+	}
+	return m, files, nil
+}
+
+// storeProblem maps a store's error once.
+func (e *Environment) storeProblem(err error, doing string) error {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return problem.Wrap(err, problem.ReasonNotFound, "%s", doing)
+	case errors.Is(err, store.ErrFatal):
+		return problem.Wrap(err, problem.ReasonStore, "%s", doing).WithRetryAfter(time.Second)
+	default:
+		return problem.Wrap(err, problem.ReasonStore, "%s", doing)
+	}
+}
+
+// keys are the environment's keys, unsealed. A value is immutable; a rotation makes a new one.
+type keys struct {
+	kek  *seal.KEK            // current
+	keks map[uint32]*seal.KEK // all that may still wrap something
+	mac  seal.Secret          // keyed digests and challenges
+
+	ca        crypto.Signer
+	caCert    *x509.Certificate
+	caName    string
+	chain     [][]byte // from the current CA's cross-certificate up to, without, the genesis CA; DER
+	roots     *x509.CertPool
+	rootCerts []*x509.Certificate // every CA that may have signed a session: genesis first
+
+	checkpointSigners   []note.Signer
+	checkpointVerifiers []note.Verifier
+	checkpointVkeys     []string
+}
+
+func (k *keys) wipe() {
+	if k == nil {
+		return
+	}
+	k.mac.Wipe()
+	for _, x := range k.keks {
+		x.Key().Wipe()
+	}
+}

@@ -1,0 +1,226 @@
+package control
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"math/big"
+	"time"
+
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/keyring"
+	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
+)
+
+// Founding is what a ceremony needs: the founding bundle, the root holder, and a founder's signature.
+type Founding struct {
+	Files  policy.Files
+	Holder keyring.Holder
+	Source *seal.Source
+	Store  store.Store // new and empty
+	Now    func() time.Time
+	// Sign has a founder sign the genesis document in namespace change@bailment, and says who.
+	Sign func(ctx context.Context, namespace, text string) (person, armored string, err error)
+}
+
+// Found is the founding ceremony: it makes the environment's keys, writes genesis, and leaves the store ready to be opened. There
+// is no root token and no password: from here on only listed persons and attested machines do anything.
+func Found(ctx context.Context, f Founding) (state.Digest, error) {
+	bundle, err := policy.Load(f.Files)
+	if err != nil {
+		return state.Digest{}, problem.Wrap(err, problem.ReasonBundleInvalid, "reading the founding bundle")
+	}
+	prog, err := policy.Compile(bundle)
+	if err != nil {
+		return state.Digest{}, problem.Wrap(err, problem.ReasonBundleInvalid, "compiling the founding bundle")
+	}
+	env := prog.Environment()
+	if err := identity.ValidEnv(env.Name); err != nil {
+		return state.Digest{}, problem.Wrap(err, problem.ReasonInvalid, "the environment's name")
+	}
+	if err := checkOperators(prog); err != nil {
+		return state.Digest{}, err
+	}
+	if env.Class == policy.Production && f.Holder.Descriptor().DevelopmentOnly {
+		return state.Digest{}, problem.New(problem.ReasonDevelopmentOnly, "a root key of kind %s is for the development class only", f.Holder.Descriptor().Kind)
+	}
+	manifest, err := policy.BuildManifest(f.Files, policy.Header{Environment: env.Name, Version: 1})
+	if err != nil {
+		return state.Digest{}, problem.Wrap(err, problem.ReasonBundleInvalid, "writing the founding manifest")
+	}
+	m, err := makeFoundingKeys(env.Name, f)
+	if err != nil {
+		return state.Digest{}, err
+	}
+	document, err := genesisDocument(prog, manifest, m, f)
+	if err != nil {
+		return state.Digest{}, err
+	}
+	genesis := state.Digest(sha256.Sum256([]byte(document)))
+	signature, err := foundersSignature(ctx, prog, document, f)
+	if err != nil {
+		return state.Digest{}, err
+	}
+	event := &state.Genesis{
+		Document: document, Signatures: []state.Signature{signature}, Name: env.Name, Class: string(env.Class),
+		Manifest: state.Digest(manifest.Digest()), Keys: m.facts,
+	}
+	draft, err := m.draft(ctx, genesis, f)
+	if err != nil {
+		return state.Digest{}, err
+	}
+	entry := &state.Entry{Time: state.At(f.Now()), Event: event}
+	body, err := state.Encode(entry)
+	if err != nil {
+		return state.Digest{}, err
+	}
+	draft.Records = []ledger.Record{{Body: body, Event: entry}}
+	draft.Blobs = bundleBlobs(manifest, f.Files)
+	return genesis, ledger.Create(ctx, f.Store, draft, ledger.Config[*state.State]{New: state.New, Rand: f.Source, Now: f.Now})
+}
+
+// checkOperators refuses a bundle that would leave an environment nobody can change or recover.
+func checkOperators(prog *policy.Program) error {
+	propose, approve := 0, 0
+	for _, op := range prog.Operators() {
+		if op.Has(policy.DutyPropose) {
+			propose++
+		}
+		if op.Has(policy.DutyApprove) {
+			approve++
+		}
+	}
+	env := prog.Environment()
+	need := env.Approvals
+	if env.Class == policy.Production {
+		need = max(need, 1) + 1 // the proposer is never counted
+	}
+	if propose == 0 || approve < max(need, 1) {
+		return problem.New(problem.ReasonLastQuorum, "the bundle lists %d operators with the duty propose and %d with approve; %d must be able to approve", propose, approve, max(need, 1)).
+			WithFix("list more operators with the duties propose and approve, or lower approvals.required")
+	}
+	return nil
+}
+
+// foundingKeys are the environment's first keys, before they are wrapped.
+type foundingKeys struct {
+	kek        *seal.KEK
+	mac        seal.Secret
+	ca         seal.Secret
+	checkpoint seal.Secret
+	caCert     []byte
+	public     ed25519.PublicKey
+	facts      []state.KeyFacts
+}
+
+func makeFoundingKeys(name string, f Founding) (*foundingKeys, error) {
+	m := &foundingKeys{}
+	var err error
+	if m.kek, err = seal.GenerateKEK(1, f.Source); err != nil {
+		return nil, err
+	}
+	if m.mac, err = f.Source.Key(seal.KeySize); err != nil {
+		return nil, err
+	}
+	ca, err := seal.GenerateECDSA(f.Source)
+	if err != nil {
+		return nil, err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonEntropy, "making a serial number")
+	}
+	t := caTemplate(name, 1, serial, f.Now())
+	if m.caCert, err = x509.CreateCertificate(rand.Reader, t, t, ca.Public(), ca); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the genesis CA")
+	}
+	if m.ca, err = seal.MarshalPrivateKey(ca); err != nil {
+		return nil, err
+	}
+	checkpoint, err := seal.GenerateEd25519(f.Source)
+	if err != nil {
+		return nil, err
+	}
+	m.public = checkpoint.Public().(ed25519.PublicKey)
+	if m.checkpoint, err = seal.MarshalPrivateKey(checkpoint); err != nil {
+		return nil, err
+	}
+	m.facts = []state.KeyFacts{
+		{Name: keyName(keyCA, 1), Cert: m.caCert}, {Name: keyName(keyCheckpoint, 1), Public: m.public}, {Name: keyName(keyKEK, 1)},
+	}
+	return m, nil
+}
+
+func (m *foundingKeys) draft(ctx context.Context, genesis state.Digest, f Founding) (ledger.Draft, error) {
+	defer func() {
+		m.mac.Wipe()
+		m.ca.Wipe()
+		m.checkpoint.Wipe()
+	}()
+	var d ledger.Draft
+	row, err := wrapKEK(ctx, &Config{Holder: f.Holder}, genesis, m.kek)
+	if err != nil {
+		return d, err
+	}
+	d.Keys = append(d.Keys, row)
+	for kind, secret := range map[string]seal.Secret{keyMAC: m.mac, keyCA: m.ca, keyCheckpoint: m.checkpoint} {
+		row, err := wrapNamed(m.kek, genesis, kind, 1, secret)
+		if err != nil {
+			return d, err
+		}
+		d.Keys = append(d.Keys, row)
+	}
+	return d, nil
+}
+
+func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *foundingKeys, f Founding) (string, error) {
+	env := prog.Environment()
+	nonce := make([]byte, 16)
+	if _, err := f.Source.Read(nonce); err != nil {
+		return "", err
+	}
+	holder := f.Holder.Descriptor()
+	g := ceremony.Genesis{
+		Format: ceremony.GenesisFormat, Name: env.Name, Class: string(env.Class), Created: f.Now().UTC().Truncate(time.Second),
+		Manifest: state.Digest(manifest.Digest()).String(), Quorum: env.Approvals, CA: m.caCert, Checkpoint: m.public,
+		RootHolder: holder.Kind + ":" + holder.ID, LeafHash: ceremony.LeafHashV1, EntryFormat: ceremony.EntryFormatV1,
+		Nonce: hex.EncodeToString(nonce),
+	}
+	for _, op := range prog.Operators() {
+		founder := ceremony.Founder{Name: op.Name}
+		for _, k := range op.Keys {
+			founder.Keys = append(founder.Keys, k.Fingerprint)
+		}
+		g.Operators = append(g.Operators, founder)
+	}
+	return g.Text()
+}
+
+func foundersSignature(ctx context.Context, prog *policy.Program, document string, f Founding) (state.Signature, error) {
+	person, armored, err := f.Sign(ctx, ceremony.NamespaceChange, document)
+	if err != nil {
+		return state.Signature{}, err
+	}
+	fingerprint, err := verifyPerson(prog, person, ceremony.NamespaceChange, document, armored)
+	if err != nil {
+		return state.Signature{}, err
+	}
+	return state.Signature{Person: person, Key: fingerprint, SSHSIG: armored}, nil
+}
+
+func bundleBlobs(m *policy.Manifest, files policy.Files) []store.Blob {
+	blobs := []store.Blob{{Digest: store.Digest(m.Digest()), Data: m.Text()}}
+	for _, f := range m.Files() {
+		blobs = append(blobs, store.Blob{Digest: store.Digest(f.Digest), Data: files[f.Path]})
+	}
+	return blobs
+}

@@ -1,0 +1,242 @@
+package control
+
+import (
+	"context"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// RevokeRequest takes back what was issued up to here (cutoff), and by default refuses what is asked
+// from now on (hold).
+type RevokeRequest struct {
+	Scope    string
+	Reason   string
+	Hold     *bool // nil: yes for identities, nodes, issuers and everything; no for secrets
+	HoldOnly bool
+}
+
+// Revoked is the acknowledgement.
+type Revoked struct {
+	Index       uint64
+	Horizon     time.Time // when, at the latest, all that it covers is dead everywhere
+	Covers      int       // live identities in scope
+	Cutoff      bool
+	Hold        bool
+	Provisional time.Time // set beyond the blast limit: the hold runs out then, unless a quorum confirms it
+	Rotate      []string  // secrets handed out as values, which die only when they are rotated
+	Proof       *ledger.Proof
+}
+
+// provisionalHold is how long a hold beyond the blast limit stands by itself (DESIGN §10).
+const provisionalHold = 15 * time.Minute
+
+// covered is what a scope covers, as of a number of entries.
+type covered struct {
+	next       uint64
+	identities map[string]bool
+	horizon    state.Millis
+	rotate     map[string]bool
+}
+
+// maxRotate is how many secrets the acknowledgement names.
+const maxRotate = 1000
+
+// survey looks through live sessions and leases from an index on.
+func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c *covered) {
+	s.Sessions.From(from, func(_ uint64, x *state.Session) bool {
+		if x.Expires > now && scope.Kind != state.ScopeSecret && scope.Covers(state.SubjectOf(x)) {
+			c.identities[x.Identity] = true
+			c.horizon = max(c.horizon, x.Expires)
+		}
+		return true
+	})
+	s.Leases.From(from, func(_ uint64, l *state.Lease) bool {
+		if l.Expires > now && scope.Covers(state.SubjectOfLease(l)) {
+			c.identities[l.Identity] = true
+			c.horizon = max(c.horizon, l.Expires)
+			if len(c.rotate) < maxRotate {
+				c.rotate[l.Secret] = true
+			}
+		}
+		return true
+	})
+	c.next = s.Next
+}
+
+// horizonNow bounds what may still be alive of sessions made a moment ago.
+func (t *turn) horizonNow() state.Millis {
+	x := t.prog.Environment().Sessions
+	return t.now.Add(max(x.Node, x.Workload, x.Operator))
+}
+
+// Revoke sets a cutoff, a hold, or both, in one commit whatever the number of credentials. What lives is looked
+// through before; at the head only what came since is.
+func (e *Environment) Revoke(ctx context.Context, c Caller, r RevokeRequest) (*Revoked, error) {
+	scope, err := state.ParseScope(r.Scope)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Reason) > 500 {
+		return nil, problem.New(problem.ReasonTooLarge, "a reason has at most 500 bytes")
+	}
+	hold := scope.Kind != state.ScopeSecret
+	if r.Hold != nil {
+		hold = *r.Hold
+	}
+	if r.HoldOnly {
+		hold = true
+	}
+	out, proof, err := do(ctx, e,
+		func(_ context.Context, s *state.State) (*covered, error) {
+			seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+			survey(s, scope, state.At(e.cfg.Now()), 0, seen)
+			return seen, nil
+		},
+		func(t *turn, seen *covered) (*Revoked, error) { return t.revoke(c, r, scope, hold, seen) })
+	if err != nil {
+		return nil, err
+	}
+	out.Proof = proof
+	return out, nil
+}
+
+func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, seen *covered) (*Revoked, error) {
+	x, err := t.session(c)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.duty(x, policy.DutyRevoke); err != nil {
+		return nil, err
+	}
+	survey(t.s, scope, t.now, seen.next, seen)
+	out := &Revoked{Covers: len(seen.identities), Cutoff: !r.HoldOnly, Hold: hold, Horizon: max(seen.horizon, t.now).Time()}
+	if hold {
+		if p := t.lastQuorum(scope); p != nil {
+			return nil, &denied{problem: p, action: "revoke", target: scope.String(), session: x}
+		}
+	}
+	ev := &state.RevocationRecorded{
+		Scope: scope.String(), Cutoff: out.Cutoff, Hold: hold, Horizon: max(seen.horizon, t.now), Covers: out.Covers,
+		Reason: r.Reason, Actor: actorOf(x), Ruling: t.ruling(""),
+	}
+	if limit := t.prog.Environment().BlastLimit; out.Covers > limit {
+		// Beyond the limit one person may only stop things for a while.
+		ev.Cutoff, ev.Hold, ev.Until = false, true, t.now.Add(provisionalHold)
+		out.Cutoff, out.Hold, out.Provisional = false, true, ev.Until.Time()
+	}
+	if old, ok := t.s.Holds.Get(ev.Scope); ok && ev.Hold && ev.Until != 0 && old.Until == 0 {
+		ev.Hold, ev.Until = false, 0 // a hold without end stands already
+		if !ev.Cutoff {
+			return nil, problem.New(problem.ReasonExists, "there is a hold on %s already", ev.Scope)
+		}
+	}
+	if out.Cutoff {
+		for path := range seen.rotate {
+			out.Rotate = append(out.Rotate, path)
+		}
+		sort.Strings(out.Rotate)
+	}
+	out.Index, err = t.enter(ev)
+	return out, err
+}
+
+// lastQuorum refuses a hold after which too few persons could approve anything.
+func (t *turn) lastQuorum(scope state.Scope) *problem.Problem {
+	if scope.Kind == state.ScopeEverything || scope.Kind == state.ScopeSecret || scope.Kind == state.ScopeNode {
+		return nil // these holds do not cover persons
+	}
+	env := t.prog.Environment()
+	need := max(env.Approvals, 1)
+	if env.Class == policy.Production {
+		need++
+	}
+	free := 0
+	for _, op := range t.prog.Operators() {
+		if op.Has(policy.DutyApprove) && t.canLogin(op, scope) {
+			free++
+		}
+	}
+	if free < need {
+		return problem.New(problem.ReasonLastQuorum, "this would leave %d operators who can approve; %d are needed", free, need)
+	}
+	return nil
+}
+
+// canLogin reports whether any key of the person would be free of holds, with one more hold.
+func (t *turn) canLogin(op policy.Operator, scope state.Scope) bool {
+	for _, k := range op.Keys {
+		x := state.Subject{Identity: op.Path(), Anchor: sshAnchor(k.Fingerprint), Own: t.at.Index, Root: t.at.Index}
+		if _, held := t.s.HoldOver(x, t.now); !held && !scope.Covers(x) {
+			return true
+		}
+	}
+	return false
+}
+
+// RevocationView is what stands on a scope.
+type RevocationView struct {
+	Scope  string
+	Cutoff uint64 // index; 0: none
+	Hold   *state.Hold
+}
+
+// ListRevocations lists cutoffs and holds, for operators.
+func (e *Environment) ListRevocations(_ context.Context, c Caller) ([]RevocationView, error) {
+	s := e.log.State()
+	now := state.At(e.cfg.Now())
+	x, err := e.judge(s, c, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.mayInspect(x); err != nil {
+		return nil, err
+	}
+	return revocations(s, now, func(state.Scope) bool { return true }), nil
+}
+
+func revocations(s *state.State, now state.Millis, want func(state.Scope) bool) []RevocationView {
+	by := make(map[string]*RevocationView)
+	get := func(scope string) *RevocationView {
+		parsed, err := state.ParseScope(scope)
+		if err != nil || !want(parsed) {
+			return nil
+		}
+		if by[scope] == nil {
+			by[scope] = &RevocationView{Scope: scope}
+		}
+		return by[scope]
+	}
+	s.Cutoffs.All(func(scope string, index uint64) bool {
+		if v := get(scope); v != nil {
+			v.Cutoff = index
+		}
+		return true
+	})
+	s.Holds.All(func(scope string, h *state.Hold) bool {
+		if v := get(scope); v != nil && (h.Until == 0 || now < h.Until) {
+			v.Hold = h
+		}
+		return true
+	})
+	out := make([]RevocationView, 0, len(by))
+	for _, v := range by {
+		if v.Cutoff != 0 || v.Hold != nil {
+			out = append(out, *v)
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Scope < out[j].Scope })
+	return out
+}
+
+// concerns reports whether a revocation's scope may cover a node or a workload that it speaks for.
+func concerns(scope state.Scope, node *state.Session) bool {
+	return scope.Kind == state.ScopeSecret || scope.Covers(state.SubjectOf(node)) ||
+		(scope.Kind == state.ScopeIdentity && strings.HasPrefix(scope.Value, identity.PrefixWorkload))
+}

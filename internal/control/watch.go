@@ -1,0 +1,139 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"sync"
+
+	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// watchers wakes those who wait for news. Only entries that agents must hear of wake anybody, so
+// ordinary load costs nothing here.
+type watchers struct {
+	mu      sync.Mutex
+	control uint64
+	wake    chan struct{}
+	closed  bool
+}
+
+func (w *watchers) tell(control uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if control == w.control {
+		return
+	}
+	w.control = control
+	if w.wake != nil {
+		close(w.wake)
+		w.wake = nil
+	}
+}
+
+func (w *watchers) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	if w.wake != nil {
+		close(w.wake)
+		w.wake = nil
+	}
+}
+
+// wait returns when there is news after `since`, or an error when there never will be.
+func (w *watchers) wait(ctx context.Context, since uint64) error {
+	for {
+		w.mu.Lock()
+		if w.closed {
+			w.mu.Unlock()
+			return problem.New(problem.ReasonStopping, "the server is stopping")
+		}
+		if w.control > since {
+			w.mu.Unlock()
+			return nil
+		}
+		if w.wake == nil {
+			w.wake = make(chan struct{})
+		}
+		wake := w.wake
+		w.mu.Unlock()
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// News is what a connected agent is told.
+type News struct {
+	Control    uint64
+	Generation uint64
+	Dead       *problem.Problem // the watcher's own session is over
+	CAChain    [][]byte         // when it changed, and the first time
+	Scopes     []string         // revocations since the last news that concern the watcher
+}
+
+// Watch calls tell at once with the present, and then after every change that concerns agents, until the session is
+// over, ctx ends, or tell fails.
+func (e *Environment) Watch(ctx context.Context, c Caller, since uint64, tell func(News) error) error {
+	var known []byte
+	for {
+		s := e.log.State()
+		now := state.At(e.cfg.Now())
+		x, err := liveSession(s, c, now)
+		if err != nil {
+			return err
+		}
+		n := News{Control: s.Control, Generation: s.Generation}
+		if _, p := checkRevoked(s, state.SubjectOf(x), now); p != nil {
+			n.Dead = p
+		}
+		for _, v := range revocations(s, now, func(scope state.Scope) bool { return concerns(scope, x) }) {
+			if v.Cutoff > since || (v.Hold != nil && v.Hold.Index > since) {
+				n.Scopes = append(n.Scopes, v.Scope)
+			}
+		}
+		chain := e.CAChain()
+		if newest := chain[len(chain)-1]; !bytes.Equal(newest, known) {
+			known, n.CAChain = newest, chain
+		}
+		if err := tell(n); err != nil {
+			return err
+		}
+		if n.Dead != nil {
+			return n.Dead
+		}
+		since = s.Control
+		expiry, cancel := context.WithDeadline(ctx, x.Expires.Time())
+		err = e.watchers.wait(expiry, since)
+		cancel()
+		if err != nil && expiry.Err() != nil && ctx.Err() == nil {
+			return problem.New(problem.ReasonSessionExpired, "the session expired")
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Snapshot commits to the reduced state and stores it, so that the next start replays only what came after.
+func (e *Environment) Snapshot(ctx context.Context) error {
+	s := e.log.State()
+	var b bytes.Buffer
+	if err := s.Snapshot(&b); err != nil {
+		return problem.Wrap(err, problem.ReasonInternal, "writing the state")
+	}
+	ev := &state.StateRootSet{Index: s.Next - 1, Root: state.RootOf(b.Bytes())}
+	_, _, err := ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
+		t := &turn{e: e, s: s, at: at, now: state.At(at.Time)}
+		_, err := t.enter(ev)
+		return t.draft, struct{}{}, err
+	})
+	if err != nil {
+		return err
+	}
+	return e.log.SaveSnapshot(ctx, ev.Index, b.Bytes())
+}

@@ -1,0 +1,5 @@
+//go:build planted_earlyack
+
+package ledger
+
+const earlyAck = true

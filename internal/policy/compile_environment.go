@@ -1,0 +1,270 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/identity"
+)
+
+func (c *compiler) environment() {
+	// Defaults first, so that a missing or broken file doesn't make the others look wrong.
+	c.settings(&environmentSpec{})
+	c.each(kindEnvironment, func(d *document) {
+		s := d.spec.(*environmentSpec)
+		c.env = s
+		e := &c.program.environment
+		e.Name, e.Description = d.name.value, d.about
+		if err := identity.ValidEnv(e.Name); err != nil {
+			c.found.add(d.name.at, "%v", err)
+		}
+		c.settings(s)
+		c.authorities(s)
+	})
+}
+
+func (c *compiler) settings(s *environmentSpec) {
+	e := &c.program.environment
+	e.Class = Class(c.oneOf(s.Class, "class", string(Development), string(Production)))
+	least, what := 0, "approvals.required"
+	if e.Class == Production {
+		least, what = 1, "approvals.required in the class production"
+	}
+	e.Approvals = c.count(s.Approvals.Required, what, least, least, maxApprovals)
+	e.Sessions = Sessions{
+		Node:     c.duration(s.Sessions.Node, "sessions.node", defaultNodeSession, minPeriod, maxNodeSession),
+		Workload: c.duration(s.Sessions.Workload, "sessions.workload", defaultWorkloadSession, minPeriod, maxWorkloadSession),
+		Operator: c.duration(s.Sessions.Operator, "sessions.operator", defaultOperatorSession, minPeriod, maxOperatorSession),
+	}
+	e.Leases.Max = c.duration(s.Leases.Max, "leases.max", defaultMaxLease, minPeriod, maxLease)
+	e.Leases.Default = c.duration(s.Leases.Default, "leases.default", min(defaultLease, e.Leases.Max), minPeriod, e.Leases.Max)
+	e.BlastLimit = c.count(s.Revocation.BlastLimit, "revocation.blastLimit", defaultBlastLimit, 1, maxBlastLimit)
+	e.Limits = Limits{
+		Secrets:           c.count(s.Limits.Secrets, "limits.secrets", defaultSecrets, 1, maxSecrets),
+		VersionsPerSecret: c.count(s.Limits.VersionsPerSecret, "limits.versionsPerSecret", defaultVersions, 2, maxVersions),
+		ValueBytes:        c.count(s.Limits.ValueBytes, "limits.valueBytes", maxValueBytes, 1, maxValueBytes),
+	}
+	e.NodeLifetime = c.duration(s.Nodes.Lifetime, "nodes.lifetime", defaultNodeLifetime, minNodeLifetime, maxNodeLifetime)
+}
+
+func (c *compiler) authorities(s *environmentSpec) {
+	if len(s.Authorities) > maxAuthorities {
+		c.found.add(s.Authorities[maxAuthorities].At, "there are more than %d authorities", maxAuthorities)
+		return
+	}
+	for _, a := range s.Authorities {
+		if err := validWord("authority's name", a.Name.value); err != nil {
+			c.found.add(a.Name.at, "%v", err)
+		}
+		if _, twice := c.program.Authority(a.Name.value); twice {
+			c.found.add(a.Name.at, "the authority %q is here twice", a.Name.value)
+			continue
+		}
+		certificates, err := parseAuthority(a.PEM.value)
+		if err != nil {
+			c.found.add(a.PEM.at, "the authority %q: %v", a.Name.value, err)
+		}
+		c.program.authorities = append(c.program.authorities, Authority{a.Name.value, certificates})
+	}
+	slices.SortFunc(c.program.authorities, func(a, b Authority) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// parseAuthority reads CA certificates. Their dates are not looked at: there is no clock here, and
+// the verifier checks them when it is used.
+func parseAuthority(text string) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	rest := []byte(text)
+	for len(bytes.TrimSpace(rest)) > 0 {
+		block, after := pem.Decode(rest)
+		if block == nil || !bytes.HasPrefix(bytes.TrimSpace(rest), []byte("-----BEGIN ")) {
+			return nil, errors.New("there is something besides PEM blocks")
+		}
+		rest = after
+		if strings.Contains(block.Type, "PRIVATE KEY") {
+			return nil, errors.New("there is a PRIVATE KEY: it does not belong here, and must be replaced now that it has been shown")
+		}
+		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
+			return nil, fmt.Errorf("there is a PEM block of type %.40q: only CERTIFICATE is allowed", block.Type)
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("a certificate can't be parsed: %w", err)
+		}
+		if !certificate.BasicConstraintsValid || !certificate.IsCA {
+			return nil, fmt.Errorf("the certificate of %.80q is not a CA's", certificate.Subject.String())
+		}
+		if certificate.KeyUsage != 0 && certificate.KeyUsage&x509.KeyUsageCertSign == 0 {
+			return nil, fmt.Errorf("the certificate of %.80q may not sign certificates", certificate.Subject.String())
+		}
+		out = append(out, certificate)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("there is no certificate")
+	}
+	return out, nil
+}
+
+var allDuties = []string{
+	string(DutyPropose), string(DutyApprove), string(DutyRevoke), string(DutyAdmit), string(DutyKeys), string(DutyAudit),
+}
+
+func (c *compiler) operators() {
+	c.each(kindOperators, func(d *document) {
+		s := d.spec.(*operatorsSpec)
+		c.humansKnown = true
+		if !validName(d.name.value) {
+			c.found.add(d.name.at, "the name %q must be 1 to 63 of a-z, 0-9, '-' and '.', and begin with a letter or digit", d.name.value)
+		}
+		if len(s.Operators) == 0 {
+			c.found.add(s.At, "there are no operators: nobody could ever change this environment")
+		}
+		if len(s.Operators) > maxOperators {
+			c.found.add(s.Operators[maxOperators].At, "there are more than %d operators", maxOperators)
+			return
+		}
+		whole := true
+		owners := map[string]string{}
+		for _, o := range s.Operators {
+			before := len(c.found.list)
+			c.operator(o, owners)
+			whole = whole && len(c.found.list) == before
+		}
+		slices.SortFunc(c.program.operators, func(a, b Operator) int { return strings.Compare(a.Name, b.Name) })
+		for i, o := range c.program.operators {
+			for _, k := range o.Keys {
+				c.program.byKey[string(k.Key.Marshal())] = i
+			}
+		}
+		if whole && len(s.Operators) > 0 {
+			c.quorum(s.At)
+		}
+	})
+}
+
+func (c *compiler) operator(s operatorSpec, owners map[string]string) {
+	o := Operator{Name: s.Name.value}
+	if err := ValidPerson(o.Name); err != nil {
+		c.found.add(s.Name.at, "%v", err)
+	}
+	if c.humans[o.Name] {
+		c.found.add(s.Name.at, "the person %q is here twice", o.Name)
+		return
+	}
+	c.humans[o.Name] = true
+	if len(s.Keys) == 0 {
+		c.found.add(s.At, "%s has no keys", o.Name)
+	}
+	if len(s.Keys) > maxKeysPerPerson {
+		c.found.add(s.Keys[maxKeysPerPerson].at, "%s has more than %d keys", o.Name, maxKeysPerPerson)
+		return
+	}
+	for _, line := range s.Keys {
+		key, err := parseOperatorKey(line.value)
+		if err != nil {
+			c.found.add(line.at, "a key of %s: %v", o.Name, err)
+			continue
+		}
+		if owner, taken := owners[string(key.Key.Marshal())]; taken {
+			if owner == o.Name {
+				c.found.add(line.at, "this key of %s is here twice", o.Name)
+			} else {
+				c.found.add(line.at, "this key belongs to %s already: one key can't be two persons", owner)
+			}
+			continue
+		}
+		owners[string(key.Key.Marshal())] = o.Name
+		o.Keys = append(o.Keys, key)
+	}
+	given := map[string]bool{}
+	for _, duty := range s.Duties {
+		if c.oneOf(duty, "duty", allDuties...) == "" {
+			continue
+		}
+		if given[duty.value] {
+			c.found.add(duty.at, "the duty %q is here twice", duty.value)
+		}
+		given[duty.value] = true
+	}
+	for _, duty := range allDuties {
+		if given[duty] {
+			o.Duties = append(o.Duties, Duty(duty))
+		}
+	}
+	c.program.operators = append(c.program.operators, o)
+}
+
+// quorum refuses a bundle under which no change could ever be approved again.
+func (c *compiler) quorum(at Pos) {
+	approvers := 0
+	for _, o := range c.program.operators {
+		if o.Has(DutyApprove) {
+			approvers++
+		}
+	}
+	proposers := false
+	for _, o := range c.program.operators {
+		if !o.Has(DutyPropose) {
+			continue
+		}
+		proposers = true
+		others := approvers
+		if o.Has(DutyApprove) {
+			others--
+		}
+		if others >= c.program.environment.Approvals {
+			return
+		}
+	}
+	if !proposers {
+		c.found.add(at, "nobody has the duty propose: this environment could never be changed again")
+		return
+	}
+	c.found.add(at, "no change could ever be approved: it takes %d person(s) with the duty approve besides the proposer", c.program.environment.Approvals)
+}
+
+const minRSABits = 3072
+
+// parseOperatorKey reads one authorized_keys line without options.
+func parseOperatorKey(line string) (OperatorKey, error) {
+	line = strings.TrimSpace(line)
+	if strings.ContainsAny(line, "\n\r") {
+		return OperatorKey{}, errors.New("one key is one line")
+	}
+	if strings.Contains(line, "PRIVATE KEY") {
+		return OperatorKey{}, errors.New("this is a PRIVATE KEY: it does not belong here, and must be replaced now that it has been shown")
+	}
+	key, comment, options, rest, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return OperatorKey{}, errors.New("it is not an SSH public key as in authorized_keys")
+	}
+	if len(options) > 0 || len(rest) > 0 {
+		return OperatorKey{}, errors.New("options are not allowed before the key")
+	}
+	switch key.Type() {
+	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
+		ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256:
+	case ssh.KeyAlgoRSA:
+		crypto, ok := key.(ssh.CryptoPublicKey)
+		if !ok {
+			return OperatorKey{}, errors.New("the RSA key is not understood")
+		}
+		public, ok := crypto.CryptoPublicKey().(*rsa.PublicKey)
+		if !ok || public.N.BitLen() < minRSABits {
+			return OperatorKey{}, fmt.Errorf("RSA keys need %d bits or more", minRSABits)
+		}
+		if public.E < 65537 {
+			return OperatorKey{}, errors.New("the RSA key's exponent is too small")
+		}
+	default:
+		return OperatorKey{}, fmt.Errorf("keys of type %s are not accepted: use ed25519, ecdsa, rsa or a hardware-backed sk- key", key.Type())
+	}
+	return OperatorKey{key, ssh.FingerprintSHA256(key), comment}, nil
+}

@@ -1,0 +1,185 @@
+package policy
+
+import (
+	"cmp"
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// Methods of attestation that identity rules may name.
+const (
+	MethodJoinToken = "join-token"
+	MethodX509      = "x509"
+	MethodWorkload  = "workload"
+)
+
+// Match is an identity that a rule of the bundle gives.
+type Match struct {
+	Path    string        // of the identity
+	Rule    string        // name of the Identity document
+	Session time.Duration // lifetime of the session, the environment's default filled in
+}
+
+// identityRule is a compiled Identity document.
+type identityRule struct {
+	name      string
+	method    string
+	path      template
+	authority string
+	when      *condition
+	nodes     []identity.Pattern
+	session   time.Duration
+	source    Pos
+}
+
+// template is an identity's path whose segments may be taken from claims.
+type template []templateSegment
+
+type templateSegment struct {
+	literal string
+	claim   []string // the claim's path; nil for a literal
+}
+
+// expand builds the path. Claims are escaped, so one claim is one segment whatever it says.
+func (t template) expand(c Claims) (string, error) {
+	var b strings.Builder
+	for _, s := range t {
+		b.WriteByte('/')
+		if s.claim == nil {
+			b.WriteString(s.literal)
+			continue
+		}
+		value, err := c.text(s.claim)
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(identity.Escape(value))
+	}
+	path := b.String()
+	return path, identity.ValidPath(path)
+}
+
+// overlaps reports whether both templates can give the same path.
+func (t template) overlaps(u template) bool {
+	if len(t) != len(u) {
+		return false
+	}
+	for i := range t {
+		if t[i].claim == nil && u[i].claim == nil && t[i].literal != u[i].literal {
+			return false
+		}
+	}
+	return true
+}
+
+// IdentifyNode turns the claims that a node's attestation proved into its identity. authority is
+// the name of the authority that the certificate led to, for x509. The error is of reason
+// no-identity or ambiguous-identity: two rules that give the same path are not ambiguous, and the
+// one with the shorter session counts.
+func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, error) {
+	var best Match
+	why := ""
+	for i := range p.nodes {
+		r := &p.nodes[i]
+		if r.method != method || r.authority != authority {
+			continue
+		}
+		path, fits, reason := r.apply(claims, "")
+		if !fits {
+			why += "; " + reason
+			continue
+		}
+		m := Match{path, r.name, r.session}
+		if best.Path != "" && best.Path != path {
+			return Match{}, problem.New(problem.ReasonAmbiguous, "the rules %s and %s give these %s claims different identities: %s and %s", best.Rule, r.name, method, best.Path, path)
+		}
+		best = preferred(best, m)
+	}
+	if best.Path == "" {
+		return Match{}, problem.New(problem.ReasonNoIdentity, "no identity rule for method %s fits these claims%s", method, clip(why))
+	}
+	return best, nil
+}
+
+// IdentifyWorkload turns the claims about a process, told by a node's agent, into its identity.
+// want is the path that the caller asks for, or "" for whichever fits. Besides the reasons of
+// IdentifyNode there is foreign-node: a rule fits, but this node may not speak for that workload.
+func (p *Program) IdentifyWorkload(node string, claims Claims, want string) (Match, error) {
+	var best Match
+	foreign, why := "", ""
+	consider := func(r *identityRule) error {
+		path, fits, reason := r.apply(claims, node)
+		switch {
+		case !fits:
+			why += "; " + reason
+		case !matchAny(r.nodes, node):
+			if foreign == "" || path < foreign {
+				foreign = path
+			}
+		case best.Path != "" && best.Path != path:
+			return problem.New(problem.ReasonAmbiguous, "the rules %s and %s both fit this process: it could be %s or %s", best.Rule, r.name, best.Path, path)
+		default:
+			best = preferred(best, Match{path, r.name, r.session})
+		}
+		return nil
+	}
+	if want != "" {
+		for _, i := range p.byWorkload[want] {
+			if err := consider(&p.workloads[i]); err != nil {
+				return Match{}, err
+			}
+		}
+	} else {
+		for i := range p.workloads {
+			if err := consider(&p.workloads[i]); err != nil {
+				return Match{}, err
+			}
+		}
+	}
+	switch {
+	case best.Path != "":
+		return best, nil
+	case foreign != "":
+		return Match{}, problem.New(problem.ReasonForeignNode, "%s may not speak for %s", node, foreign)
+	case want != "":
+		return Match{}, problem.New(problem.ReasonNoIdentity, "no identity rule for %s fits this process%s", want, clip(why))
+	}
+	return Match{}, problem.New(problem.ReasonNoIdentity, "no workload identity rule fits this process%s", clip(why))
+}
+
+// apply tries a rule: the path it gives, or why it doesn't fit.
+func (r *identityRule) apply(claims Claims, node string) (path string, fits bool, why string) {
+	if r.when != nil {
+		ok, err := r.when.holds(&vars{from: &claims, node: node})
+		if err != nil {
+			return "", false, r.name + ": its condition can't be told: " + err.Error()
+		}
+		if !ok {
+			return "", false, r.name + ": its condition is false"
+		}
+	}
+	path, err := r.path.expand(claims)
+	if err != nil {
+		return "", false, r.name + ": " + err.Error()
+	}
+	return path, true, ""
+}
+
+func preferred(a, b Match) Match {
+	if a.Path == "" || cmp.Or(cmp.Compare(b.Session, a.Session), cmp.Compare(b.Rule, a.Rule)) < 0 {
+		return b
+	}
+	return a
+}
+
+// clip bounds a list of reasons, which grows with the rules.
+func clip(why string) string {
+	why = strings.Replace(why, "; ", ": ", 1)
+	if len(why) > maxMessage {
+		return strings.ToValidUTF8(why[:maxMessage], "") + " …"
+	}
+	return why
+}

@@ -1,0 +1,169 @@
+package policy
+
+import "time"
+
+// APIVersion is the version that every document names.
+const APIVersion = "bailment/v1"
+
+// The kinds of documents.
+const (
+	kindEnvironment = "Environment"
+	kindOperators   = "Operators"
+	kindIdentity    = "Identity"
+	kindGrant       = "Grant"
+	kindSecret      = "Secret"
+)
+
+// place says where documents of a kind live.
+type place struct {
+	kind   string
+	single bool // exactly one document, in a file at the top
+	what   string
+}
+
+// places is the layout of a bundle: a file at the top, or a directory.
+var places = map[string]place{
+	"environment": {kindEnvironment, true, "the environment's settings"},
+	"operators":   {kindOperators, true, "the persons and their keys"},
+	"identities":  {kindIdentity, false, "rules that turn proved claims into an identity"},
+	"grants":      {kindGrant, false, "permissions and prohibitions"},
+	"secrets":     {kindSecret, false, "the secrets that exist"},
+}
+
+// unready are parts of the design that have no effect yet. They are refused, because a rule that
+// is silently ignored is worse than none.
+var unready = map[string]string{
+	"engines": "Engine", "rollouts": "Rollout", "alerts": "Alert", "risks": "Risk", "tests": "Test",
+}
+
+// ignoredExtensions are files that may accompany a bundle. They are in the manifest.
+var ignoredExtensions = []string{".md", ".txt"}
+
+// The spec of each kind, as it is written. Tags: yaml is the field's name, need says that it must
+// be given, doc, enum and default feed the JSON Schema.
+type (
+	metadataSpec struct {
+		Name        text `yaml:"name" need:"true" doc:"Unique among the documents of this kind."`
+		Description text `yaml:"description" doc:"For people."`
+	}
+
+	environmentSpec struct {
+		At        Pos
+		Class     text `yaml:"class" need:"true" enum:"development,production" doc:"What kind of environment this is, for ever. Development allows one operator and a root key in a file."`
+		Approvals struct {
+			Required number `yaml:"required" doc:"How many distinct persons other than the proposer must approve a change. Production: 1 or more, and 1 by default. Development: 0 by default."`
+		} `yaml:"approvals" doc:"What a change needs to come into force."`
+		Sessions struct {
+			Node     period `yaml:"node" default:"1h" doc:"Lifetime of a node's session, 1m to 24h."`
+			Workload period `yaml:"workload" default:"10m" doc:"Lifetime of a workload's session, 1m to 1h."`
+			Operator period `yaml:"operator" default:"15m" doc:"Lifetime of an operator's login, 1m to 12h."`
+		} `yaml:"sessions" doc:"How long a proof of identity lasts."`
+		Leases struct {
+			Default period `yaml:"default" default:"1h" doc:"Lifetime of a lease when nobody says otherwise."`
+			Max     period `yaml:"max" default:"24h" doc:"No lease lasts longer; at most 720h."`
+		} `yaml:"leases" doc:"How long a hand-over lasts."`
+		Revocation struct {
+			BlastLimit number `yaml:"blastLimit" default:"1000" doc:"How many identities one operator may cut off at once without a quorum."`
+		} `yaml:"revocation" doc:"Taking back."`
+		Limits struct {
+			Secrets           number `yaml:"secrets" default:"100000" doc:"How many secrets may exist, up to 1000000."`
+			VersionsPerSecret number `yaml:"versionsPerSecret" default:"100" doc:"How many versions of a secret may be kept, up to 10000."`
+			ValueBytes        number `yaml:"valueBytes" default:"65536" doc:"Size of a value in bytes, up to 65536."`
+		} `yaml:"limits" doc:"Upper bounds of what may be stored."`
+		Nodes struct {
+			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. 1h to 17520h."`
+		} `yaml:"nodes" doc:"Machines."`
+		Authorities []authoritySpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present."`
+	}
+
+	authoritySpec struct {
+		At   Pos
+		Name text `yaml:"name" need:"true" doc:"What identity rules call it."`
+		PEM  text `yaml:"pem" need:"true" doc:"One or more CA certificates."`
+	}
+
+	operatorsSpec struct {
+		At        Pos
+		Operators []operatorSpec `yaml:"operators" need:"true" doc:"The persons."`
+	}
+
+	operatorSpec struct {
+		At     Pos
+		Name   text   `yaml:"name" need:"true" doc:"The person; the identity is /human/NAME."`
+		Keys   []text `yaml:"keys" need:"true" doc:"SSH public keys, as in authorized_keys: ed25519, ecdsa, rsa of 3072 bits or more, or hardware-backed (sk-)."`
+		Duties []text `yaml:"duties" need:"true" enum:"propose,approve,revoke,admit,keys,audit" doc:"What the person may do with the environment itself. Access to secrets needs grants."`
+	}
+
+	identitySpec struct {
+		At        Pos
+		Method    text   `yaml:"method" need:"true" enum:"join-token,x509,workload" doc:"The attestation method whose claims this rule reads."`
+		Path      text   `yaml:"path" need:"true" doc:"The identity: /node/METHOD/… with {claims.a.b} as whole segments, or a literal /workload/…"`
+		Authority text   `yaml:"authority" doc:"x509 only: the name of the authority that must have issued the certificate."`
+		When      text   `yaml:"when" doc:"A CEL condition over claims."`
+		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
+		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's."`
+	}
+
+	grantSpec struct {
+		At         Pos
+		Effect     text   `yaml:"effect" default:"allow" enum:"allow,deny" doc:"Deny wins."`
+		Actions    []text `yaml:"actions" need:"true" enum:"secret.read,secret.write,secret.generate,secret.list,secret.destroy,secret.promote" doc:"What is allowed or denied."`
+		Identities []text `yaml:"identities" need:"true" doc:"Who: paths, subtrees (/workload/*), or everybody (/*)."`
+		Secrets    []text `yaml:"secrets" need:"true" doc:"What: paths, subtrees (db/*), or everything (*)."`
+		Purposes   []text `yaml:"purposes" doc:"For which purposes a secret may be read. An allow grant for secret.read must name them; in a deny grant none means any. Other actions have no purpose."`
+		Assurance  text   `yaml:"assurance" default:"token" enum:"unbound,token,key,platform,hardware,measured" doc:"The least assurance of the session. Allow grants only."`
+		TTL        period `yaml:"ttl" doc:"No lease by this grant lasts longer. Allow grants for secret.read only."`
+		When       text   `yaml:"when" doc:"A CEL condition over identity, node, claims, node_claims, request, assurance and time."`
+	}
+
+	secretSpec struct {
+		At       Pos
+		Type     text `yaml:"type" need:"true" enum:"opaque" doc:"The kind of secret."`
+		Generate struct {
+			At     Pos
+			Recipe text   `yaml:"recipe" need:"true" enum:"password,token,hex,base64,uuid,alphanumeric" doc:"How the server makes a value."`
+			Length number `yaml:"length" doc:"Characters of a password or alphanumeric value (16 to 512), random bytes of a token, hex or base64 value (16 to 512). Not for uuid. Default 32."`
+		} `yaml:"generate" doc:"How the server makes a value."`
+		MaxBytes number `yaml:"maxBytes" doc:"Size of a value in bytes; by default the environment's limit."`
+		Retain   period `yaml:"retain" doc:"How long the previous version stays readable after a new one, up to 8760h. Default 0: not at all."`
+		Lease    struct {
+			TTL period `yaml:"ttl" doc:"Lifetime of a lease on this secret when nobody says otherwise."`
+			Max period `yaml:"max" doc:"No lease on this secret lasts longer."`
+		} `yaml:"lease" doc:"How long a hand-over of this secret lasts."`
+	}
+)
+
+// Ceilings and defaults.
+const (
+	minPeriod          = time.Minute
+	maxNodeSession     = 24 * time.Hour
+	maxWorkloadSession = time.Hour
+	maxOperatorSession = 12 * time.Hour
+	maxLease           = 720 * time.Hour
+	minNodeLifetime    = time.Hour
+	maxNodeLifetime    = 17520 * time.Hour
+	maxRetain          = 8760 * time.Hour
+
+	defaultNodeSession     = time.Hour
+	defaultWorkloadSession = 10 * time.Minute
+	defaultOperatorSession = 15 * time.Minute
+	defaultLease           = time.Hour
+	defaultMaxLease        = 24 * time.Hour
+	defaultNodeLifetime    = 2160 * time.Hour
+
+	defaultBlastLimit = 1000
+	maxBlastLimit     = 1_000_000
+	defaultSecrets    = 100_000
+	defaultVersions   = 100
+	maxSecrets        = 1_000_000
+	maxVersions       = 10_000
+	maxValueBytes     = 65536
+	maxApprovals      = 16
+	maxOperators      = 1000
+	maxKeysPerPerson  = 16
+	maxAuthorities    = 64
+	maxNodeRules      = 500     // every two of them are compared
+	maxPatterns       = 64      // in one list of a grant or identity
+	maxPurposes       = 32      // of a grant
+	maxIndexed        = 500_000 // pairs of an identity pattern and a secret pattern, over all grants
+)

@@ -1,0 +1,177 @@
+package policy
+
+import (
+	"crypto/x509"
+	"slices"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/identity"
+)
+
+// Class is what kind of environment a bundle is for.
+type Class string
+
+// The classes.
+const (
+	Development Class = "development"
+	Production  Class = "production"
+)
+
+// Environment are the environment's settings, with defaults filled in.
+type Environment struct {
+	Name         string
+	Description  string
+	Class        Class
+	Approvals    int // distinct persons other than the proposer
+	Sessions     Sessions
+	Leases       LeaseTimes
+	BlastLimit   int // identities one operator may cut off at once without a quorum
+	Limits       Limits
+	NodeLifetime time.Duration // hard lifetime of an enrolment
+}
+
+// Sessions are the lifetimes of sessions by the kind of identity.
+type Sessions struct{ Node, Workload, Operator time.Duration }
+
+// LeaseTimes are the lifetimes of leases. In an Environment both are set; in a Secret 0 means that
+// the environment's apply.
+type LeaseTimes struct{ Default, Max time.Duration }
+
+// Limits are upper bounds of what may be stored.
+type Limits struct{ Secrets, VersionsPerSecret, ValueBytes int }
+
+// Authority is a named set of CA certificates. The certificates are shared: don't change them.
+type Authority struct {
+	Name         string
+	Certificates []*x509.Certificate
+}
+
+// Duty is something that an operator may do with the environment itself.
+type Duty string
+
+// The closed set of duties.
+const (
+	DutyPropose Duty = "propose" // propose changes
+	DutyApprove Duty = "approve" // approve what somebody else proposed
+	DutyRevoke  Duty = "revoke"  // cut off and hold
+	DutyAdmit   Duty = "admit"   // create join tokens
+	DutyKeys    Duty = "keys"    // rotate the environment's keys
+	DutyAudit   Duty = "audit"   // read the ledger
+)
+
+// Operator is a person.
+type Operator struct {
+	Name   string // the identity is /human/NAME
+	Keys   []OperatorKey
+	Duties []Duty // in the order of the constants
+}
+
+// Path is the operator's identity.
+func (o Operator) Path() string { return identity.PrefixHuman + o.Name }
+
+// Has reports whether the operator has the duty.
+func (o Operator) Has(d Duty) bool { return slices.Contains(o.Duties, d) }
+
+// OperatorKey is an SSH public key of a person.
+type OperatorKey struct {
+	Key         ssh.PublicKey
+	Fingerprint string // as ssh-keygen -l prints it: SHA256:…
+	Comment     string
+}
+
+// Secret is a declaration: of one secret, or of a family of them.
+type Secret struct {
+	Pattern     identity.Pattern // a path, or a family PREFIX/*
+	Description string
+	Type        string // "opaque"
+	Recipe      Recipe // how to generate a value; its zero value: not declared
+	MaxBytes    int    // size of a value, never 0
+	Retain      time.Duration
+	Lease       LeaseTimes
+	Source      Pos
+}
+
+// Recipe says how the server makes a value.
+type Recipe struct {
+	Name   string // password, token, hex, base64, uuid or alphanumeric; "" for none
+	Length int    // characters (password, alphanumeric) or random bytes (token, hex, base64); 0 for uuid
+}
+
+// Program is a compiled bundle. It is immutable and safe for concurrent use.
+type Program struct {
+	environment Environment
+	authorities []Authority
+	operators   []Operator
+	byKey       map[string]int // marshalled public key → operator
+	secrets     []Secret       // ordered by pattern
+	exact       map[string]int
+	families    map[string]int // by prefix
+	nodes       []identityRule
+	workloads   []identityRule
+	byWorkload  map[string][]int
+	grants      []grant // by rank
+	index       grantIndex
+}
+
+// Environment are the environment's settings.
+func (p *Program) Environment() Environment { return p.environment }
+
+// Authorities lists the certificate authorities by name.
+func (p *Program) Authorities() []Authority { return slices.Clone(p.authorities) }
+
+// Authority finds a certificate authority by the name that identity rules use.
+func (p *Program) Authority(name string) (Authority, bool) {
+	for _, a := range p.authorities {
+		if a.Name == name {
+			return a, true
+		}
+	}
+	return Authority{}, false
+}
+
+// Operators lists the persons by name.
+func (p *Program) Operators() []Operator { return slices.Clone(p.operators) }
+
+// Operator finds a person by name.
+func (p *Program) Operator(name string) (Operator, bool) {
+	for _, o := range p.operators {
+		if o.Name == name {
+			return o, true
+		}
+	}
+	return Operator{}, false
+}
+
+// OperatorByKey finds the one person who has the key.
+func (p *Program) OperatorByKey(key ssh.PublicKey) (Operator, bool) {
+	if key == nil {
+		return Operator{}, false
+	}
+	i, ok := p.byKey[string(key.Marshal())]
+	if !ok {
+		return Operator{}, false
+	}
+	return p.operators[i], true
+}
+
+// Secrets lists the declarations, ordered by pattern.
+func (p *Program) Secrets() []Secret { return slices.Clone(p.secrets) }
+
+// Secret finds the declaration that governs a path: the exact one, else the family with the
+// longest prefix.
+func (p *Program) Secret(path string) (Secret, bool) {
+	if i, ok := p.exact[path]; ok {
+		return p.secrets[i], true
+	}
+	for cut := len(path) - 1; cut > 0; cut-- {
+		if path[cut] != '/' {
+			continue
+		}
+		if i, ok := p.families[path[:cut]]; ok {
+			return p.secrets[i], true
+		}
+	}
+	return Secret{}, false
+}

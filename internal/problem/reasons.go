@@ -1,0 +1,171 @@
+package problem
+
+// Reason is a stable, machine-readable cause. Programs may match on it; it never changes meaning.
+type Reason string
+
+// The closed table of reasons. A new one is one constant and one row.
+const (
+	ReasonInternal         Reason = "internal"
+	ReasonInvalid          Reason = "invalid"
+	ReasonTooLarge         Reason = "too-large"
+	ReasonNotProved        Reason = "not-proved"
+	ReasonNoSession        Reason = "no-session"
+	ReasonSessionExpired   Reason = "session-expired"
+	ReasonSessionForeign   Reason = "session-foreign"
+	ReasonSessionUnknown   Reason = "session-unknown"
+	ReasonTokenUnknown     Reason = "token-unknown"
+	ReasonTokenExpired     Reason = "token-expired"
+	ReasonTokenSpent       Reason = "token-spent"
+	ReasonTokenForeign     Reason = "token-foreign"
+	ReasonBadProof         Reason = "bad-proof"
+	ReasonBadChain         Reason = "bad-chain"
+	ReasonReplayed         Reason = "replayed"
+	ReasonChallengeExpired Reason = "challenge-expired"
+	ReasonChallengeForeign Reason = "challenge-foreign"
+	ReasonKeySeen          Reason = "key-seen"
+	ReasonUnknownMethod    Reason = "unknown-method"
+	ReasonNoIdentity       Reason = "no-identity"
+	ReasonAmbiguous        Reason = "ambiguous-identity"
+	ReasonForeignNode      Reason = "foreign-node"
+	ReasonLifetimeOver     Reason = "lifetime-over"
+	ReasonForked           Reason = "forked"
+	ReasonNoGrant          Reason = "no-grant"
+	ReasonDenied           Reason = "denied"
+	ReasonAssurance        Reason = "assurance-too-low"
+	ReasonPurpose          Reason = "purpose"
+	ReasonCondition        Reason = "condition"
+	ReasonCutoff           Reason = "cutoff"
+	ReasonHeld             Reason = "held"
+	ReasonDuty             Reason = "duty"
+	ReasonSeparation       Reason = "separation"
+	ReasonQuorum           Reason = "quorum"
+	ReasonBlastLimit       Reason = "blast-limit"
+	ReasonLastQuorum       Reason = "last-quorum"
+	ReasonNotFound         Reason = "not-found"
+	ReasonNoVersion        Reason = "no-version"
+	ReasonConflict         Reason = "conflict"
+	ReasonStale            Reason = "stale"
+	ReasonKeyReused        Reason = "idempotency-key-reused"
+	ReasonKeyLimit         Reason = "idempotency-key-limit"
+	ReasonLifecycle        Reason = "lifecycle"
+	ReasonExists           Reason = "exists"
+	ReasonRateLimited      Reason = "rate-limited"
+	ReasonOverloaded       Reason = "overloaded"
+	ReasonLimit            Reason = "limit"
+	ReasonClock            Reason = "clock"
+	ReasonStore            Reason = "store"
+	ReasonStoreFull        Reason = "store-full"
+	ReasonStarting         Reason = "starting"
+	ReasonStopping         Reason = "stopping"
+	ReasonUnreachable      Reason = "unreachable"
+	ReasonNoAgent          Reason = "no-agent"
+	ReasonUnknownOutcome   Reason = "unknown-outcome"
+	ReasonEntropy          Reason = "entropy"
+	ReasonCanceled         Reason = "canceled"
+	ReasonUnsupported      Reason = "unsupported"
+	ReasonBundleInvalid    Reason = "bundle-invalid"
+	ReasonSignature        Reason = "bad-signature"
+	ReasonExpired          Reason = "expired"
+	ReasonWrongEnvironment Reason = "wrong-environment"
+	ReasonUnknownVersion   Reason = "unknown-version"
+	ReasonTampered         Reason = "tampered"
+	ReasonAlreadyInForce   Reason = "already-in-force"
+	ReasonNotAuthentic     Reason = "not-authentic"
+	ReasonDevelopmentOnly  Reason = "development-only"
+	ReasonPermissions      Reason = "permissions"
+	ReasonDeliveryTooLate  Reason = "delivery-too-late"
+	ReasonNotDeclared      Reason = "not-declared"
+)
+
+type reasonRow struct {
+	kind Kind
+	fix  string
+}
+
+var reasons = map[Reason]reasonRow{
+	ReasonInternal:         {Internal, "this is a defect: the server's log has the details under the same request ID"},
+	ReasonInvalid:          {Invalid, "correct the request and send it again"},
+	ReasonTooLarge:         {Invalid, "send less: the limits are in the reference"},
+	ReasonNotProved:        {NotProved, "attest or log in first"},
+	ReasonNoSession:        {NotProved, "attest this machine with `bailment agent`, or log in with `bailment login`"},
+	ReasonSessionExpired:   {NotProved, "log in again, or let the agent renew"},
+	ReasonSessionForeign:   {NotProved, "this certificate is not of this environment: check BAILMENT_ENV and the address"},
+	ReasonSessionUnknown:   {NotProved, "the ledger has no entry for this certificate: attest again"},
+	ReasonTokenUnknown:     {NotProved, "ask an operator for a new join token"},
+	ReasonTokenExpired:     {NotProved, "ask an operator for a new join token"},
+	ReasonTokenSpent:       {NotProved, "another key has used this token: if it wasn't yours, revoke that node; then ask for a new token"},
+	ReasonTokenForeign:     {NotProved, "this token belongs to another environment: check the bootstrap string"},
+	ReasonBadProof:         {NotProved, "the proof does not match the key or the challenge: start again with a new challenge"},
+	ReasonBadChain:         {NotProved, "the certificate does not lead to an authority named in the bundle"},
+	ReasonReplayed:         {NotProved, "this proof was used before: start again with a new challenge"},
+	ReasonChallengeExpired: {NotProved, "start again with a new challenge"},
+	ReasonChallengeForeign: {NotProved, "this challenge was not made by this environment"},
+	ReasonKeySeen:          {NotProved, "make a new key: this one was used before by somebody else"},
+	ReasonUnknownMethod:    {Invalid, "use one of the attestation methods that this server lists"},
+	ReasonNoIdentity:       {Refused, "no identity rule of the bundle fits these claims: add one, or see `bailment explain`"},
+	ReasonAmbiguous:        {Refused, "several identity rules fit: say which with --as, or narrow the rules"},
+	ReasonForeignNode:      {Refused, "this node may not speak for that workload: add it to the workload's nodes in the bundle"},
+	ReasonLifetimeOver:     {Refused, "the enrolment reached its hard lifetime: join again with a new token"},
+	ReasonForked:           {Refused, "two holders of one enrolment were seen, so it is held: find out why, then lift the hold by an approved change"},
+	ReasonNoGrant:          {Refused, "add a grant to the bundle, or see `bailment explain`"},
+	ReasonDenied:           {Refused, "a deny grant forbids this: see `bailment explain`"},
+	ReasonAssurance:        {Refused, "attest by a stronger method, or ask for a grant that accepts this one"},
+	ReasonPurpose:          {Refused, "ask for a purpose that the grant names"},
+	ReasonCondition:        {Refused, "the grant's condition is not met: see `bailment explain`"},
+	ReasonCutoff:           {Refused, "what you hold was revoked: attest or log in again"},
+	ReasonHeld:             {Refused, "there is a hold: an operator can propose to lift it"},
+	ReasonDuty:             {Refused, "ask an operator who has this duty"},
+	ReasonSeparation:       {Refused, "somebody else has to do this"},
+	ReasonQuorum:           {Refused, "collect the missing approvals"},
+	ReasonBlastLimit:       {Refused, "narrow the scope, or have it confirmed by a quorum"},
+	ReasonLastQuorum:       {Refused, "this would cut off the last operators who can recover the environment"},
+	ReasonNotFound:         {NotFound, "check the name with the list command"},
+	ReasonNoVersion:        {NotFound, "put or generate a version first"},
+	ReasonConflict:         {Conflict, "look at the present state and decide again"},
+	ReasonStale:            {Conflict, "somebody else was faster three times: try again"},
+	ReasonKeyReused:        {Conflict, "this idempotency key was used for another request: use a new key"},
+	ReasonKeyLimit:         {Limited, "wait until older idempotency keys expire (an hour)"},
+	ReasonLifecycle:        {Conflict, "this transition is not legal from the present state"},
+	ReasonExists:           {Conflict, "it exists already: choose another name, or use it"},
+	ReasonRateLimited:      {Limited, "slow down and retry after the time given"},
+	ReasonOverloaded:       {Limited, "retry after the time given, with jitter"},
+	ReasonLimit:            {Limited, "a limit of the environment is reached: see its documentation"},
+	ReasonClock:            {Unavailable, "the server's clock jumped: check time synchronisation; it recovers when clocks agree"},
+	ReasonStore:            {Unavailable, "the store failed and is being reopened: retry, and see the server's log"},
+	ReasonStoreFull:        {Unavailable, "the disk is full: free some room; the server recovers by itself"},
+	ReasonStarting:         {Unavailable, "the server is starting: retry"},
+	ReasonStopping:         {Unavailable, "the server is stopping: retry at another"},
+	ReasonUnreachable:      {Unavailable, "check the address, that the server runs, and the network between"},
+	ReasonNoAgent:          {Unavailable, "start `bailment agent` on this machine, or point BAILMENT_AGENT at its socket"},
+	ReasonUnknownOutcome:   {UnknownOutcome, "it may have happened: retry with the same idempotency key"},
+	ReasonEntropy:          {Unavailable, "the random source failed its health test: the server makes no keys until it is restarted on a healthy machine"},
+	ReasonCanceled:         {Unavailable, "the request was cancelled before anything was done"},
+	ReasonUnsupported:      {Invalid, "this version can't do it: see the reference"},
+	ReasonBundleInvalid:    {Invalid, "run `bailment bundle check` and mend what it finds"},
+	ReasonSignature:        {NotProved, "sign with a key that is listed for you in the bundle in force"},
+	ReasonExpired:          {Conflict, "it expired: start again"},
+	ReasonWrongEnvironment: {Invalid, "this was made for another environment"},
+	ReasonUnknownVersion:   {Invalid, "upgrade this binary: it does not know this format"},
+	ReasonTampered:         {Internal, "stop, keep the directory as evidence, and compare with a checkpoint kept elsewhere"},
+	ReasonAlreadyInForce:   {Conflict, "nothing to do: this bundle is in force"},
+	ReasonNotAuthentic:     {NotProved, "compare with a bootstrap string or checkpoint kept elsewhere"},
+	ReasonDevelopmentOnly:  {Refused, "this is allowed in the development class only"},
+	ReasonPermissions:      {Invalid, "make the file readable by its owner only (chmod 0600)"},
+	ReasonDeliveryTooLate:  {Unavailable, "the release was recorded but could not be delivered in time: ask again"},
+	ReasonNotDeclared:      {Refused, "declare the secret in the bundle first"},
+}
+
+// Kind is the class that the table gives the reason; a reason outside the table is Internal.
+func (r Reason) Kind() Kind { return reasons[r].kind }
+
+// Fix is the way out that the table gives the reason.
+func (r Reason) Fix() string { return reasons[r].fix }
+
+// Reasons lists the table, for the generated reference and for tests. The order is not defined.
+func Reasons() []Reason {
+	out := make([]Reason, 0, len(reasons))
+	for r := range reasons {
+		out = append(out, r)
+	}
+	return out
+}

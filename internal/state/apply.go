@@ -1,0 +1,476 @@
+package state
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// LeaseKey names the one lease of a stored version: (identity, version, purpose). A workload's
+// identity is counted on each node by itself, so that cutting off one node takes only its leases.
+func LeaseKey(identity, node, secret string, version uint64, purpose string) string {
+	return identity + "\x00" + node + "\x00" + secret + "\x00" + strconv.FormatUint(version, 10) + "\x00" + purpose
+}
+
+// IdemName names an identity's idempotency key.
+func IdemName(identity, key string) string { return identity + "\x00" + key }
+
+func idemOwner(name string) string {
+	owner, _, _ := strings.Cut(name, "\x00")
+	return owner
+}
+
+// remember enters an idempotency key with the first effect.
+func (s *State) remember(identity string, k *IdemKey, m Meta, what Idempotent) {
+	if k == nil || k.First != 0 {
+		return
+	}
+	name := IdemName(identity, k.Key)
+	what.Request, what.Index, what.Expires = k.Request, m.Index, m.Time+idemLifetime
+	if _, had := s.Idem.Get(name); !had {
+		n, _ := s.IdemCount.Get(identity)
+		s.IdemCount.set(identity, n+1)
+	}
+	s.Idem.set(name, &what)
+	s.enqueue(what.Expires, qIdem, name)
+}
+
+func (e *Genesis) apply(s *State, m Meta) error {
+	s.Env = Env{Name: e.Name, Class: e.Class, Genesis: sha256.Sum256([]byte(e.Document)), Created: m.Time}
+	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, 1
+	s.Manifests.set(e.Manifest.String(), 1)
+	for i := range e.Keys {
+		s.addKey(&e.Keys[i], m)
+	}
+	s.Control = m.Index
+	return nil
+}
+
+func (s *State) addKey(k *KeyFacts, m Meta) {
+	kind, _, _ := strings.Cut(k.Name, "/")
+	var before []*PublicKey
+	s.Keys.From(kind+"/", func(name string, old *PublicKey) bool {
+		if !strings.HasPrefix(name, kind+"/") {
+			return false
+		}
+		if old.Current {
+			before = append(before, old)
+		}
+		return true
+	})
+	for _, old := range before {
+		retired := *old
+		retired.Current = false
+		s.Keys.set(old.Name, &retired)
+	}
+	s.Keys.set(k.Name, &PublicKey{Name: k.Name, Public: k.Public, Cert: k.Cert, Cross: k.Cross, Current: true, Created: m.Index})
+}
+
+// CurrentKey is the current key of a kind: ca, checkpoint, kek.
+func (s *State) CurrentKey(kind string) (*PublicKey, bool) {
+	var found *PublicKey
+	s.Keys.From(kind+"/", func(name string, k *PublicKey) bool {
+		if !strings.HasPrefix(name, kind+"/") {
+			return false
+		}
+		if k.Current {
+			found = k
+		}
+		return found == nil
+	})
+	return found, found != nil
+}
+
+func (e *KeyAdded) apply(s *State, m Meta) error {
+	if s.Keys.Has(e.Key.Name) {
+		return fmt.Errorf("key %s exists", e.Key.Name)
+	}
+	s.addKey(&e.Key, m)
+	s.Control = m.Index
+	return nil
+}
+
+func (e *KeysRewrapped) apply(*State, Meta) error { return nil }
+
+func (e *BundleInForce) apply(s *State, m Meta) error {
+	if e.Generation != s.Generation+1 {
+		return fmt.Errorf("generation %d does not follow %d", e.Generation, s.Generation)
+	}
+	if e.Previous != s.Bundle {
+		return fmt.Errorf("it replaces another bundle than the one in force")
+	}
+	if c, ok := s.Changes.Get(e.Change); ok {
+		if !c.Complete() || c.State != Proposed || c.Manifest != e.Manifest {
+			return fmt.Errorf("change %d does not bring this bundle into force", e.Change)
+		}
+		s.setChange(c, InForce)
+	}
+	s.Changes.All(func(_ uint64, c *Change) bool {
+		if c.State == InForce && c.Index != e.Change {
+			s.setChange(c, Superseded)
+			return false
+		}
+		return true
+	})
+	s.Generation, s.Bundle, s.BundleAt = e.Generation, e.Manifest, m.Index
+	s.Manifests.set(e.Manifest.String(), e.Generation)
+	s.Control = m.Index
+	return nil
+}
+
+func (s *State) setChange(c *Change, to ChangeState) {
+	n := *c
+	n.State = to
+	s.Changes.set(n.Index, &n)
+}
+
+// spend remembers a nonce until what it was for has expired.
+func (s *State) spend(nonce string, until Millis) error {
+	name := "nonce:" + nonce
+	if s.Once.Has(name) {
+		return fmt.Errorf("nonce used before")
+	}
+	s.Once.set(name, until)
+	s.enqueue(until, qOnce, name)
+	return nil
+}
+
+func (e *ChangeProposed) apply(s *State, m Meta) error {
+	if err := s.spend(e.Nonce, e.Expires); err != nil {
+		return err
+	}
+	s.Changes.set(m.Index, &Change{
+		Index: m.Index, Action: e.Action, State: Proposed, Manifest: e.Manifest, Base: e.Base,
+		Target: e.Target, Proposer: e.Actor.Identity, Required: e.Required, SelfOK: e.SelfOK,
+		Created: m.Time, Expires: e.Expires, Reason: e.Reason,
+	})
+	s.enqueue(e.Expires+keepChange, qChange, indexKey(m.Index))
+	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
+	return nil
+}
+
+func (e *ChangeApproved) apply(s *State, m Meta) error {
+	c, ok := s.Changes.Get(e.Change)
+	if !ok || c.StateAt(m.Time) != Proposed {
+		return fmt.Errorf("change %d is not open", e.Change)
+	}
+	if c.ApprovedBy(e.Signature.Person) {
+		return fmt.Errorf("%s approved change %d before", e.Signature.Person, e.Change)
+	}
+	if err := s.spend(e.Nonce, c.Expires); err != nil {
+		return err
+	}
+	n := *c
+	n.Approvals = append(append([]Approval(nil), c.Approvals...),
+		Approval{Person: e.Signature.Person, Index: m.Index, Key: e.Signature.Key})
+	s.Changes.set(n.Index, &n)
+	return nil
+}
+
+func (e *ChangeRejected) apply(s *State, m Meta) error {
+	c, ok := s.Changes.Get(e.Change)
+	if !ok || c.StateAt(m.Time) != Proposed {
+		return fmt.Errorf("change %d is not open", e.Change)
+	}
+	s.setChange(c, Rejected)
+	return nil
+}
+
+func (e *TokenCreated) apply(s *State, m Meta) error {
+	if s.Tokens.Has(e.ID) {
+		return fmt.Errorf("join token %s exists", e.ID)
+	}
+	s.Tokens.set(e.ID, &Token{ID: e.ID, Public: e.Public, Name: e.Name, Created: m.Index, By: e.Actor.Identity, Expires: e.Expires})
+	s.enqueue(e.Expires+keepToken, qToken, e.ID)
+	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
+	return nil
+}
+
+func (e *SessionOpened) apply(s *State, m Meta) error {
+	if e.Challenge != "" {
+		if s.Once.Has(e.Challenge) {
+			return fmt.Errorf("challenge used before")
+		}
+		s.Once.set(e.Challenge, e.ChallengeTo)
+		s.enqueue(e.ChallengeTo, qOnce, e.Challenge)
+	}
+	if e.Token != "" {
+		t, ok := s.Tokens.Get(e.Token)
+		if !ok || (!t.SpentBy.IsZero() && t.SpentBy != e.Key) {
+			return fmt.Errorf("join token %s is not this key's", e.Token)
+		}
+		if t.SpentBy.IsZero() {
+			n := *t
+			n.SpentBy, n.SpentAt = e.Key, m.Index
+			s.Tokens.set(e.Token, &n)
+		}
+	}
+	root := e.Root
+	if root == 0 {
+		root = m.Index
+	}
+	s.Sessions.set(m.Index, &Session{
+		Index: m.Index, Identity: e.Identity, Via: e.Via, Method: e.Method, Anchor: e.Anchor,
+		Assurance: e.Assurance, Node: e.Node, NodeSess: e.NodeSession, Root: root, Key: e.Key,
+		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims,
+	})
+	s.enqueue(e.Expires+keepSession, qSession, indexKey(m.Index))
+
+	id := &Identity{Path: e.Identity, First: m.Time}
+	if old, ok := s.Identities.Get(e.Identity); ok {
+		first := old.First
+		*id = *old
+		id.First = first
+	} else {
+		s.enqueue(max(m.Time, e.Lifetime)+keepIdentity, qIdentity, e.Identity)
+	}
+	id.Method, id.Anchor, id.Root, id.Counter = e.Method, e.Anchor, root, e.Counter
+	if !e.Redelivery {
+		id.Prior = id.Session
+	}
+	id.Key, id.Lifetime, id.Last, id.Session = e.Key, e.Lifetime, m.Time, m.Index
+	id.Assurance, id.Evidence, id.Claims = e.Assurance, e.Evidence, e.Claims
+	s.Identities.set(e.Identity, id)
+
+	thumb := string(e.Key[:])
+	if _, seen := s.SeenKeys.Get(thumb); !seen {
+		s.enqueue(e.Expires+keepKey, qKey, thumb)
+	}
+	s.SeenKeys.set(thumb, &SeenKey{Identity: e.Identity, Until: e.Expires + keepKey})
+	return nil
+}
+
+func (e *SessionClosed) apply(s *State, _ Meta) error {
+	x, ok := s.Sessions.Get(e.Session)
+	if !ok {
+		return fmt.Errorf("no session %d", e.Session)
+	}
+	n := *x
+	n.Closed = true
+	s.Sessions.set(n.Index, &n)
+	return nil
+}
+
+func (e *SecretWritten) apply(s *State, m Meta) error {
+	sec := &Secret{Path: e.Secret, Created: m.Index}
+	if old, ok := s.Secrets.Get(e.Secret); ok {
+		*sec = *old
+	}
+	if e.Version != sec.Last+1 {
+		return fmt.Errorf("version %d of %s does not follow %d", e.Version, e.Secret, sec.Last)
+	}
+	if e.State != Staged && e.State != Current {
+		return fmt.Errorf("a version is not written as %s", e.State)
+	}
+	versions := make([]*Version, 0, len(sec.Versions)+1)
+	for _, v := range sec.Versions {
+		if v.Number == e.Retires {
+			moved, err := moveVersion(v, Retiring, e.Until, m.Time)
+			if err != nil {
+				return err
+			}
+			v = moved
+		}
+		if contains(e.Destroys, v.Number) {
+			if err := checkDestroy(v, m.Time); err != nil {
+				return err
+			}
+			continue
+		}
+		versions = append(versions, v)
+	}
+	versions = append(versions, &Version{
+		Number: e.Version, State: e.State, Sealed: m.Index, Digest: e.Digest, Created: m.Time,
+		By: e.Actor.Identity, Recipe: e.Recipe,
+	})
+	if e.State == Current {
+		if sec.Current != 0 && e.Retires != sec.Current {
+			return fmt.Errorf("%s would have two current versions", e.Secret)
+		}
+		sec.Current = e.Version
+	}
+	sec.Last, sec.Versions = e.Version, versions
+	s.Secrets.set(e.Secret, sec)
+	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version})
+	return nil
+}
+
+func contains(list []uint64, n uint64) bool {
+	for _, x := range list {
+		if x == n {
+			return true
+		}
+	}
+	return false
+}
+
+func checkDestroy(v *Version, now Millis) error {
+	return CheckMove(v.StateAt(now), Destroyed)
+}
+
+func moveVersion(v *Version, to VersionState, until, now Millis) (*Version, error) {
+	if err := CheckMove(v.StateAt(now), to); err != nil {
+		return nil, err
+	}
+	n := *v
+	n.State, n.Until = to, until
+	return &n, nil
+}
+
+func (e *SecretMoved) apply(s *State, m Meta) error {
+	old, ok := s.Secrets.Get(e.Secret)
+	if !ok {
+		return problem.New(problem.ReasonNotFound, "no secret %s", e.Secret)
+	}
+	sec := *old
+	sec.Versions = append([]*Version(nil), old.Versions...)
+	found := false
+	for i, v := range sec.Versions {
+		switch v.Number {
+		case e.Version:
+			if v.StateAt(m.Time) != e.From {
+				return fmt.Errorf("version %d of %s is %s, not %s", e.Version, e.Secret, v.StateAt(m.Time), e.From)
+			}
+			n, err := moveVersion(v, e.To, e.Until, m.Time)
+			if err != nil {
+				return err
+			}
+			sec.Versions[i], found = n, true
+		case e.Retires:
+			n, err := moveVersion(v, Retiring, e.Until, m.Time)
+			if err != nil {
+				return err
+			}
+			sec.Versions[i] = n
+		}
+	}
+	if !found {
+		return fmt.Errorf("no version %d of %s", e.Version, e.Secret)
+	}
+	switch {
+	case e.To == Current:
+		if sec.Current != 0 && sec.Current != e.Retires {
+			return fmt.Errorf("%s would have two current versions", e.Secret)
+		}
+		sec.Current = e.Version
+	case e.Version == sec.Current:
+		sec.Current = 0
+	}
+	s.Secrets.set(e.Secret, &sec)
+	return nil
+}
+
+func (e *SecretReleased) apply(s *State, m Meta) error {
+	if e.Lease == 0 {
+		l := &Lease{
+			ID: m.Index, Identity: e.Actor.Identity, Node: e.Actor.Node, Anchor: e.Anchor, Session: e.Actor.Session,
+			Root: e.Root, Secret: e.Secret, Version: e.Version, Purpose: e.Purpose, Grant: e.Ruling.Grant,
+			Created: m.Time, Expires: e.Expires, Max: e.Max,
+		}
+		k := LeaseKey(l.Identity, l.Node, l.Secret, l.Version, l.Purpose)
+		if before, ok := s.LeaseOf.Get(k); ok {
+			s.dropLease(before)
+		}
+		s.Leases.set(l.ID, l)
+		s.LeaseOf.set(k, l.ID)
+		s.enqueue(l.Expires+keepLease, qLease, indexKey(l.ID))
+	} else if l, ok := s.Leases.Get(e.Lease); !ok || l.Expires != e.Expires {
+		return fmt.Errorf("lease %d is not as the release says", e.Lease)
+	}
+	if e.Idem != nil && e.Idem.First == 0 {
+		lease := e.Lease
+		if lease == 0 {
+			lease = m.Index
+		}
+		s.remember(e.Actor.Identity, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease, Root: e.Root})
+	}
+	return nil
+}
+
+func (e *LeaseRenewed) apply(s *State, m Meta) error {
+	l, ok := s.Leases.Get(e.Lease)
+	if !ok || l.Expires <= m.Time {
+		return fmt.Errorf("lease %d is not active", e.Lease)
+	}
+	if e.Expires > l.Max {
+		return fmt.Errorf("lease %d can't be renewed beyond its maximum", e.Lease)
+	}
+	n := *l
+	n.Expires = e.Expires
+	s.Leases.set(n.ID, &n)
+	return nil
+}
+
+func (e *LeaseReturned) apply(s *State, _ Meta) error {
+	if !s.Leases.Has(e.Lease) {
+		return fmt.Errorf("no lease %d", e.Lease)
+	}
+	s.dropLease(e.Lease)
+	return nil
+}
+
+func (e *RevocationRecorded) apply(s *State, m Meta) error {
+	if _, err := ParseScope(e.Scope); err != nil {
+		return err
+	}
+	if e.Cutoff {
+		s.Cutoffs.set(e.Scope, m.Index)
+	}
+	if e.Hold {
+		s.Holds.set(e.Scope, &Hold{Scope: e.Scope, Index: m.Index, By: e.Actor.Identity, Reason: e.Reason, Until: e.Until})
+		if e.Until != 0 {
+			s.enqueue(e.Until, qHold, e.Scope)
+		}
+	}
+	if c, ok := s.Changes.Get(e.Change); ok && e.Change != 0 {
+		s.setChange(c, Done)
+	}
+	s.Control = m.Index
+	return nil
+}
+
+func (e *HoldLifted) apply(s *State, m Meta) error {
+	h, ok := s.Holds.Get(e.Scope)
+	if !ok || h.Index != e.Hold {
+		return fmt.Errorf("there is no such hold on %s", e.Scope)
+	}
+	s.Holds.del(e.Scope)
+	if c, ok := s.Changes.Get(e.Change); ok {
+		s.setChange(c, Done)
+	}
+	s.Control = m.Index
+	return nil
+}
+
+func (e *RequestDenied) apply(s *State, m Meta) error {
+	minute := int64(m.Time) / 60_000
+	d := &DenialMinute{Minute: minute, Count: 1}
+	if old, ok := s.Denials.Get(e.Actor.Identity); !ok {
+		s.enqueue(Millis(minute+2)*60_000, qDenial, e.Actor.Identity)
+	} else if old.Minute == minute {
+		d.Count = old.Count + 1
+	}
+	s.Denials.set(e.Actor.Identity, d)
+	return nil
+}
+
+func (e *DenialsSummed) apply(*State, Meta) error { return nil }
+
+func (e *StateRootSet) apply(s *State, m Meta) error {
+	if e.Index >= m.Index {
+		return fmt.Errorf("a state root covers what came before it")
+	}
+	s.Root = StateRoot{Index: e.Index, Root: e.Root}
+	return nil
+}
+
+func (e *ProtocolRaised) apply(s *State, _ Meta) error {
+	if e.Version <= s.Protocol {
+		return fmt.Errorf("protocol %d is not above %d", e.Version, s.Protocol)
+	}
+	s.Protocol = e.Version
+	return nil
+}

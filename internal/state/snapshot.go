@@ -1,0 +1,170 @@
+package state
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+)
+
+// snapshotVersion is that of the format below. A snapshot of another version is not read: the
+// state is replayed instead.
+const snapshotVersion = 1
+
+// head is the part of a snapshot that is not a table.
+type head struct {
+	Format     int       `json:"format"`
+	Env        Env       `json:"env"`
+	Next       uint64    `json:"next"`
+	Time       Millis    `json:"time"`
+	Generation uint64    `json:"generation"`
+	Bundle     Digest    `json:"bundle"`
+	BundleAt   uint64    `json:"bundle_at"`
+	Protocol   int       `json:"protocol"`
+	Control    uint64    `json:"control"`
+	Root       StateRoot `json:"root"`
+}
+
+// Snapshot writes the state in its canonical form: a line of JSON for the head, then for each
+// table its name, its number of rows, and a line a row in order of keys. Its SHA-256 is the state root.
+func (s *State) Snapshot(out io.Writer) error {
+	w := bufio.NewWriterSize(out, 1<<16)
+	enc := json.NewEncoder(w)
+	h := head{
+		Format: snapshotVersion, Env: s.Env, Next: s.Next, Time: s.Time, Generation: s.Generation,
+		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root,
+	}
+	if err := enc.Encode(h); err != nil {
+		return fmt.Errorf("writing the state's head: %w", err)
+	}
+	for _, t := range s.tables() {
+		if err := t.write(w, enc); err != nil {
+			return fmt.Errorf("writing the state's table %s: %w", t.name, err)
+		}
+	}
+	return w.Flush()
+}
+
+// RootOf is the SHA-256 of a snapshot's bytes.
+func RootOf(snapshot []byte) Digest { return sha256.Sum256(snapshot) }
+
+// Restore reads a snapshot strictly.
+func Restore(data []byte) (*State, error) {
+	s := New()
+	r := bufio.NewReaderSize(bytes.NewReader(data), 1<<16)
+	line, err := r.ReadBytes('\n')
+	if err != nil {
+		return nil, fmt.Errorf("reading a state snapshot: %w", err)
+	}
+	var h head
+	if err := strict(line, &h); err != nil {
+		return nil, fmt.Errorf("reading a state snapshot: %w", err)
+	}
+	if h.Format != snapshotVersion {
+		return nil, fmt.Errorf("state snapshot has format %d, not %d", h.Format, snapshotVersion)
+	}
+	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
+	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
+	for _, t := range s.tables() {
+		if err := t.read(r); err != nil {
+			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
+		}
+	}
+	if _, err := r.ReadByte(); err != io.EOF {
+		return nil, fmt.Errorf("trailing data after a state snapshot")
+	}
+	return s, nil
+}
+
+type tableIO struct {
+	name  string
+	write func(*bufio.Writer, *json.Encoder) error
+	read  func(*bufio.Reader) error
+}
+
+// tables lists every table in the order of the snapshot.
+func (s *State) tables() []tableIO {
+	return []tableIO{
+		tableOf("secrets", s.Secrets), tableOf("leases", s.Leases), tableOf("lease_of", s.LeaseOf),
+		tableOf("sessions", s.Sessions), tableOf("identities", s.Identities), tableOf("tokens", s.Tokens),
+		tableOf("changes", s.Changes), tableOf("cutoffs", s.Cutoffs), tableOf("holds", s.Holds),
+		tableOf("idem", s.Idem), tableOf("idem_count", s.IdemCount), tableOf("once", s.Once),
+		tableOf("seen_keys", s.SeenKeys), tableOf("denials", s.Denials), tableOf("keys", s.Keys),
+		tableOf("manifests", s.Manifests), tableOf("queue", s.queue),
+	}
+}
+
+// row is a line of a table. A text key is hex, because some keys are bytes.
+type row[V any] struct {
+	Key   string `json:"k,omitempty"`
+	Index uint64 `json:"i,omitempty"`
+	Value V      `json:"v"`
+}
+
+type tableHead struct {
+	Table string `json:"table"`
+	Rows  int    `json:"rows"`
+}
+
+func tableOf[K cmp.Ordered, V any](name string, t Table[K, V]) tableIO {
+	return tableIO{
+		name: name,
+		write: func(w *bufio.Writer, enc *json.Encoder) error {
+			if err := enc.Encode(tableHead{name, t.Len()}); err != nil {
+				return err
+			}
+			var err error
+			t.All(func(k K, v V) bool {
+				r := row[V]{Value: v}
+				switch k := any(k).(type) {
+				case string:
+					r.Key = hex.EncodeToString([]byte(k))
+				case uint64:
+					r.Index = k
+				}
+				err = enc.Encode(r)
+				return err == nil
+			})
+			return err
+		},
+		read: func(r *bufio.Reader) error {
+			line, err := r.ReadBytes('\n')
+			if err != nil {
+				return err
+			}
+			var h tableHead
+			if err := strict(line, &h); err != nil {
+				return err
+			}
+			if h.Table != name {
+				return fmt.Errorf("found table %q", h.Table)
+			}
+			for range h.Rows {
+				if line, err = r.ReadBytes('\n'); err != nil {
+					return err
+				}
+				var got row[V]
+				if err := json.Unmarshal(line, &got); err != nil {
+					return err
+				}
+				var k K
+				switch p := any(&k).(type) {
+				case *string:
+					b, err := hex.DecodeString(got.Key)
+					if err != nil {
+						return err
+					}
+					*p = string(b)
+				case *uint64:
+					*p = got.Index
+				}
+				t.set(k, got.Value)
+			}
+			return nil
+		},
+	}
+}

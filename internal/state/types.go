@@ -1,0 +1,139 @@
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// Kind names an entry type and its version. A published pair never changes its meaning.
+type Kind struct {
+	Type    string
+	Version int
+}
+
+func (k Kind) String() string { return k.Type + " v" + strconv.Itoa(k.Version) }
+
+// Event is what an entry says happened. The set is closed: see Types.
+type Event interface {
+	Kind() Kind
+	apply(s *State, m Meta) error
+}
+
+// Type is a row of the table of entry types.
+type Type struct {
+	Kind Kind
+	New  func() Event
+	Doc  string
+}
+
+// Types is the closed table of entry types and versions. testdata/replay keeps at least one entry
+// of each for ever; a new pair is a new row here, a struct with its reducer, and an example there.
+var Types = []Type{
+	{Kind{"environment.genesis", 1}, func() Event { return new(Genesis) }, "the environment came to be; entry 0"},
+	{Kind{"bundle.in_force", 1}, func() Event { return new(BundleInForce) }, "a bundle came into force as a new generation"},
+	{Kind{"change.proposed", 1}, func() Event { return new(ChangeProposed) }, "an operator proposed a bundle or a sensitive act"},
+	{Kind{"change.approved", 1}, func() Event { return new(ChangeApproved) }, "an operator approved a change"},
+	{Kind{"change.rejected", 1}, func() Event { return new(ChangeRejected) }, "an operator rejected a change, which ends it"},
+	{Kind{"token.created", 1}, func() Event { return new(TokenCreated) }, "an operator made a join token"},
+	{Kind{"session.opened", 1}, func() Event { return new(SessionOpened) }, "an identity was proved, or renewed, and got a session"},
+	{Kind{"session.closed", 1}, func() Event { return new(SessionClosed) }, "a session was given back"},
+	{Kind{"secret.written", 1}, func() Event { return new(SecretWritten) }, "a secret got a new version"},
+	{Kind{"secret.moved", 1}, func() Event { return new(SecretMoved) }, "a version changed its lifecycle state"},
+	{Kind{"secret.released", 1}, func() Event { return new(SecretReleased) }, "a version was released to an identity under a lease"},
+	{Kind{"lease.renewed", 1}, func() Event { return new(LeaseRenewed) }, "a lease was prolonged"},
+	{Kind{"lease.returned", 1}, func() Event { return new(LeaseReturned) }, "a lease was given back"},
+	{Kind{"revocation.recorded", 1}, func() Event { return new(RevocationRecorded) }, "a cutoff or hold was set on a scope"},
+	{Kind{"hold.lifted", 1}, func() Event { return new(HoldLifted) }, "a hold was lifted by an approved change"},
+	{Kind{"request.denied", 1}, func() Event { return new(RequestDenied) }, "a proved identity was refused"},
+	{Kind{"denials.summed", 1}, func() Event { return new(DenialsSummed) }, "denials of one minute that were not entered one by one"},
+	{Kind{"key.added", 1}, func() Event { return new(KeyAdded) }, "a key of the environment was added and became the current one of its kind"},
+	{Kind{"keys.rewrapped", 1}, func() Event { return new(KeysRewrapped) }, "data keys were wrapped anew under the current key-encryption key"},
+	{Kind{"state.root", 1}, func() Event { return new(StateRootSet) }, "the reduced state up to an index was committed to"},
+	{Kind{"protocol.raised", 1}, func() Event { return new(ProtocolRaised) }, "newer entry types may be written from here on"},
+}
+
+var typeIndex = func() map[Kind]func() Event {
+	m := make(map[Kind]func() Event, len(Types))
+	for _, t := range Types {
+		m[t.Kind] = t.New
+	}
+	return m
+}()
+
+// Entry is an event with its time.
+type Entry struct {
+	Time  Millis
+	Event Event
+}
+
+// MaxBody is the largest body of an entry, in bytes. Larger documents are blobs.
+const MaxBody = 32 << 10
+
+// Encode writes an entry's body: {"type":…,"v":…,"time":…,"body":{…}}.
+func Encode(e *Entry) ([]byte, error) {
+	k := e.Event.Kind()
+	body, err := json.Marshal(e.Event)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %s: %w", k, err)
+	}
+	b := make([]byte, 0, len(body)+len(k.Type)+64)
+	b = append(b, `{"type":"`...)
+	b = append(b, k.Type...)
+	b = append(b, `","v":`...)
+	b = strconv.AppendInt(b, int64(k.Version), 10)
+	b = append(b, `,"time":"`...)
+	b = e.Time.Time().AppendFormat(b, millisLayout)
+	b = append(b, `","body":`...)
+	b = append(b, body...)
+	b = append(b, '}')
+	if len(b) > MaxBody {
+		return nil, problem.New(problem.ReasonTooLarge, "a %s entry of %d bytes is over the limit of %d", k, len(b), MaxBody)
+	}
+	return b, nil
+}
+
+type envelope struct {
+	Type string          `json:"type"`
+	V    int             `json:"v"`
+	Time Millis          `json:"time"`
+	Body json.RawMessage `json:"body"`
+}
+
+// Decode reads an entry's body strictly: an unknown type, version or field is an error, because a
+// server that skips what it does not understand would enforce something else than was decided.
+func Decode(b []byte) (*Entry, error) {
+	if len(b) > MaxBody {
+		return nil, problem.New(problem.ReasonTooLarge, "an entry of %d bytes is over the limit of %d", len(b), MaxBody)
+	}
+	var env envelope
+	if err := strict(b, &env); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonTampered, "reading an entry")
+	}
+	k := Kind{env.Type, env.V}
+	mk, ok := typeIndex[k]
+	if !ok {
+		return nil, problem.New(problem.ReasonUnknownVersion, "entry type %q is not known to this version", k.String())
+	}
+	ev := mk()
+	if err := strict(env.Body, ev); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonTampered, "reading a %s entry", k)
+	}
+	return &Entry{Time: env.Time, Event: ev}, nil
+}
+
+func strict(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("trailing data after the document")
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package sqlite
+
+import (
+	"database/sql/driver"
+	"fmt"
+
+	"github.com/bailment/bailment/internal/store"
+)
+
+// migration is one step forward of the schema. There is no way back: a step expands first, and
+// what it replaces is dropped in a later version, when no supported one reads it any more.
+type migration struct {
+	version   int64
+	minReader int64 // the lowest version of this list that can still read and write the result
+	note      string
+	sql       string
+}
+
+// migrations is the whole history of the schema, oldest first. A published row never changes.
+//
+// Choices of version 1:
+//   - Every key on the hot path rises with the entries (idx, hash, id), so that rows are appended
+//     at the right edge of their tree. A random key there would dirty a page per row.
+//   - batches is keyed by the first stored hash, because that is what it is looked up by; its
+//     newest row is the head. Hashes are one blob per batch: a row each doubled the cost.
+//   - an entry has data (salt, then body) or, redacted, a commitment: two columns, because a
+//     length can't tell them apart.
+//   - narrow columns stand before wide ones, so that scans don't follow overflow pages.
+//   - a snapshot is cut into parts, each committed by itself, so that a large one neither holds up
+//     commits nor blows up the write-ahead log; its row in snapshots is written last.
+//   - no foreign keys: rows are only ever removed by their own key.
+var migrations = []migration{
+	{1, 1, "first version", `
+CREATE TABLE entries (idx INTEGER PRIMARY KEY, data BLOB, commitment BLOB) STRICT;
+CREATE TABLE batches (hash INTEGER PRIMARY KEY, first INTEGER NOT NULL, count INTEGER NOT NULL,
+	time INTEGER NOT NULL, root BLOB NOT NULL, hashes BLOB NOT NULL) STRICT;
+CREATE TABLE sealed (id INTEGER PRIMARY KEY, kek INTEGER NOT NULL, wrapped BLOB NOT NULL, ciphertext BLOB NOT NULL) STRICT;
+CREATE TABLE blobs (digest BLOB PRIMARY KEY, data BLOB NOT NULL) STRICT;
+CREATE TABLE keys (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
+CREATE TABLE checkpoint (one INTEGER PRIMARY KEY CHECK (one = 1), signed BLOB NOT NULL) STRICT;
+CREATE TABLE snapshots (idx INTEGER PRIMARY KEY, first_part INTEGER NOT NULL, parts INTEGER NOT NULL, size INTEGER NOT NULL) STRICT;
+CREATE TABLE snapshot_parts (id INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+`},
+}
+
+// metaTable holds a row per migration done. Its shape is fixed for ever: it is read before
+// anything is known about the rest.
+const metaTable = `CREATE TABLE IF NOT EXISTS meta (version INTEGER PRIMARY KEY, min_reader INTEGER NOT NULL, note TEXT NOT NULL) STRICT`
+
+// schemaVersion reads what the store says of itself: the newest migration done, and the lowest
+// version that may open it.
+func schemaVersion(c *conn) (version, minReader int64, err error) {
+	var v, m int64
+	_, err = c.one([]any{&v, &m}, `SELECT coalesce(max(version), 0), coalesce(max(min_reader), 0) FROM meta`)
+	return v, m, err
+}
+
+// migrate applies the steps of list that the store misses, each in its own transaction, and
+// refuses only a store that says it can't be read by the newest of list. A store with a higher
+// version but a low enough min_reader is opened as it is.
+func migrate(c *conn, list []migration) error {
+	if err := c.script(metaTable); err != nil {
+		return err
+	}
+	have, minReader, err := schemaVersion(c)
+	if err != nil {
+		return err
+	}
+	ours := list[len(list)-1].version
+	if minReader > ours {
+		return fmt.Errorf("%w: its schema %d needs a program that knows schema %d, this one knows %d",
+			store.ErrTooNew, have, minReader, ours)
+	}
+	for _, m := range list {
+		if m.version <= have {
+			continue
+		}
+		if err := applyMigration(c, m); err != nil {
+			return fmt.Errorf("migration %d (%s): %w", m.version, m.note, err)
+		}
+	}
+	return nil
+}
+
+func applyMigration(c *conn, m migration) error {
+	if err := c.do("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := c.script(m.sql)
+	if err == nil {
+		err = c.do(`INSERT INTO meta (version, min_reader, note) VALUES (?, ?, ?)`, driver.Value(m.version), m.minReader, m.note)
+	}
+	if err == nil {
+		err = c.do("COMMIT")
+	}
+	if err != nil {
+		_ = c.do("ROLLBACK") // the first error is the one that counts
+	}
+	return err
+}
