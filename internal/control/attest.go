@@ -303,12 +303,12 @@ func (e *Environment) verify(s *state.State, method attest.Method, in attest.Inp
 // canonicalClaims brings claims into the form that they have after being read back from the ledger, so
 // that a decision now and its replay see the same values.
 func canonicalClaims(in map[string]any) (map[string]any, error) {
-	if err := attest.CheckClaims(in); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
-	}
 	b, err := json.Marshal(in)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
+	}
+	if len(b) > attest.MaxClaims {
+		return nil, problem.New(problem.ReasonTooLarge, "claims of %d bytes are over the limit of %d", len(b), attest.MaxClaims)
 	}
 	var out map[string]any
 	if err := json.Unmarshal(b, &out); err != nil {

@@ -15,8 +15,9 @@ import (
 // Limits of claims. The static cost of conditions is computed from them.
 const (
 	MaxClaimDepth  = 8
-	MaxClaimValues = 1024 // scalars, lists and maps together
-	MaxClaimText   = 8192 // bytes of one text or key
+	MaxClaimValues = 1024  // scalars, lists and maps together
+	MaxClaimText   = 8192  // bytes of one text or name
+	MaxClaimBytes  = 65536 // of all texts and names together
 	maxExactFloat  = 1 << 53
 )
 
@@ -34,8 +35,8 @@ var noClaims = types.NewStringInterfaceMap(types.DefaultTypeAdapter, map[string]
 // A whole number is an integer however it was typed, so that claims mean the same before and after
 // they were written as JSON. The map is copied. Errors name the claim and never its value.
 func PrepareClaims(m map[string]any) (Claims, error) {
-	count := 0
-	v, err := prepare(m, 0, &count)
+	var used claimUse
+	v, err := prepare(m, 0, &used)
 	if err != nil {
 		return Claims{}, fmt.Errorf("claims%w", err)
 	}
@@ -82,17 +83,30 @@ func claimName(keys []string) string {
 	return name
 }
 
-func prepare(v any, depth int, count *int) (ref.Val, error) {
+// claimUse counts what claims take.
+type claimUse struct{ values, bytes int }
+
+func (u *claimUse) text(s string) error {
+	if len(s) > MaxClaimText || !utf8.ValidString(s) {
+		return fmt.Errorf(": a text or name is longer than %d bytes or not UTF-8", MaxClaimText)
+	}
+	if u.bytes += len(s); u.bytes > MaxClaimBytes {
+		return fmt.Errorf(" have more than %d bytes", MaxClaimBytes)
+	}
+	return nil
+}
+
+func prepare(v any, depth int, used *claimUse) (ref.Val, error) {
 	if depth > MaxClaimDepth {
 		return nil, fmt.Errorf(" are nested deeper than %d", MaxClaimDepth)
 	}
-	if *count++; *count > MaxClaimValues {
+	if used.values++; used.values > MaxClaimValues {
 		return nil, fmt.Errorf(" have more than %d values", MaxClaimValues)
 	}
 	switch v := v.(type) {
 	case string:
-		if len(v) > MaxClaimText || !utf8.ValidString(v) {
-			return nil, fmt.Errorf(": a text is longer than %d bytes or not UTF-8", MaxClaimText)
+		if err := used.text(v); err != nil {
+			return nil, err
 		}
 		return types.String(v), nil
 	case bool:
@@ -126,17 +140,17 @@ func prepare(v any, depth int, count *int) (ref.Val, error) {
 		for i := range v {
 			list[i] = v[i]
 		}
-		return prepareList(list, depth, count)
+		return prepareList(list, depth, used)
 	case []any:
-		return prepareList(v, depth, count)
+		return prepareList(v, depth, used)
 	case map[string]string:
 		m := make(map[string]any, len(v))
 		for k := range v {
 			m[k] = v[k]
 		}
-		return prepareMap(m, depth, count)
+		return prepareMap(m, depth, used)
 	case map[string]any:
-		return prepareMap(v, depth, count)
+		return prepareMap(v, depth, used)
 	}
 	return nil, fmt.Errorf(": a value is of type %T", v)
 }
@@ -151,10 +165,10 @@ func prepareFloat(f float64) (ref.Val, error) {
 	return types.Double(f), nil
 }
 
-func prepareList(list []any, depth int, count *int) (ref.Val, error) {
+func prepareList(list []any, depth int, used *claimUse) (ref.Val, error) {
 	out := make([]ref.Val, len(list))
 	for i := range list {
-		v, err := prepare(list[i], depth+1, count)
+		v, err := prepare(list[i], depth+1, used)
 		if err != nil {
 			return nil, fmt.Errorf("[%d]%w", i, err)
 		}
@@ -163,13 +177,13 @@ func prepareList(list []any, depth int, count *int) (ref.Val, error) {
 	return types.NewRefValList(types.DefaultTypeAdapter, out), nil
 }
 
-func prepareMap(m map[string]any, depth int, count *int) (ref.Val, error) {
+func prepareMap(m map[string]any, depth int, used *claimUse) (ref.Val, error) {
 	out := make(map[string]any, len(m))
 	for k, value := range m {
-		if len(k) > MaxClaimText || !utf8.ValidString(k) {
-			return nil, fmt.Errorf(": a name is longer than %d bytes or not UTF-8", MaxClaimText)
+		if err := used.text(k); err != nil {
+			return nil, err
 		}
-		v, err := prepare(value, depth+1, count)
+		v, err := prepare(value, depth+1, used)
 		if err != nil {
 			return nil, fmt.Errorf(".%.64s%w", k, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +22,7 @@ func TestPrepareClaimsRefuses(t *testing.T) {
 		"deep":     deep,
 		"many":     {"l": make([]any, 0), "m": strings.Split(strings.Repeat("x,", MaxClaimValues), ",")},
 		"long":     {"s": strings.Repeat("S3CRET", MaxClaimText)},
+		"bytes":    {"l": slices.Repeat([]string{strings.Repeat("x", MaxClaimText)}, 9)},
 		"not utf8": {"s": "\xff"},
 		"name":     {"\xff": 1},
 		"nan":      {"f": math.NaN()},

@@ -108,6 +108,92 @@ func TestNearestReason(t *testing.T) {
 	}
 }
 
+// Among grants that came equally far the first by name is told, in whatever order they are found.
+func TestNearestGrantIsStable(t *testing.T) {
+	rest := ", secrets: [db/x/*], purposes: [other]"
+	p := mustCompile(t, with(t,
+		"Grant b actions: [secret.read], identities: [/workload/payments-api]"+rest,
+		"Grant a actions: [secret.read], identities: [/*]"+rest,
+		"Grant c actions: [secret.read], identities: [/workload/*]"+rest,
+	))
+	in := &Input{Action: ReadSecret, Identity: "/workload/payments-api", Secret: "db/x/y", Purpose: "test", Assurance: identity.Key}
+	if d := p.Decide(in); d.Grant != "a" || d.Reason != problem.ReasonPurpose {
+		t.Errorf("%+v", d)
+	}
+}
+
+// Only reading has a purpose: a grant for more than reading is not lost for the rest of it.
+func TestPurposeIsForReading(t *testing.T) {
+	p := mustCompile(t, with(t,
+		"Grant a actions: [secret.read, secret.write], identities: [/workload/payments-api], secrets: [db/x/*, db/password], purposes: [other]",
+		"Grant d effect: deny, actions: [secret.read, secret.list], identities: [/human/alice], secrets: [db/*], purposes: [test]",
+	))
+	in := &Input{Action: WriteSecret, Identity: "/workload/payments-api", Secret: "db/password", Assurance: identity.Key}
+	if d := p.Decide(in); !d.Allow {
+		t.Errorf("%+v", d)
+	}
+	in = &Input{Action: ListSecret, Identity: "/human/alice", Secret: "db/password", Assurance: identity.Key}
+	if d := p.Decide(in); d.Allow || d.Grant != "d" {
+		t.Errorf("%+v", d)
+	}
+}
+
+// Reducing a list of patterns never changes what it selects, and leaves no two that overlap.
+func TestPropertyReduce(t *testing.T) {
+	texts := []string{"a", "a/b", "a/b/c", "a/*", "a/b/*", "b", "b/*", "*"}
+	paths := []string{"a", "a/b", "a/b/c", "a/b/c/d", "a/x", "b", "b/x", "c"}
+	rapid.Check(t, func(rt *rapid.T) {
+		var list []identity.Pattern
+		for _, s := range rapid.SliceOf(rapid.SampledFrom(texts)).Draw(rt, "patterns") {
+			p, err := identity.ParseSecretPattern(s)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			list = append(list, p)
+		}
+		short := reduce(list)
+		for _, path := range paths {
+			if matchAny(list, path) != matchAny(short, path) {
+				rt.Fatalf("%v became %v, which differs for %s", list, short, path)
+			}
+		}
+		for i, p := range short {
+			for j, q := range short {
+				if i != j && p.Covers(q) {
+					rt.Fatalf("%v still covers %v", p, q)
+				}
+			}
+		}
+	})
+}
+
+// A condition whose static cost is between the bounds is metered, and what it can't afford to find
+// out counts as not told.
+func TestCostLimit(t *testing.T) {
+	var terms []string
+	for i := range 10 {
+		terms = append(terms, fmt.Sprintf("g != 'no%d'", i))
+	}
+	when := fmt.Sprintf("%q", "claims.groups.all(g, "+strings.Join(terms, " && ")+")")
+	p := mustCompile(t, with(t,
+		"Grant allow actions: [secret.list], identities: [/workload/*], secrets: [db/*], when: "+when,
+		"Grant deny effect: deny, actions: [secret.write], identities: [/human/alice], secrets: [db/*], when: "+when,
+	))
+	few, many := mustClaims(t, map[string]any{"groups": []string{"a", "b"}}), mustClaims(t, map[string]any{"groups": slices.Repeat([]string{"a"}, 1000)})
+	list := &Input{Action: ListSecret, Identity: "/workload/x", Secret: "db/x", Assurance: identity.Key, Claims: few}
+	if d := p.Decide(list); !d.Allow {
+		t.Errorf("few: %+v", d)
+	}
+	list.Claims = many
+	if d := p.Decide(list); d.Reason != problem.ReasonCondition || !strings.Contains(d.Message, "cost") {
+		t.Errorf("many: %+v", d)
+	}
+	write := &Input{Action: WriteSecret, Identity: "/human/alice", Secret: "db/x", Assurance: identity.Key, Claims: many}
+	if d := p.Decide(write); d.Reason != problem.ReasonDenied {
+		t.Errorf("many: %+v", d)
+	}
+}
+
 func TestMostGenerousGrantIsNamed(t *testing.T) {
 	g := func(name, ttl string) string {
 		return "Grant " + name + " actions: [secret.read], identities: [/workload/*], secrets: [db/*], purposes: [test]" + ttl

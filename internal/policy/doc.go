@@ -14,4 +14,6 @@
 //
 // It is pure: it imports the standard library, the YAML and CEL libraries, x/crypto/ssh for the
 // form of public keys, and the packages identity and problem.
+//
+//arch:allow package-lines: one language, read strictly: its reader, checker and evaluator change together
 package policy

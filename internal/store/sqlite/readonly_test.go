@@ -204,6 +204,12 @@ func hammerCopies(t *testing.T, busy func(t *testing.T, s *Store)) {
 	must(t, mustOpen(t, dir).Close())
 }
 
+func restart(t *testing.T, s *Store) *Store {
+	t.Helper()
+	must(t, s.Close())
+	return mustOpen(t, s.dir)
+}
+
 // The hammer's windows are narrow; this acts right inside them: every kind of change between every
 // two steps of a copy must give a good copy or be noticed.
 func TestCopyBetweenItsSteps(t *testing.T) {
@@ -230,20 +236,8 @@ func TestCopyBetweenItsSteps(t *testing.T) {
 		"truncation":          {false, func(t *testing.T, s *Store) *Store { many(t, s); checkpoint(t, s, "TRUNCATE"); return s }},
 		"truncation, commits": {false, func(t *testing.T, s *Store) *Store { many(t, s); checkpoint(t, s, "TRUNCATE"); many(t, s); return s }},
 		"stop":                {false, func(t *testing.T, s *Store) *Store { many(t, s); must(t, s.Close()); return nil }},
-		"restart": {false, func(t *testing.T, s *Store) *Store {
-			dir := s.dir
-			many(t, s)
-			must(t, s.Close())
-			return mustOpen(t, dir)
-		}},
-		"restart, commits": {false, func(t *testing.T, s *Store) *Store {
-			dir := s.dir
-			many(t, s)
-			must(t, s.Close())
-			s = mustOpen(t, dir)
-			many(t, s)
-			return s
-		}},
+		"restart":             {false, func(t *testing.T, s *Store) *Store { many(t, s); return restart(t, s) }},
+		"restart, commits":    {false, func(t *testing.T, s *Store) *Store { many(t, s); s = restart(t, s); many(t, s); return s }},
 	}
 	for name, change := range changes {
 		for _, step := range []string{"header read", "database copied", "log copied"} {
