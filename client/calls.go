@@ -129,7 +129,7 @@ func Jitter(d time.Duration) time.Duration {
 // session, or their connection, which TCP's keep-alive watches.
 func (k *calls) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
-		return &stream{StreamingClientConn: next(ctx, spec), ctx: ctx, call: call{procedure: spec.Procedure, safe: safe[spec.Procedure], sent: true}}
+		return &stream{StreamingClientConn: next(ctx, spec), ctx: ctx, call: call{procedure: spec.Procedure, safe: safe[spec.Procedure], sent: true, stream: true}}
 	}
 }
 

@@ -53,6 +53,7 @@ type call struct {
 	procedure string
 	safe      bool // asking twice changes nothing
 	sent      bool // the request may have reached the server
+	stream    bool
 }
 
 // problemOf turns the error of a call into the vocabulary. The Problem is the server's own where it sent one.
@@ -69,11 +70,15 @@ func problemOf(ctx context.Context, err error, c call) error {
 		if told := told(wire); told != nil {
 			return told
 		}
-		if connect.IsWireError(err) {
+		switch code := wire.Code(); {
+		case connect.IsWireError(err):
 			return unexplained(wire, c)
-		}
-		if wire.Code() == connect.CodeResourceExhausted {
+		case c.stream:
+			// A stream that was cut shows as one of many codes, all of them package connect's own.
+		case code == connect.CodeResourceExhausted:
 			return problem.New(problem.ReasonTooLarge, "%s: the answer is over this client's limit", c.procedure)
+		case code != connect.CodeUnavailable && code != connect.CodeUnknown && code != connect.CodeCanceled && code != connect.CodeDeadlineExceeded:
+			return unexplained(wire, c) // an HTTP status without a body of ours
 		}
 	}
 	t := transportProblem(ctx, err, c.procedure)
