@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"math/big"
 	"net"
@@ -340,7 +339,7 @@ func (a attestation) Attest(_ context.Context, r *v1.AttestRequest) (*v1.Session
 	if err := s.spend(r.Challenge); err != nil {
 		return nil, err
 	}
-	t := s.state.tokens[res.Once]
+	t := s.state.tokens[strings.TrimPrefix(res.Once, jointoken.Name+":")]
 	path := "/node/join-token/" + t.record.Name
 	again := t.spentAt != 0
 	if again && t.spentBy != thumb {
@@ -666,6 +665,3 @@ func (pipeAddr) String() string  { return "127.0.0.1:1" }
 
 // Addr is a made-up one.
 func (p *Pipe) Addr() net.Addr { return pipeAddr{} }
-
-// Hex is a digest's text.
-func Hex(d [32]byte) string { return hex.EncodeToString(d[:]) }

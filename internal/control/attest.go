@@ -17,10 +17,13 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	attestx509 "github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
@@ -171,7 +174,7 @@ func (t *turn) open(o opening, k sessionKey, random [8]byte) (*Opened, error) {
 		return nil, err
 	}
 	index := t.at.Index + uint64(len(t.draft.Records))
-	ev.Key, ev.Serial = k.thumb, serialOf(t.s.Env.Epoch, index, random)
+	ev.Key, ev.Serial = k.thumb, custody.Serial(t.s.Env.Epoch, index, random)
 	ev.Expires = t.now.Add(o.ttl)
 	if ev.Lifetime != 0 {
 		ev.Expires = min(ev.Expires, ev.Lifetime)
@@ -208,8 +211,8 @@ func (t *turn) openable(ev *state.SessionOpened) error {
 // finish signs the certificate, after the entry.
 func (e *Environment) finish(o *Opened, k sessionKey, random [8]byte, proof *ledger.Proof) (*Opened, error) {
 	o.Proof = proof
-	serial := serialOf(e.log.State().Env.Epoch, o.Index, random)
-	leaf, chain, err := e.keys.Load().signSVID(o.Identity, k.public, serial, proof.Time, o.Expires)
+	serial := custody.Serial(e.log.State().Env.Epoch, o.Index, random)
+	leaf, chain, err := e.keys.Load().SignSVID(o.Identity, k.public, serial, proof.Time, o.Expires)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the certificate")
 	}
@@ -414,12 +417,12 @@ func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error
 	if err != nil {
 		return nil, err
 	}
-	old, err := e.keys.Load().readSVID(r.Certificate, e.Name())
+	old, err := e.keys.Load().ReadSVID(r.Certificate, e.Name())
 	if err != nil {
 		return nil, err
 	}
 	binding := attest.Binding{Method: RenewalMethod, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
-	if err := checkSignature(old.cert.PublicKey, binding.Message(), r.Signature); err != nil {
+	if err := checkSignature(old.Cert.PublicKey, binding.Message(), r.Signature); err != nil {
 		return nil, err
 	}
 	random, err := e.random8()
@@ -454,8 +457,8 @@ func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
 }
 
 // renew decides a renewal at the head.
-func (t *turn) renew(old svid, c challenge, key sessionKey, random [8]byte) (*Opened, error) {
-	path := old.id.Path()
+func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, random [8]byte) (*Opened, error) {
+	path := old.ID.Path()
 	id, ok := t.s.Identities.Get(path)
 	if !ok {
 		return nil, problem.New(problem.ReasonSessionUnknown, "there is no enrolment of %s any more", path)
@@ -469,13 +472,13 @@ func (t *turn) renew(old svid, c challenge, key sessionKey, random [8]byte) (*Op
 	}
 	redelivery := false
 	switch {
-	case old.index < id.Root:
+	case old.Index < id.Root:
 		return nil, problem.New(problem.ReasonLifetimeOver, "%s was enrolled anew", path)
-	case old.index == id.Session:
-	case old.index == id.Prior && id.Key == key.thumb:
+	case old.Index == id.Session:
+	case old.Index == id.Prior && id.Key == key.thumb:
 		redelivery = true
 	default:
-		return nil, t.fork(id, old.index)
+		return nil, t.fork(id, old.Index)
 	}
 	claims, err := policy.PrepareClaims(id.Claims)
 	if err != nil {
@@ -586,7 +589,7 @@ func verifyPerson(prog *policy.Program, person, namespace, text, armored string)
 	if !ok {
 		return "", problem.New(problem.ReasonSignature, "%s is not an operator of the bundle in force", person)
 	}
-	keys := make([]sshKey, 0, len(op.Keys))
+	keys := make([]ssh.PublicKey, 0, len(op.Keys))
 	for _, k := range op.Keys {
 		keys = append(keys, k.Key)
 	}
@@ -811,8 +814,8 @@ func (e *Environment) ServerCertificate(ctx context.Context, key crypto.Signer, 
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	serial := serialOf(e.log.State().Env.Epoch, out.Index, random)
-	leaf, chain, err := e.keys.Load().signServer(out.Identity, e.Name(), key.Public(), serial, proof.Time, out.Expires)
+	serial := custody.Serial(e.log.State().Env.Epoch, out.Index, random)
+	leaf, chain, err := e.keys.Load().SignServer(out.Identity, e.Name(), key.Public(), serial, proof.Time, out.Expires)
 	if err != nil {
 		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "signing the server's certificate")
 	}

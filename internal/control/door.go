@@ -361,7 +361,7 @@ func (e *Environment) idemKey(key string, parts ...[]byte) (*state.IdemKey, erro
 
 // keyedDigest is HMAC-SHA-256 over the parts, each with its length before it.
 func (e *Environment) keyedDigest(label string, parts ...[]byte) state.Digest {
-	h := hmac.New(sha256.New, e.keys.Load().mac.Expose())
+	h := hmac.New(sha256.New, e.keys.Load().MAC().Expose())
 	h.Write([]byte("bailment " + label + " v1\n"))
 	var n [8]byte
 	for _, p := range parts {

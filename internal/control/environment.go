@@ -13,8 +13,6 @@ package control
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,9 +20,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
@@ -58,7 +55,7 @@ type Environment struct {
 
 	genesis  state.Digest
 	document *state.Genesis
-	keys     atomic.Pointer[keys]
+	keys     atomic.Pointer[custody.Keys]
 	keyMu    sync.Mutex // one rotation or rewrap at a time
 	programs programs
 	claims   claimCache
@@ -110,7 +107,7 @@ func (e *Environment) start(ctx context.Context) error {
 	if e.document, err = e.readGenesis(ctx); err != nil {
 		return err
 	}
-	k, err := e.unseal(ctx, s)
+	k, err := e.vault().Unseal(ctx, s, e.log.Origin())
 	if err != nil {
 		return err
 	}
@@ -118,7 +115,7 @@ func (e *Environment) start(ctx context.Context) error {
 	if _, err := e.program(ctx, s.Bundle); err != nil {
 		return err
 	}
-	if err := e.log.Start(k.checkpointSigners, k.checkpointVerifiers); err != nil {
+	if err := e.log.Start(k.Signers(), k.Verifiers()); err != nil {
 		return err
 	}
 	run, cancel := context.WithCancel(context.Background())
@@ -143,7 +140,7 @@ func (e *Environment) Close(ctx context.Context) error {
 		}
 	}
 	err := errors.Join(flushErr, e.log.Close())
-	e.keys.Load().wipe()
+	e.keys.Load().Wipe()
 	return err
 }
 
@@ -305,33 +302,5 @@ func (e *Environment) storeProblem(err error, doing string) error {
 		return problem.Wrap(err, problem.ReasonStore, "%s", doing).WithRetryAfter(time.Second)
 	default:
 		return problem.Wrap(err, problem.ReasonStore, "%s", doing)
-	}
-}
-
-// keys are the environment's keys, unsealed. A value is immutable; a rotation makes a new one.
-type keys struct {
-	kek  *seal.KEK            // current
-	keks map[uint32]*seal.KEK // all that may still wrap something
-	mac  seal.Secret          // keyed digests and challenges
-
-	ca        crypto.Signer
-	caCert    *x509.Certificate
-	caName    string
-	chain     [][]byte // from the current CA's cross-certificate up to, without, the genesis CA; DER
-	roots     *x509.CertPool
-	rootCerts []*x509.Certificate // every CA that may have signed a session: genesis first
-
-	checkpointSigners   []note.Signer
-	checkpointVerifiers []note.Verifier
-	checkpointVkeys     []string
-}
-
-func (k *keys) wipe() {
-	if k == nil {
-		return
-	}
-	k.mac.Wipe()
-	for _, x := range k.keks {
-		x.Key().Wipe()
 	}
 }

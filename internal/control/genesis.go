@@ -2,15 +2,12 @@ package control
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
-	"math/big"
 	"time"
 
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/ledger"
@@ -57,7 +54,7 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	if err != nil {
 		return state.Digest{}, problem.Wrap(err, problem.ReasonBundleInvalid, "writing the founding manifest")
 	}
-	m, err := makeFoundingKeys(env.Name, f)
+	m, err := custody.Found(env.Name, f.Source, f.Now())
 	if err != nil {
 		return state.Digest{}, err
 	}
@@ -72,10 +69,10 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	}
 	event := &state.Genesis{
 		Document: document, Signatures: []state.Signature{signature}, Name: env.Name, Class: string(env.Class),
-		Manifest: state.Digest(manifest.Digest()), Keys: m.facts,
+		Manifest: state.Digest(manifest.Digest()), Keys: m.Facts,
 	}
-	draft, err := m.draft(ctx, genesis, f)
-	if err != nil {
+	draft := ledger.Draft{}
+	if draft.Keys, err = m.Wrap(ctx, custody.Vault{Holder: f.Holder, Genesis: genesis}); err != nil {
 		return state.Digest{}, err
 	}
 	entry := &state.Entry{Time: state.At(f.Now()), Event: event}
@@ -111,78 +108,7 @@ func checkOperators(prog *policy.Program) error {
 	return nil
 }
 
-// foundingKeys are the environment's first keys, before they are wrapped.
-type foundingKeys struct {
-	kek        *seal.KEK
-	mac        seal.Secret
-	ca         seal.Secret
-	checkpoint seal.Secret
-	caCert     []byte
-	public     ed25519.PublicKey
-	facts      []state.KeyFacts
-}
-
-func makeFoundingKeys(name string, f Founding) (*foundingKeys, error) {
-	m := &foundingKeys{}
-	var err error
-	if m.kek, err = seal.GenerateKEK(1, f.Source); err != nil {
-		return nil, err
-	}
-	if m.mac, err = f.Source.Key(seal.KeySize); err != nil {
-		return nil, err
-	}
-	ca, err := seal.GenerateECDSA(f.Source)
-	if err != nil {
-		return nil, err
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonEntropy, "making a serial number")
-	}
-	t := caTemplate(name, 1, serial, f.Now())
-	if m.caCert, err = x509.CreateCertificate(rand.Reader, t, t, ca.Public(), ca); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the genesis CA")
-	}
-	if m.ca, err = seal.MarshalPrivateKey(ca); err != nil {
-		return nil, err
-	}
-	checkpoint, err := seal.GenerateEd25519(f.Source)
-	if err != nil {
-		return nil, err
-	}
-	m.public = checkpoint.Public().(ed25519.PublicKey)
-	if m.checkpoint, err = seal.MarshalPrivateKey(checkpoint); err != nil {
-		return nil, err
-	}
-	m.facts = []state.KeyFacts{
-		{Name: keyName(keyCA, 1), Cert: m.caCert}, {Name: keyName(keyCheckpoint, 1), Public: m.public}, {Name: keyName(keyKEK, 1)},
-	}
-	return m, nil
-}
-
-func (m *foundingKeys) draft(ctx context.Context, genesis state.Digest, f Founding) (ledger.Draft, error) {
-	defer func() {
-		m.mac.Wipe()
-		m.ca.Wipe()
-		m.checkpoint.Wipe()
-	}()
-	var d ledger.Draft
-	row, err := wrapKEK(ctx, &Config{Holder: f.Holder}, genesis, m.kek)
-	if err != nil {
-		return d, err
-	}
-	d.Keys = append(d.Keys, row)
-	for kind, secret := range map[string]seal.Secret{keyMAC: m.mac, keyCA: m.ca, keyCheckpoint: m.checkpoint} {
-		row, err := wrapNamed(m.kek, genesis, kind, 1, secret)
-		if err != nil {
-			return d, err
-		}
-		d.Keys = append(d.Keys, row)
-	}
-	return d, nil
-}
-
-func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *foundingKeys, f Founding) (string, error) {
+func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *custody.Founding, f Founding) (string, error) {
 	env := prog.Environment()
 	nonce := make([]byte, 16)
 	if _, err := f.Source.Read(nonce); err != nil {
@@ -191,7 +117,7 @@ func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *foundin
 	holder := f.Holder.Descriptor()
 	g := ceremony.Genesis{
 		Format: ceremony.GenesisFormat, Name: env.Name, Class: string(env.Class), Created: f.Now().UTC().Truncate(time.Second),
-		Manifest: state.Digest(manifest.Digest()).String(), Quorum: env.Approvals, CA: m.caCert, Checkpoint: m.public,
+		Manifest: state.Digest(manifest.Digest()).String(), Quorum: env.Approvals, CA: m.CACert, Checkpoint: m.Checkpoint,
 		RootHolder: holder.Kind + ":" + holder.ID, LeafHash: ceremony.LeafHashV1, EntryFormat: ceremony.EntryFormatV1,
 		Nonce: hex.EncodeToString(nonce),
 	}

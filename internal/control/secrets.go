@@ -150,7 +150,7 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 }
 
 func (e *Environment) open(path string, v *state.Version, row store.Sealed) (seal.Secret, error) {
-	kek, ok := e.keys.Load().keks[row.KEK]
+	kek, ok := e.keys.Load().KEKNumbered(row.KEK)
 	if !ok {
 		return seal.Secret{}, problem.New(problem.ReasonTampered, "version %d of %s is under a key that this environment does not have", v.Number, path)
 	}
@@ -364,7 +364,7 @@ func (e *Environment) write(ctx context.Context, c Caller, w writing) (*Written,
 				p.version = sec.Last + 1
 			}
 			var err error
-			p.sealed, err = seal.SealValue(e.keys.Load().kek, e.valueContext(w.secret, p.version), w.value, e.cfg.Source)
+			p.sealed, err = seal.SealValue(e.keys.Load().KEK(), e.valueContext(w.secret, p.version), w.value, e.cfg.Source)
 			return p, err
 		},
 		func(t *turn, p preparedSeal) (*Written, error) { return t.write(c, w, p) })

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/bailment/bailment/verify"
 )
 
 // ErrInvalid: the batch breaks a rule of this contract whatever the store holds. It is a defect of
@@ -30,19 +32,11 @@ const (
 // maxIndex keeps every index inside a signed 64-bit integer, which is what databases have.
 const maxIndex = 1 << 62
 
-// leafDomain separates a leaf's commitment from every other use of SHA-256.
-const leafDomain = "bailment/leaf/v1\n"
-
-// Commitment is the salted commitment to an entry's body, which is the data of its Merkle leaf:
-// SHA-256("bailment/leaf/v1\n" || salt || body). It stands here because a driver computes it when
-// it redacts, from what it has stored: a commitment handed in could be wrong, and after the body
-// is gone nobody could tell.
+// Commitment is the salted commitment to an entry's body, which is the data of its Merkle leaf. It
+// stands here because a driver computes it when it redacts, from what it has stored: a commitment
+// handed in could be wrong, and after the body is gone nobody could tell. The salt has SaltSize bytes.
 func Commitment(salt, body []byte) Digest {
-	h := sha256.New()
-	h.Write([]byte(leafDomain))
-	h.Write(salt)
-	h.Write(body)
-	return Digest(h.Sum(nil))
+	return Digest(verify.LeafCommitment([SaltSize]byte(salt), body))
 }
 
 // Check says whether b may follow head: nil, ErrConflict when it continues another head, or

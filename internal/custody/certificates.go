@@ -1,4 +1,4 @@
-package control
+package custody
 
 import (
 	"crypto"
@@ -12,13 +12,9 @@ import (
 	"net/url"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
-
-type sshKey = ssh.PublicKey
 
 // Serial numbers lead back to the ledger: a version byte, the epoch, the index of the entry that the certificate was
 // signed after, and eight random bytes (RFC 5280 §4.1.2.2 allows 20 bytes).
@@ -27,7 +23,8 @@ const (
 	serialLength  = 1 + 2 + 8 + 8
 )
 
-func serialOf(epoch, index uint64, random [8]byte) string {
+// Serial makes a serial number, as hex, of the certificate that entry index opens.
+func Serial(epoch, index uint64, random [8]byte) string {
 	b := make([]byte, 0, serialLength)
 	b = append(b, serialVersion)
 	b = binary.BigEndian.AppendUint16(b, uint16(epoch))
@@ -48,7 +45,7 @@ func IndexOfSerial(serial *big.Int) (epoch, index uint64, ok bool) {
 // backdate covers the clock difference that a peer may have.
 const backdate = 30 * time.Second
 
-func (k *keys) template(id identity.ID, serial string, from, until time.Time) (*x509.Certificate, error) {
+func (k *Keys) template(id identity.ID, serial string, from, until time.Time) (*x509.Certificate, error) {
 	raw, err := hex.DecodeString(serial)
 	if err != nil {
 		return nil, fmt.Errorf("serial number: %w", err)
@@ -63,8 +60,8 @@ func (k *keys) template(id identity.ID, serial string, from, until time.Time) (*
 	}, nil
 }
 
-// signSVID makes an X.509-SVID (SPIFFE X509-SVID §3 to §5: one URI SAN, digitalSignature, not a CA).
-func (k *keys) signSVID(id identity.ID, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
+// SignSVID makes an X.509-SVID (SPIFFE X509-SVID §3 to §5: one URI SAN, digitalSignature, not a CA).
+func (k *Keys) SignSVID(id identity.ID, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
 	t, err := k.template(id, serial, from, until)
 	if err != nil {
 		return nil, nil, err
@@ -73,8 +70,8 @@ func (k *keys) signSVID(id identity.ID, pub crypto.PublicKey, serial string, fro
 	return der, k.chain, err
 }
 
-// signServer makes this server's own certificate: an SVID that also carries the environment's name, which SNI asks for.
-func (k *keys) signServer(id identity.ID, name string, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
+// SignServer makes this server's own certificate: an SVID that also carries the environment's name, which SNI asks for.
+func (k *Keys) SignServer(id identity.ID, name string, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
 	t, err := k.template(id, serial, from, until)
 	if err != nil {
 		return nil, nil, err
@@ -87,7 +84,7 @@ func (k *keys) signServer(id identity.ID, name string, pub crypto.PublicKey, ser
 	}
 	// The whole chain up to and with the genesis CA, so that a machine that knows only the digest of
 	// genesis finds it here.
-	chain := append(append([][]byte(nil), k.chain...), k.rootCerts[0].Raw)
+	chain := append(append([][]byte(nil), k.chain...), k.cas[0].Raw)
 	return der, chain, nil
 }
 
@@ -106,20 +103,20 @@ func caTemplate(name string, number uint32, serial *big.Int, from time.Time) *x5
 	}
 }
 
-// svid is a presented certificate that one of the environment's CAs signed.
-type svid struct {
-	cert  *x509.Certificate
-	id    identity.ID
-	index uint64
+// SVID is a presented certificate that one of the environment's CAs signed.
+type SVID struct {
+	Cert  *x509.Certificate
+	ID    identity.ID
+	Index uint64 // of the entry that opened its session
 }
 
 const maxCertificate = 8 << 10
 
-// readSVID checks that a certificate was signed by a CA of this environment, whether or not it expired, and
+// ReadSVID checks that a certificate was signed by a CA of this environment, whether or not it expired, and
 // reads what it says.
-func (k *keys) readSVID(der []byte, env string) (svid, error) {
-	foreign := func(why string) (svid, error) {
-		return svid{}, problem.New(problem.ReasonSessionForeign, "the certificate is not one of this environment: %s", why)
+func (k *Keys) ReadSVID(der []byte, env string) (SVID, error) {
+	foreign := func(why string) (SVID, error) {
+		return SVID{}, problem.New(problem.ReasonSessionForeign, "the certificate is not one of this environment: %s", why)
 	}
 	if len(der) == 0 || len(der) > maxCertificate {
 		return foreign("its size")
@@ -129,7 +126,7 @@ func (k *keys) readSVID(der []byte, env string) (svid, error) {
 		return foreign("it can't be read")
 	}
 	signed := false
-	for _, ca := range k.rootCerts {
+	for _, ca := range k.cas {
 		if cert.CheckSignatureFrom(ca) == nil {
 			signed = true
 			break
@@ -149,17 +146,5 @@ func (k *keys) readSVID(der []byte, env string) (svid, error) {
 	if !ok {
 		return foreign("its serial number")
 	}
-	return svid{cert: cert, id: id, index: index}, nil
-}
-
-// Peer reads the certificate of a connection, whose key TLS has proved, into a Caller. An expired certificate is read
-// as well: the session says so with its own reason.
-func (e *Environment) Peer(cert *x509.Certificate) (Caller, identity.ID, error) {
-	s, err := e.keys.Load().readSVID(cert.Raw, e.Name())
-	if err != nil {
-		return Caller{}, identity.ID{}, err
-	}
-	c := Caller{Session: s.index}
-	c.Key, err = thumbprint(cert.PublicKey)
-	return c, s.id, err
+	return SVID{Cert: cert, ID: id, Index: index}, nil
 }

@@ -1,0 +1,406 @@
+package audit
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/sshsig"
+	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
+)
+
+// judge checks what the reducer does not: who signed, and under which bundle. The state is as of before the entry.
+func (r *run) judge(index uint64, ev state.Event) error {
+	if ruling, ok := rulingOf(ev); ok && (ruling.Generation != r.state.Generation || ruling.Bundle != r.state.Bundle) {
+		return fmt.Errorf("it was decided by generation %d, but %d was in force", ruling.Generation, r.state.Generation)
+	}
+	switch ev := ev.(type) {
+	case *state.Genesis:
+		return r.genesis(index, ev)
+	case *state.ChangeProposed:
+		return r.proposed(ev)
+	case *state.ChangeApproved:
+		return r.approved(ev)
+	case *state.BundleInForce:
+		return r.completed(ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest })
+	case *state.HoldLifted:
+		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == ev.Scope })
+	case *state.RevocationRecorded:
+		if ev.Change != 0 {
+			return r.completed(ev.Change, "revocation.confirm", func(c *state.Change) bool { return c.Target == ev.Scope })
+		}
+		return r.duty(ev.Actor, policy.DutyRevoke)
+	case *state.TokenCreated:
+		return r.duty(ev.Actor, policy.DutyAdmit)
+	case *state.KeyAdded:
+		if err := r.duty(ev.Actor, policy.DutyKeys); err != nil {
+			return err
+		}
+		return r.keyAdded(&ev.Key)
+	}
+	return nil
+}
+
+// settled checks what an entry brought about: a bundle in force must be there, whole.
+func (r *run) settled(ev state.Event) error {
+	switch ev.(type) {
+	case *state.Genesis, *state.BundleInForce:
+		_, err := r.bundles.program(r.state.Bundle)
+		return err
+	}
+	return nil
+}
+
+func rulingOf(ev state.Event) (state.Ruling, bool) {
+	switch ev := ev.(type) {
+	case *state.ChangeProposed:
+		return ev.Ruling, true
+	case *state.ChangeApproved:
+		return ev.Ruling, true
+	case *state.ChangeRejected:
+		return ev.Ruling, true
+	case *state.TokenCreated:
+		return ev.Ruling, true
+	case *state.SessionOpened:
+		return ev.Ruling, true
+	case *state.SecretWritten:
+		return ev.Ruling, true
+	case *state.SecretMoved:
+		return ev.Ruling, true
+	case *state.SecretReleased:
+		return ev.Ruling, true
+	case *state.LeaseRenewed:
+		return ev.Ruling, true
+	case *state.RevocationRecorded:
+		return ev.Ruling, true
+	case *state.RequestDenied:
+		return ev.Ruling, true
+	case *state.KeyAdded:
+		return ev.Ruling, true
+	}
+	return state.Ruling{}, false
+}
+
+// genesis checks entry 0: the document, that it says the same as the entry, and that a founder signed it.
+func (r *run) genesis(index uint64, g *state.Genesis) error {
+	if index != 0 {
+		return errors.New("a genesis is entry 0")
+	}
+	digest := state.Digest(sha256.Sum256([]byte(g.Document)))
+	r.report.Environment, r.report.Class, r.report.Genesis = g.Name, g.Class, digest
+	if pin := r.o.Genesis; !pin.IsZero() && pin != digest {
+		return problem.New(problem.ReasonNotAuthentic, "genesis is %s, but %s is pinned: this is another ledger", digest, pin)
+	}
+	if pin := r.o.Environment; pin != "" && pin != g.Name {
+		return problem.New(problem.ReasonNotAuthentic, "the environment is %s, but %s is pinned", g.Name, pin)
+	}
+	doc, err := ceremony.ParseGenesis(g.Document, digest)
+	if err != nil {
+		return err
+	}
+	switch {
+	case doc.LeafHash != ceremony.LeafHashV1 || doc.EntryFormat != ceremony.EntryFormatV1:
+		return errors.New("its document names formats that this version does not know")
+	case doc.Name != g.Name || doc.Class != g.Class || doc.Manifest != g.Manifest.String():
+		return errors.New("its fields are not those of its document")
+	case !keyIs(g.Keys, "ca/1", func(k state.KeyFacts) bool { return slices.Equal(k.Cert, doc.CA) }),
+		!keyIs(g.Keys, "checkpoint/1", func(k state.KeyFacts) bool { return slices.Equal(k.Public, doc.Checkpoint) }):
+		return errors.New("its keys are not those of its document")
+	case len(g.Signatures) == 0:
+		return errors.New("no founder signed its document")
+	}
+	for _, s := range g.Signatures {
+		if err := founderSigned(doc, g.Document, s); err != nil {
+			return err
+		}
+		r.report.Signatures++
+	}
+	return nil
+}
+
+func keyIs(keys []state.KeyFacts, name string, is func(state.KeyFacts) bool) bool {
+	n := 0
+	for _, k := range keys {
+		if k.Name == name {
+			n++
+			if !is(k) {
+				return false
+			}
+		}
+	}
+	return n == 1
+}
+
+// founderSigned checks a signature against the fingerprints in the document itself: genesis needs nothing else.
+func founderSigned(doc ceremony.Genesis, text string, s state.Signature) error {
+	i := slices.IndexFunc(doc.Operators, func(f ceremony.Founder) bool { return f.Name == s.Person })
+	if i < 0 {
+		return fmt.Errorf("%s signed its document, and is not among its operators", s.Person)
+	}
+	sig, err := sshsig.ParseSignature([]byte(s.SSHSIG))
+	if err != nil {
+		return fmt.Errorf("the signature of %s: %w", s.Person, err)
+	}
+	if fp := sshsig.Fingerprint(sig.Key); fp != s.Key || !slices.Contains(doc.Operators[i].Keys, fp) {
+		return fmt.Errorf("the signature of %s is by a key that its document does not list", s.Person)
+	}
+	if _, err := sshsig.Verify([]byte(s.SSHSIG), []ssh.PublicKey{sig.Key}, sshsig.NamespaceChange, []byte(text)); err != nil {
+		return fmt.Errorf("the signature of %s: %w", s.Person, err)
+	}
+	return nil
+}
+
+// proposed checks a proposal: its text, its signatures, and the manifest that it names.
+func (r *run) proposed(ev *state.ChangeProposed) error {
+	person := strings.TrimPrefix(ev.Actor.Identity, identity.PrefixHuman)
+	want := ceremony.Change{
+		Scope: r.scope(), Action: ev.Action, Base: ev.Base.String(), Target: ev.Target, Role: ceremony.Proposer,
+		Person: person, Nonce: ev.Nonce, Expires: ev.Expires.Time(), Reason: ev.Reason,
+	}
+	if !ev.Manifest.IsZero() {
+		want.New = ev.Manifest.String()
+	}
+	switch {
+	case want.Text() != ev.Text || ev.Signature.Person != person:
+		return errors.New("the signed text is not about this proposal")
+	case ev.Base != r.state.Bundle:
+		return errors.New("it is based on a bundle that was not in force")
+	case ev.Action == "bundle" && (ev.Manifest.IsZero() || ev.Bundle == nil || ev.Bundle.Person != person):
+		return errors.New("the proposed manifest is not signed by its proposer")
+	}
+	prog, err := r.bundles.program(r.state.Bundle)
+	if err != nil || prog == nil {
+		return err
+	}
+	if required, self := requiredBy(prog); ev.Required != required || ev.SelfOK != self {
+		return fmt.Errorf("it asks for %d approvals, the bundle in force for %d", ev.Required, required)
+	}
+	if err := r.signed(prog, policy.DutyPropose, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text)); err != nil {
+		return err
+	}
+	if ev.Action != "bundle" {
+		return nil
+	}
+	m, err := r.bundles.manifest(ev.Manifest)
+	if err != nil || m == nil {
+		return err
+	}
+	h := m.Header()
+	if h.Environment != r.state.Env.Name || h.Genesis != policy.Digest(r.state.Env.Genesis) || h.Previous != policy.Digest(ev.Base) {
+		return errors.New("the proposed manifest is of another environment, or follows another bundle")
+	}
+	return r.signed(prog, policy.DutyPropose, *ev.Bundle, sshsig.NamespaceBundle, m.Text())
+}
+
+// approved checks an approval. The reducer has checked that it is the first of this person.
+func (r *run) approved(ev *state.ChangeApproved) error {
+	c, ok := r.state.Changes.Get(ev.Change)
+	if !ok {
+		return fmt.Errorf("there is no change %d", ev.Change)
+	}
+	person := strings.TrimPrefix(ev.Actor.Identity, identity.PrefixHuman)
+	want := ceremony.Change{
+		Scope: r.scope(), Action: c.Action, Base: c.Base.String(), Target: c.Target, Role: ceremony.Approver,
+		Person: person, Number: c.Index, Nonce: ev.Nonce, Expires: c.Expires.Time(), Reason: c.Reason,
+	}
+	if !c.Manifest.IsZero() {
+		want.New = c.Manifest.String()
+	}
+	switch {
+	case want.Text() != ev.Text || ev.Signature.Person != person:
+		return errors.New("the signed text is not about this change")
+	case c.Proposer == ev.Actor.Identity && !c.SelfOK:
+		return errors.New("it approves the person's own proposal")
+	case c.Base != r.state.Bundle:
+		return errors.New("the change was made for a bundle that is no longer in force")
+	}
+	prog, err := r.bundles.program(r.state.Bundle)
+	if err != nil || prog == nil {
+		return err
+	}
+	return r.signed(prog, policy.DutyApprove, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
+}
+
+// completed checks that an approved change of this action, and about this, is behind an entry.
+func (r *run) completed(change uint64, action string, about func(*state.Change) bool) error {
+	c, ok := r.state.Changes.Get(change)
+	if !ok || c.Action != action || !c.Complete() || c.StateAt(r.state.Time) != state.Proposed || !about(c) {
+		return fmt.Errorf("change %d is not an approved %s about this", change, action)
+	}
+	return nil
+}
+
+func (r *run) scope() ceremony.Scope {
+	return ceremony.Scope{Environment: r.state.Env.Name, Genesis: r.state.Env.Genesis, Epoch: r.state.Env.Epoch}
+}
+
+// requiredBy is how many approvals the bundle asks for, and whether the proposer's own may be one of them.
+func requiredBy(prog *policy.Program) (int, bool) {
+	env := prog.Environment()
+	if env.Approvals == 0 && env.Class == policy.Development {
+		return 1, true
+	}
+	return max(env.Approvals, 1), false
+}
+
+// signed checks a person's signature by the keys and duties of the bundle that governed.
+func (r *run) signed(prog *policy.Program, d policy.Duty, s state.Signature, namespace string, message []byte) error {
+	op, ok := prog.Operator(s.Person)
+	if !ok || !op.Has(d) {
+		return fmt.Errorf("%s was not an operator with the duty %s", s.Person, d)
+	}
+	keys := make([]ssh.PublicKey, 0, len(op.Keys))
+	for _, k := range op.Keys {
+		keys = append(keys, k.Key)
+	}
+	key, err := sshsig.Verify([]byte(s.SSHSIG), keys, namespace, message)
+	if err != nil {
+		return fmt.Errorf("the signature of %s: %w", s.Person, err)
+	}
+	if sshsig.Fingerprint(key) != s.Key {
+		return fmt.Errorf("the signature of %s is by another key than the entry names", s.Person)
+	}
+	r.report.Signatures++
+	return nil
+}
+
+// duty checks that a person who acted had the duty. What the environment does by itself has no person.
+func (r *run) duty(a state.Actor, d policy.Duty) error {
+	name, human := strings.CutPrefix(a.Identity, identity.PrefixHuman)
+	if !human {
+		return nil
+	}
+	prog, err := r.bundles.program(r.state.Bundle)
+	if err != nil || prog == nil {
+		return err
+	}
+	if op, ok := prog.Operator(name); !ok || !op.Has(d) {
+		return fmt.Errorf("%s was not an operator with the duty %s", name, d)
+	}
+	return nil
+}
+
+// keyAdded checks a key's public side: a new CA must be signed by the one before, so that pinned clients follow.
+func (r *run) keyAdded(k *state.KeyFacts) error {
+	kind, _, _ := strings.Cut(k.Name, "/")
+	switch kind {
+	case "ca":
+		before, ok := r.state.CurrentKey("ca")
+		if !ok {
+			return errors.New("there is no CA before it")
+		}
+		parent, err := x509.ParseCertificate(before.Cert)
+		if err != nil {
+			return err
+		}
+		cert, err := x509.ParseCertificate(k.Cert)
+		if err != nil {
+			return err
+		}
+		cross, err := x509.ParseCertificate(k.Cross)
+		if err != nil {
+			return err
+		}
+		if err := cross.CheckSignatureFrom(parent); err != nil {
+			return fmt.Errorf("the new CA is not signed by the one before: %w", err)
+		}
+		if !slices.Equal(cert.RawSubjectPublicKeyInfo, cross.RawSubjectPublicKeyInfo) {
+			return errors.New("the new CA's two certificates are of different keys")
+		}
+	case "checkpoint":
+		if len(k.Public) != ed25519.PublicKeySize {
+			return errors.New("the new checkpoint key is not an Ed25519 public key")
+		}
+	}
+	return nil
+}
+
+// bundles reads bundles from their documents. A nil result without an error means that it can't be had.
+type bundles struct {
+	ctx     context.Context
+	blob    func(ctx context.Context, d store.Digest) ([]byte, error)
+	partial bool
+	report  *Report
+
+	of   state.Digest // the newest that was compiled: bundles govern one after another
+	prog *policy.Program
+}
+
+func (b *bundles) get(d policy.Digest) ([]byte, error) {
+	data, err := b.blob(b.ctx, store.Digest(d))
+	if err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(data) != d {
+		return nil, fmt.Errorf("the document %s is another one", d)
+	}
+	return data, nil
+}
+
+// manifest reads a manifest.
+func (b *bundles) manifest(d state.Digest) (*policy.Manifest, error) {
+	if b.blob == nil {
+		b.miss(d)
+		return nil, nil
+	}
+	text, err := b.get(policy.Digest(d))
+	if errors.Is(err, store.ErrNotFound) && b.partial {
+		b.miss(d)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, documentProblem(err, "manifest "+d.String())
+	}
+	return policy.ParseManifest(text)
+}
+
+func (b *bundles) miss(d state.Digest) {
+	b.report.note("bundle %s can't be had here: signatures and duties that need it were not checked", d)
+}
+
+// program reads and compiles a bundle.
+func (b *bundles) program(d state.Digest) (*policy.Program, error) {
+	if b.of == d {
+		return b.prog, nil
+	}
+	m, err := b.manifest(d)
+	if err != nil {
+		return nil, err
+	}
+	b.of, b.prog = d, nil
+	if m == nil {
+		return nil, nil
+	}
+	files, err := m.Fetch(b.get)
+	if err != nil {
+		return nil, documentProblem(err, "bundle "+d.String())
+	}
+	bundle, err := policy.Load(files)
+	if err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", d, err)
+	}
+	if b.prog, err = policy.Compile(bundle); err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", d, err)
+	}
+	return b.prog, nil
+}
+
+// documentProblem keeps a store that can't be read apart from a document that is wrong.
+func documentProblem(err error, what string) error {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrCorrupt) || problem.Is(err, problem.ReasonTampered) {
+		return fmt.Errorf("%s is missing or damaged: %w", what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

@@ -1,0 +1,113 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"slices"
+
+	"github.com/bailment/bailment/internal/identity"
+)
+
+// SetDefaults fills what was left out, for a configuration that was made in code.
+func (s *Server) SetDefaults() { setDefaults(reflect.ValueOf(s).Elem()) }
+
+// SetDefaults fills what was left out, for a configuration that was made in code.
+func (a *Agent) SetDefaults() { setDefaults(reflect.ValueOf(a).Elem()) }
+
+// Validate checks what no single field can tell. Loading does it already.
+func (s *Server) Validate() error { return s.check().problem() }
+
+// Validate checks what no single field can tell. Loading does it already.
+func (a *Agent) Validate() error { return a.check().problem() }
+
+type checker struct{ found Findings }
+
+func (c *checker) bad(key, format string, args ...any) {
+	c.found = append(c.found, Finding{Key: key, Message: fmt.Sprintf(format, args...)})
+}
+
+func (s *Server) check() Findings {
+	var c checker
+	for i, name := range s.Environments {
+		key := fmt.Sprintf("environments[%d]", i)
+		if err := identity.ValidEnv(name); err != nil {
+			c.bad(key, "%q is not the name of an environment: lower case letters, digits, '.' and '-'", name)
+		}
+		if slices.Index(s.Environments, name) != i {
+			c.bad(key, "%s stands here twice", name)
+		}
+	}
+	for name, h := range s.RootHolders {
+		key := "root_holders." + name
+		if err := identity.ValidEnv(name); err != nil {
+			c.bad(key, "is not the name of an environment")
+		}
+		if h.Location != "" && !filepath.IsAbs(h.Location) {
+			c.bad(key+".location", "%q is not an absolute path", h.Location)
+		}
+	}
+	if s.ServerID != "" {
+		if err := identity.ValidPath(identity.PrefixServer + s.ServerID); err != nil {
+			c.bad("server_id", "%q is not one segment of a SPIFFE ID: use letters, digits, '.' and '-'", s.ServerID)
+		}
+	}
+	c.address("listen", s.Listen)
+	c.loopback("ops_listen", s.OpsListen)
+	if s.Limits.BundleBytes < s.Limits.RequestBytes {
+		c.bad("limits.bundle_bytes", "%s is less than limits.request_bytes, %s", s.Limits.BundleBytes, s.Limits.RequestBytes)
+	}
+	if s.Limits.RequestMemory < s.Limits.BundleBytes {
+		c.bad("limits.request_memory", "%s has no room for one bundle of %s", s.Limits.RequestMemory, s.Limits.BundleBytes)
+	}
+	return c.found
+}
+
+func (a *Agent) check() Findings {
+	var c checker
+	if a.Bootstrap != "" {
+		if _, err := identity.ParseBootstrap(a.Bootstrap); err != nil {
+			c.bad("bootstrap", "is not a bootstrap string, bailment1:HOST:PORT/ENV#GENESIS: copy it as `bailment init` printed it")
+		}
+	}
+	if !filepath.IsAbs(a.Socket) {
+		c.bad("socket", "%q is not an absolute path", a.Socket)
+	}
+	for need, path := range a.Attest.Files {
+		if !filepath.IsAbs(path) {
+			c.bad("attest.files."+need, "%q is not an absolute path", path)
+		}
+	}
+	c.loopback("ops_listen", a.OpsListen)
+	return c.found
+}
+
+func (c *checker) address(key, addr string) (netip.Addr, bool) {
+	host, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		c.bad(key, "%q is not HOST:PORT, as in 127.0.0.1:8400 or [::]:8400", addr)
+		return netip.Addr{}, false
+	}
+	ip, err := netip.ParseAddr(host)
+	return ip, err == nil
+}
+
+// loopback: what is served there is not secret, but it is plain HTTP and tells a lot about the load.
+func (c *checker) loopback(key, addr string) {
+	if addr == None {
+		return
+	}
+	before := len(c.found)
+	ip, ok := c.address(key, addr)
+	if len(c.found) > before {
+		return
+	}
+	if !ok || !ip.IsLoopback() {
+		c.bad(key, "%q is not a loopback address, and this is plain HTTP: use 127.0.0.1 or [::1], and let a local collector scrape it", addr)
+	}
+}

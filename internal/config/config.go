@@ -1,0 +1,114 @@
+// Package config is what a server or an agent can be told: one struct per role, from which the
+// reference is generated, so that neither can drift from the other.
+//
+// Guaranteed: what was loaded has exactly the fields of the struct, each within its limits; every
+// finding names file, line and column, and all of them are given at once; an empty file is a valid
+// configuration. Not guaranteed: that what it names exists. The roles find that out when they start.
+//
+// Configuration holds no secret value, only the places where they are. This package imports leaves.
+package config
+
+import (
+	"fmt"
+	"time"
+)
+
+// Size is a number of bytes, written as 4096, 64KiB, 1MiB or 2GiB.
+type Size int64
+
+// Server is the configuration of `bailment server`.
+type Server struct {
+	Data         string                `yaml:"data" default:"/var/lib/bailment" doc:"Directory with one subdirectory for each environment, made by bailment init. Readable by the server's user only."`
+	Environments []string              `yaml:"environments" doc:"Names of the environments to serve. Empty: every one that the data directory has."`
+	Listen       string                `yaml:"listen" default:"127.0.0.1:8400" doc:"Address of the API: HTTPS with TLS 1.3 only. Port 0 takes a free one."`
+	OpsListen    string                `yaml:"ops_listen" default:"127.0.0.1:8401" doc:"Address of /livez, /readyz and /metrics in plain HTTP; it must be a loopback address. \"none\" turns it off."`
+	ServerID     string                `yaml:"server_id" doc:"Name of this server in its SPIFFE ID, /server/ID: letters, digits, '.' and '-'. Empty: the host's name."`
+	RootHolders  map[string]RootHolder `yaml:"root_holders" doc:"Where the root key of an environment is, by the environment's name. Default: the file root.key in the environment's directory."`
+	Limits       Limits                `yaml:"limits" doc:"What strangers and callers can make the server spend."`
+	Timeouts     Timeouts              `yaml:"timeouts" doc:"How long the server waits for whom."`
+	Log          Log                   `yaml:"log" doc:"Structured log on standard error. It never holds values."`
+}
+
+// RootHolder says where an environment's root key is.
+type RootHolder struct {
+	Kind     string `yaml:"kind" default:"file" one:"file" doc:"Kind of root holder; file is for the development class only."`
+	Location string `yaml:"location" doc:"Where it is, in the terms of its kind: for file, an absolute path. Empty: root.key in the environment's directory."`
+}
+
+// Limits of a server.
+type Limits struct {
+	RequestBytes      Size `yaml:"request_bytes" default:"1MiB" min:"4096" max:"67108864" doc:"Largest request."`
+	BundleBytes       Size `yaml:"bundle_bytes" default:"12MiB" min:"4096" max:"67108864" doc:"Largest request that proposes a bundle; only operators send these."`
+	HeaderBytes       Size `yaml:"header_bytes" default:"16KiB" min:"4096" max:"1048576" doc:"Largest request header."`
+	RequestMemory     Size `yaml:"request_memory" default:"64MiB" min:"1048576" doc:"Most memory that all requests being received may take together."`
+	Connections       int  `yaml:"connections" default:"8192" min:"1" max:"1000000" doc:"Connections at a time."`
+	SourceConnections int  `yaml:"source_connections" default:"1024" min:"1" max:"1000000" doc:"Connections at a time from one source: an IPv4 address, or an IPv6 /64."`
+	SourceHandshakes  Rate `yaml:"source_handshakes" default:"200/s 1000" doc:"New connections from one source. A TLS handshake costs about a millisecond of CPU."`
+	SourceRequests    Rate `yaml:"source_requests" default:"20000/s 40000" doc:"Requests from one source."`
+	IdentityRequests  Rate `yaml:"identity_requests" default:"5000/s 10000" doc:"Requests of one identity."`
+	UnprovedAttempts  Rate `yaml:"unproved_attempts" default:"20/s 200" doc:"Failed attestations, renewals and logins from one source. Successful ones don't count."`
+	Queue             int  `yaml:"queue" default:"4096" min:"1" max:"65536" doc:"Requests that wait for the ledger; beyond it the answer is limited (overloaded), at once."`
+	IdentityStreams   int  `yaml:"identity_streams" default:"16" min:"1" max:"1024" doc:"Streams (watch, tail, rewrap) of one identity at a time."`
+	ConnectionStreams int  `yaml:"connection_streams" default:"128" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection."`
+}
+
+// Timeouts of a server.
+type Timeouts struct {
+	ReadHeader time.Duration `yaml:"read_header" default:"5s" min:"100ms" max:"1m" doc:"TLS handshake, and a request's header."`
+	Read       time.Duration `yaml:"read" default:"10s" min:"100ms" max:"5m" doc:"A whole request, however it trickles in."`
+	ReadBundle time.Duration `yaml:"read_bundle" default:"1m" min:"100ms" max:"10m" doc:"A whole request that proposes a bundle."`
+	Write      time.Duration `yaml:"write" default:"30s" min:"1s" max:"10m" doc:"Deciding and answering a request; for a stream, sending one message."`
+	Idle       time.Duration `yaml:"idle" default:"3m" min:"1s" max:"1h" doc:"A connection without a request."`
+	Shutdown   time.Duration `yaml:"shutdown" default:"20s" min:"100ms" max:"10m" doc:"Finishing what is under way when the server is told to stop."`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `yaml:"level" default:"info" one:"debug info warn error" doc:"Least severity that is logged."`
+	Format string `yaml:"format" default:"text" one:"text json" doc:"Form of a line."`
+}
+
+// Agent is the configuration of `bailment agent`.
+type Agent struct {
+	Bootstrap string        `yaml:"bootstrap" doc:"Bootstrap string, bailment1:HOST:PORT/ENV#GENESIS. Empty: $BAILMENT_BOOTSTRAP."`
+	Data      string        `yaml:"data" default:"/var/lib/bailment-agent" doc:"Directory for the node's key and certificate. Readable by the agent's user only."`
+	Socket    string        `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask."`
+	Attest    Attestation   `yaml:"attest" doc:"How this machine proves what it is."`
+	OpsListen string        `yaml:"ops_listen" default:"none" doc:"Address of /livez, /readyz and /metrics in plain HTTP; it must be a loopback address. \"none\" turns it off."`
+	Timeout   time.Duration `yaml:"timeout" default:"30s" min:"1s" max:"10m" doc:"One call to the server."`
+	Log       Log           `yaml:"log" doc:"Structured log on standard error. It never holds values."`
+}
+
+// Attestation is the method of an agent and what it needs.
+type Attestation struct {
+	Method string            `yaml:"method" default:"join-token" doc:"Name of the attestation method."`
+	Files  map[string]string `yaml:"files" doc:"Files with what the method needs, by the need's name: for join-token, token; for x509, see its README."`
+}
+
+// Rate is a rate per second with a burst, written as "20/s 200": 20 a second on average, 200 at once.
+type Rate struct {
+	PerSecond float64
+	Burst     int
+}
+
+func (r Rate) String() string { return fmt.Sprintf("%g/s %d", r.PerSecond, r.Burst) }
+
+// IsZero reports whether the rate was left out.
+func (r Rate) IsZero() bool { return r == Rate{} }
+
+func (s Size) String() string {
+	for _, u := range sizeUnits {
+		if s != 0 && s%u.bytes == 0 {
+			return fmt.Sprintf("%d%s", int64(s/u.bytes), u.name)
+		}
+	}
+	return fmt.Sprintf("%d", int64(s))
+}
+
+var sizeUnits = []struct {
+	name  string
+	bytes Size
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
+
+// None is what turns a listener off.
+const None = "none"

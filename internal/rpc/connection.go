@@ -1,0 +1,146 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// reasonTooSlow is the reason of a request that did not arrive in its time.
+const reasonTooSlow = problem.ReasonLimit
+
+// connection is what is known of a TLS connection. It is found out at the first request, once, since
+// a handshake is dear and reading a certificate is not free either.
+type connection struct {
+	opened   time.Time
+	source   netip.Addr
+	requests atomic.Bool
+	once     sync.Once
+
+	site       *site
+	caller     control.Caller
+	identity   string           // path; empty without a good certificate
+	key        string           // environment and identity, for limits
+	refused    *problem.Problem // why there is no caller
+	bySource   *rate.Limiter
+	failures   *rate.Limiter
+	byIdentity *rate.Limiter
+}
+
+type connectionKey struct{}
+
+// ConnContext is for http.Server: it gives each connection a place for what is known of it.
+func (a *API) ConnContext(ctx context.Context, c net.Conn) context.Context {
+	conn := &connection{opened: time.Now(), source: addrOf(c.RemoteAddr())}
+	return context.WithValue(ctx, connectionKey{}, conn)
+}
+
+func addrOf(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
+}
+
+// connectionOf is the request's connection, or nil if it has no environment.
+func (a *API) connectionOf(r *http.Request) *connection {
+	conn, _ := r.Context().Value(connectionKey{}).(*connection)
+	if conn == nil || r.TLS == nil {
+		return nil
+	}
+	conn.once.Do(func() { a.meet(conn, r.TLS) })
+	if conn.site == nil {
+		return nil
+	}
+	return conn
+}
+
+// meet reads the connection's environment and certificate. TLS has proved the key.
+func (a *API) meet(conn *connection, state *tls.ConnectionState) {
+	conn.requests.Store(true)
+	conn.site = a.sites[state.ServerName]
+	if conn.site == nil {
+		return
+	}
+	from := sourceKey(conn.source)
+	conn.bySource, conn.failures = a.sources.of(from), a.attempts.of(from)
+	conn.caller.Source = conn.source
+	if len(state.PeerCertificates) == 0 {
+		conn.refused = problem.New(problem.ReasonNoSession, "this needs a session, and the connection has no client certificate")
+		return
+	}
+	caller, id, err := conn.site.Env.Peer(state.PeerCertificates[0])
+	if err != nil {
+		conn.refused = problem.As(err)
+		return
+	}
+	caller.Source = conn.source
+	conn.caller, conn.identity = caller, id.Path()
+	conn.key = conn.site.name + conn.identity
+	conn.byIdentity = a.identities.of(conn.key)
+}
+
+// siteTLS is the TLS side of one environment. Each has its own, and so its own session ticket keys:
+// a ticket of one environment is nothing in another.
+func (a *API) siteTLS(s *site) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2", "http/1.1"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return s.Certificate()
+		},
+		// Any certificate is taken, and judged when something is asked with it: so a foreign or
+		// expired one gets a reason and a way out instead of a TLS alert.
+		ClientAuth: tls.RequestClientCert,
+	}
+}
+
+// TLSConfig is for the listener: the SNI picks the environment, and there is no default one.
+func (a *API) TLSConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2", "http/1.1"},
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			s, ok := a.sites[hello.ServerName]
+			if !ok {
+				a.o.Events.HandshakeRefused("unknown-environment")
+				return nil, problem.New(problem.ReasonWrongEnvironment, "no environment of that name is served here")
+			}
+			return s.tls, nil
+		},
+	}
+}
+
+// ConnState is for http.Server: a connection that was closed after its time without ever sending a
+// whole request was a slow one, and is accounted for.
+func (a *API) ConnState(c net.Conn, state http.ConnState) {
+	if state != http.StateClosed {
+		return
+	}
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return
+	}
+	tracked, ok := t.NetConn().(interface{ Served() (time.Duration, bool) })
+	if !ok {
+		return
+	}
+	age, asked := tracked.Served()
+	if asked || age < a.o.Limits.ReadHeader {
+		return
+	}
+	a.o.Events.HandshakeRefused("too-slow")
+	if s, ok := a.sites[t.ConnectionState().ServerName]; ok {
+		s.Env.Unproved(accountRequest, problem.New(reasonTooSlow, "no whole request came in %s", a.o.Limits.ReadHeader), addrOf(c.RemoteAddr()))
+	}
+}

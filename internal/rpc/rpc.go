@@ -1,0 +1,332 @@
+// Package rpc is the wire side of the house: it takes requests over TLS, finds out who asks, calls
+// control, and gives each failure its code, its reason and its way out.
+//
+// Guaranteed: the connection's SNI names the environment, and nothing in a request can name another;
+// a certificate is only as good as control's judgement at each request; every limit (size, time,
+// rate, memory, streams) is checked before the work that it bounds; a request that can't be read is
+// refused without being quoted; errors of ours are told in general words and logged under a request
+// ID; values are wiped from what this package holds once they were sent. Not guaranteed: that copies
+// in net/http's and TLS's own buffers are wiped; package hardening keeps those off the disk.
+//
+// Its place: an edge. It decodes, asks control and encodes; it decides nothing about permissions.
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
+
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// Site is one environment as it is served.
+type Site struct {
+	Env *control.Environment
+	// Certificate gives the server's present certificate, for each handshake.
+	Certificate func() (*tls.Certificate, error)
+	// Rotated is called after a key of a kind was rotated; may be nil.
+	Rotated func(kind string)
+}
+
+// Meter measures one method. Its methods are called concurrently.
+type Meter interface {
+	Began()
+	// Ended gets the code: "ok", or the name of a Connect code.
+	Ended(code string, took time.Duration)
+}
+
+// Events counts what is no request's result. Its methods are called concurrently.
+type Events interface {
+	Panicked()
+	DeliveryFailed()
+	HandshakeRefused(reason string)
+}
+
+// Limits bound what callers can make the server spend. All must be set.
+type Limits struct {
+	RequestBytes, BundleBytes, RequestMemory int64
+
+	SourceRate, IdentityRate, UnprovedRate    rate.Limit
+	SourceBurst, IdentityBurst, UnprovedBurst int
+
+	IdentityStreams int
+	ReadHeader      time.Duration // after which a connection without a request was a slow one
+	ReadBundle      time.Duration
+	Write           time.Duration
+}
+
+// Options of an API. Limits are required.
+type Options struct {
+	Limits  Limits
+	Logger  *slog.Logger
+	Version string
+	Meter   func(service, method string) Meter // nil: nothing is measured
+	Events  Events                             // nil: nothing is counted
+}
+
+// API serves the environments. Its methods may be called concurrently.
+type API struct {
+	o      Options
+	sites  map[string]*site
+	routes map[string]*route
+	errors *connect.ErrorWriter
+
+	sources    limiters // requests of a source
+	attempts   limiters // failed proofs of a source
+	identities limiters // requests of an identity
+	streams    streams
+	memory     atomic.Int64 // of request bodies
+	bodies     sync.Pool
+	malformed  malformed
+
+	stopping context.Context
+	stop     context.CancelCauseFunc
+}
+
+// site is a Site with its TLS configuration.
+type site struct {
+	Site
+	name string
+	tls  *tls.Config
+}
+
+// route is one method.
+type route struct {
+	handler http.Handler
+	meter   Meter
+	public  bool   // asks for no session
+	proof   string // what a public method proves; empty: nothing
+	secret  bool   // its answer holds a value
+	stream  bool
+	bundle  bool
+}
+
+// New makes the API over the environments, by name.
+func New(sites map[string]Site, o Options) *API {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Events == nil {
+		o.Events = noEvents{}
+	}
+	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route)}
+	a.stopping, a.stop = context.WithCancelCause(context.Background())
+	a.sources.set(o.Limits.SourceRate, o.Limits.SourceBurst)
+	a.attempts.set(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
+	a.identities.set(o.Limits.IdentityRate, o.Limits.IdentityBurst)
+	a.streams.most = o.Limits.IdentityStreams
+	a.bodies.New = func() any { return new(body) }
+	for name, x := range sites {
+		s := &site{Site: x, name: name}
+		s.tls = a.siteTLS(s)
+		a.sites[name] = s
+	}
+	options := a.handlerOptions()
+	a.errors = connect.NewErrorWriter(options...)
+	a.mount(options)
+	return a
+}
+
+func (a *API) handlerOptions() []connect.HandlerOption {
+	return []connect.HandlerOption{
+		connect.WithInterceptors(a),
+		connect.WithCodec(&codec{name: "proto", bad: &a.malformed}),
+		connect.WithCodec(&codec{name: "json", json: true, bad: &a.malformed}),
+		connect.WithCodec(&codec{name: "json; charset=utf-8", json: true, bad: &a.malformed}),
+		// No compression: a secret beside text that somebody else chose would tell its bytes by the
+		// length, and a small request could become a large one here.
+		connect.WithCompression("gzip", nil, nil),
+		connect.WithReadMaxBytes(int(max(a.o.Limits.RequestBytes, a.o.Limits.BundleBytes))),
+	}
+}
+
+// Stop ends the streams, so that a graceful stop need not wait for them.
+func (a *API) Stop() {
+	a.stop(problem.New(problem.ReasonStopping, "the server is stopping"))
+}
+
+type noEvents struct{}
+
+func (noEvents) Panicked()               {}
+func (noEvents) DeliveryFailed()         {}
+func (noEvents) HandshakeRefused(string) {}
+
+// call is one request under way.
+type call struct {
+	api   *API
+	conn  *connection
+	route *route
+	code  string
+	proof string // method of an attestation that is known
+	wipe  func() // of what is to be wiped when the answer was sent
+	begun bool   // the handler was reached
+}
+
+type callKey struct{}
+
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+// ServeHTTP takes one request: limits first, then who asks, then the body, then the method.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn := a.connectionOf(r)
+	if conn == nil {
+		http.Error(w, "no environment", http.StatusMisdirectedRequest)
+		return
+	}
+	rt, ok := a.routes[r.URL.Path]
+	if !ok || r.Method != http.MethodPost {
+		a.unrouted(w, r, conn, ok)
+		return
+	}
+	c := &call{api: a, conn: conn, route: rt, proof: rt.proof}
+	if rt.meter != nil {
+		rt.meter.Began()
+		began := time.Now()
+		defer func() { rt.meter.Ended(c.ended(), time.Since(began)) }()
+	}
+	if p := a.admit(c); p != nil {
+		a.refuse(w, r, c, p)
+		return
+	}
+	in, p := a.readBody(w, r, rt)
+	if p != nil {
+		a.refuse(w, r, c, p)
+		return
+	}
+	if in == nil {
+		return // the client went away
+	}
+	defer a.putBody(in)
+	r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
+	r.Body, r.ContentLength = in, int64(len(in.data))
+	if rt.secret {
+		w = &secretWriter{ResponseWriter: w, call: c, began: time.Now()}
+	}
+	defer c.end()
+	rt.handler.ServeHTTP(w, r)
+}
+
+// ended is the code that the request ended with. What connect refused by itself (a content type, say)
+// never came to a handler.
+func (c *call) ended() string {
+	if c.code == "" {
+		return connect.CodeInvalidArgument.String()
+	}
+	return c.code
+}
+
+// end wipes, whether the handler returned or panicked.
+func (c *call) end() {
+	if c.wipe != nil {
+		c.wipe()
+	}
+}
+
+// admit checks the limits and, for what needs a session, that the connection proved an identity of
+// this environment. Whether its session still stands is control's to say.
+func (a *API) admit(c *call) *problem.Problem {
+	conn := c.conn
+	if !conn.bySource.Allow() {
+		return slowDown(conn.bySource, "requests from %s", conn.source)
+	}
+	if c.route.public {
+		if c.proof != "" && conn.failures.Tokens() < 1 {
+			return slowDown(conn.failures, "failed attempts from %s", conn.source)
+		}
+		return nil
+	}
+	if conn.refused != nil {
+		return conn.refused
+	}
+	if !conn.byIdentity.Allow() {
+		return slowDown(conn.byIdentity, "requests of %s", conn.identity)
+	}
+	return nil
+}
+
+func (a *API) unrouted(w http.ResponseWriter, r *http.Request, conn *connection, known bool) {
+	if known {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "use POST", http.StatusMethodNotAllowed)
+		return
+	}
+	if !conn.bySource.Allow() {
+		http.Error(w, "slow down", http.StatusTooManyRequests)
+		return
+	}
+	http.NotFound(w, r)
+}
+
+// WrapUnary turns what a method returns into what goes over the wire (connect.Interceptor).
+func (a *API) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
+		c := callOf(ctx)
+		defer func() {
+			if x := recover(); x != nil {
+				res, err = nil, a.fail(c, a.panicked(req.Spec().Procedure, x))
+			}
+		}()
+		if err := a.malformed.take(req.Any()); err != nil {
+			return nil, a.fail(c, err)
+		}
+		if res, err = next(ctx, req); err != nil {
+			return nil, a.fail(c, err)
+		}
+		c.code = "ok"
+		return res, nil
+	}
+}
+
+// WrapStreamingHandler is WrapUnary for streams, which also end when the server stops.
+func (a *API) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) (err error) {
+		c := callOf(ctx)
+		defer func() {
+			if x := recover(); x != nil {
+				err = a.fail(c, a.panicked(conn.Spec().Procedure, x))
+			}
+		}()
+		if !a.streams.begin(c.conn.key) {
+			return a.fail(c, problem.New(problem.ReasonLimit, "%s has %d streams already", c.conn.identity, a.streams.most).WithRetryAfter(time.Second))
+		}
+		defer a.streams.end(c.conn.key)
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(a.stopping, func() { cancel(context.Cause(a.stopping)) })()
+		if err = next(ctx, &strictConn{StreamingHandlerConn: conn, bad: &a.malformed}); err != nil {
+			if ctx.Err() != nil && a.stopping.Err() != nil {
+				err = context.Cause(a.stopping)
+			}
+			return a.fail(c, err)
+		}
+		c.code = "ok"
+		return nil
+	}
+}
+
+// WrapStreamingClient is there for the interface: nothing is called from here.
+func (a *API) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// panicked logs where a method panicked, and not the panic's value, which may quote what it worked on.
+func (a *API) panicked(procedure string, x any) error {
+	if x == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
+		panic(x)
+	}
+	a.o.Events.Panicked()
+	a.o.Logger.Error("a method panicked", "method", procedure, "panic", typeName(x), "stack", string(debug.Stack()))
+	return problem.New(problem.ReasonInternal, "the method failed")
+}
