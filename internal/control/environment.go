@@ -62,10 +62,14 @@ type Environment struct {
 	values   valueCache
 	denials  denialSums
 	watchers watchers
+	arrivals watchers // of entries, whatever they are
 
+	run        context.Context // ends with Close
 	stop       context.CancelFunc
 	background sync.WaitGroup
+	started    atomic.Bool
 	snapping   atomic.Bool
+	snapshotMu sync.Mutex
 }
 
 // Open loads an environment, unseals its keys and starts its background work. It never creates one: see Found.
@@ -81,6 +85,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	}
 	e := &Environment{cfg: cfg, logger: cfg.Logger}
 	e.claims.g.most, e.values.g.most = maxCachedClaims, maxCachedBytes
+	e.run, e.stop = context.WithCancel(context.Background())
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
 		Open: cfg.OpenStore, New: state.New, Restore: state.Restore, Confirm: confirmSnapshot,
 		Origin:    func(s *state.State) string { return ledger.OriginOf(s.Env.Name, s.Env.Genesis, s.Env.Epoch) },
@@ -91,6 +96,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	}
 	e.log = log
 	if err := e.start(ctx); err != nil {
+		e.stop()
 		_ = log.Store().Close() // the first error is the one that tells
 		return nil, fmt.Errorf("opening the environment: %w", err)
 	}
@@ -118,27 +124,26 @@ func (e *Environment) start(ctx context.Context) error {
 	if err := e.log.Start(k.Signers(), k.Verifiers()); err != nil {
 		return err
 	}
-	run, cancel := context.WithCancel(context.Background())
-	e.stop = cancel
-	e.background.Add(1)
-	go func() {
-		defer e.background.Done()
-		e.flushLoop(run)
-	}()
+	e.background.Go(func() { e.flushLoop(e.run) })
+	e.started.Store(true)
 	return nil
 }
 
 // Close enters what is pending, stores a snapshot, and closes the ledger and the store.
 func (e *Environment) Close(ctx context.Context) error {
 	e.watchers.close()
+	e.arrivals.close()
 	e.stop()
 	e.background.Wait()
 	flushErr := e.FlushDenials(ctx)
+	e.started.Store(false) // no further snapshot begins; one under way is waited for below
 	if s := e.log.State(); s.Next-s.Root.Index > closeSnapshotAfter {
 		if err := e.Snapshot(ctx); err != nil {
 			e.logger.Warn("no snapshot on close", "err", err)
 		}
 	}
+	e.snapshotMu.Lock()
+	defer e.snapshotMu.Unlock()
 	err := errors.Join(flushErr, e.log.Close())
 	e.keys.Load().Wipe()
 	return err
@@ -209,7 +214,8 @@ func confirmSnapshot(s *state.State, index uint64, snapshot []byte) error {
 // published runs on the committer for each new state.
 func (e *Environment) published(s *state.State) {
 	e.watchers.tell(s.Control)
-	if e.stop != nil && s.Next-s.Root.Index >= e.cfg.SnapshotEvery && e.snapping.CompareAndSwap(false, true) {
+	e.arrivals.tell(s.Next)
+	if e.started.Load() && s.Next-s.Root.Index >= e.cfg.SnapshotEvery && e.snapping.CompareAndSwap(false, true) {
 		go func() {
 			defer e.snapping.Store(false)
 			if err := e.Snapshot(context.Background()); err != nil {

@@ -232,7 +232,13 @@ func (t *turn) lease(x *state.Session, v *state.Version, r GetRequest, grant pol
 	}
 	if first != nil {
 		// The key's first effect was a lease that is over. A retry never makes a second one.
-		return nil, refuse(problem.ReasonCutoff, "the lease that this idempotency key made is over")
+		reason := problem.ReasonExpired
+		made := state.SubjectOf(x)
+		made.Secret, made.Own, made.Root = r.Secret, first.Lease, first.Root
+		if _, _, dead := t.s.CutoffOver(made); dead {
+			reason = problem.ReasonCutoff
+		}
+		return nil, refuse(reason, "the lease that this idempotency key made is over")
 	}
 	ttl, most := t.leaseTimes(r.Secret, grant)
 	l := &state.Lease{Expires: t.now.Add(ttl), Max: t.now.Add(most)}

@@ -121,6 +121,8 @@ func (e *Environment) Watch(ctx context.Context, c Caller, since uint64, tell fu
 
 // Snapshot commits to the reduced state and stores it, so that the next start replays only what came after.
 func (e *Environment) Snapshot(ctx context.Context) error {
+	e.snapshotMu.Lock()
+	defer e.snapshotMu.Unlock()
 	s := e.log.State()
 	var b bytes.Buffer
 	if err := s.Snapshot(&b); err != nil {

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -22,10 +21,9 @@ const reasonTooSlow = problem.ReasonLimit
 // connection is what is known of a TLS connection. It is found out at the first request, once, since
 // a handshake is dear and reading a certificate is not free either.
 type connection struct {
-	opened   time.Time
-	source   netip.Addr
-	requests atomic.Bool
-	once     sync.Once
+	source netip.Addr
+	track  tracked // nil if the listener doesn't track
+	once   sync.Once
 
 	site       *site
 	caller     control.Caller
@@ -37,11 +35,26 @@ type connection struct {
 	byIdentity *rate.Limiter
 }
 
+// tracked is a listener's connection that remembers whether anything was asked over it.
+type tracked interface {
+	Asked()
+	// Silent is how long the connection has been open, if nothing was ever asked over it.
+	Silent() (time.Duration, bool)
+}
+
+func trackedOf(c net.Conn) tracked {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	t, _ := c.(tracked)
+	return t
+}
+
 type connectionKey struct{}
 
 // ConnContext is for http.Server: it gives each connection a place for what is known of it.
 func (a *API) ConnContext(ctx context.Context, c net.Conn) context.Context {
-	conn := &connection{opened: time.Now(), source: addrOf(c.RemoteAddr())}
+	conn := &connection{source: addrOf(c.RemoteAddr()), track: trackedOf(c)}
 	return context.WithValue(ctx, connectionKey{}, conn)
 }
 
@@ -67,7 +80,9 @@ func (a *API) connectionOf(r *http.Request) *connection {
 
 // meet reads the connection's environment and certificate. TLS has proved the key.
 func (a *API) meet(conn *connection, state *tls.ConnectionState) {
-	conn.requests.Store(true)
+	if conn.track != nil {
+		conn.track.Asked()
+	}
 	conn.site = a.sites[state.ServerName]
 	if conn.site == nil {
 		return
@@ -127,19 +142,19 @@ func (a *API) ConnState(c net.Conn, state http.ConnState) {
 	if state != http.StateClosed {
 		return
 	}
+	track := trackedOf(c)
+	if track == nil {
+		return
+	}
+	age, silent := track.Silent()
+	if !silent || age < a.o.Limits.ReadHeader {
+		return
+	}
+	a.o.Events.HandshakeRefused("too-slow")
 	t, ok := c.(*tls.Conn)
 	if !ok {
 		return
 	}
-	tracked, ok := t.NetConn().(interface{ Served() (time.Duration, bool) })
-	if !ok {
-		return
-	}
-	age, asked := tracked.Served()
-	if asked || age < a.o.Limits.ReadHeader {
-		return
-	}
-	a.o.Events.HandshakeRefused("too-slow")
 	if s, ok := a.sites[t.ConnectionState().ServerName]; ok {
 		s.Env.Unproved(accountRequest, problem.New(reasonTooSlow, "no whole request came in %s", a.o.Limits.ReadHeader), addrOf(c.RemoteAddr()))
 	}

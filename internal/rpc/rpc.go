@@ -167,8 +167,11 @@ type call struct {
 	route *route
 	code  string
 	proof string // method of an attestation that is known
-	wipe  func() // of what is to be wiped when the answer was sent
-	begun bool   // the handler was reached
+	begun bool   // the request was read and its method reached
+
+	wipe     func()    // of a value, when the answer was sent
+	released time.Time // when control let a value go
+	sending  bool      // the value is under way
 }
 
 type callKey struct{}
@@ -212,7 +215,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
 	r.Body, r.ContentLength = in, int64(len(in.data))
 	if rt.secret {
-		w = &secretWriter{ResponseWriter: w, call: c, began: time.Now()}
+		w = &secretWriter{ResponseWriter: w, call: c}
+	}
+	if rt.stream {
+		w = &deadlineWriter{ResponseWriter: w, each: a.o.Limits.Write}
 	}
 	defer c.end()
 	rt.handler.ServeHTTP(w, r)
@@ -281,6 +287,7 @@ func (a *API) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if err := a.malformed.take(req.Any()); err != nil {
 			return nil, a.fail(c, err)
 		}
+		c.begun = true
 		if res, err = next(ctx, req); err != nil {
 			return nil, a.fail(c, err)
 		}
@@ -305,6 +312,7 @@ func (a *API) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(a.stopping, func() { cancel(context.Cause(a.stopping)) })()
+		c.begun = true
 		if err = next(ctx, &strictConn{StreamingHandlerConn: conn, bad: &a.malformed}); err != nil {
 			if ctx.Err() != nil && a.stopping.Err() != nil {
 				err = context.Cause(a.stopping)

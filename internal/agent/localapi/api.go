@@ -40,7 +40,7 @@ const (
 	MaxRequest = 32 << 10 // bytes
 	MaxSecrets = 64       // in one run
 	MaxPath    = 4096     // bytes of an executable's path; PATH_MAX
-	MaxPurpose = 64
+	MaxPurpose = 63
 	maxRunID   = 32
 	maxLine    = MaxSecrets*(64<<10*4/3+64<<10+4<<10) + 64<<10 // of an answer: values in base64, receipts, names
 )
@@ -202,7 +202,7 @@ func (r *OpenRequest) check() error {
 			w.Purpose = DefaultPurpose
 		}
 		if !validPurpose(w.Purpose) {
-			return fmt.Errorf("the purpose for %s is not [a-z0-9][a-z0-9._-]*, at most %d bytes", w.Name, MaxPurpose)
+			return fmt.Errorf("the purpose for %s is not [a-z][a-z0-9-]*, at most %d bytes", w.Name, MaxPurpose)
 		}
 		if slices.Contains(r.Secrets[:i], *w) {
 			return fmt.Errorf("%s is asked for twice for one purpose", w.Name)
@@ -211,13 +211,13 @@ func (r *OpenRequest) check() error {
 	return nil
 }
 
+// validPurpose is the bundle's rule for purposes: [a-z][a-z0-9-]{0,62}.
 func validPurpose(s string) bool {
-	if s == "" || len(s) > MaxPurpose {
+	if s == "" || len(s) > MaxPurpose || s[0] < 'a' || s[0] > 'z' {
 		return false
 	}
 	for i := range len(s) {
-		c := s[i]
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && (i == 0 || c != '.' && c != '_' && c != '-') {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
 			return false
 		}
 	}

@@ -1,0 +1,263 @@
+// Package agent is the long-running agent of a machine: it proves what the machine is, keeps that proof fresh, and hands
+// secrets to processes on it.
+//
+// Guaranteed: it talks to nobody but the environment that its bootstrap string names. A new key is on the disk before it is
+// sent, so that a lost reply is answered again to the same key and never looks like a second holder. A valid SVID is used
+// until it ends, whatever happens to a renewal. What it is doing is one of a few states, and "the server can't be reached",
+// "we could not prove what we are", "the server says no" and "there is a hold" are never mixed up. Who asks at its socket is
+// what the kernel says. Leases last as long as the process that they were taken for, and are given back when it ends, however
+// it ends, if the agent lives. No value is logged or written anywhere.
+//
+// Not guaranteed: that a process does with its secrets, or executes, what its request says: the digest is that of the file
+// that it opened, and hostile code of the same user can open another. That leases are given back when the agent dies: they
+// expire. That values leave no trace in this process's memory: it is locked where the system allows it, and never dumped.
+//
+// Its place: a role, beside server; above client. The composition root gives it the table of attestation methods.
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/durable"
+	"github.com/bailment/bailment/internal/hardening"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// Config of an agent.
+type Config struct {
+	Bootstrap string            // the bootstrap string
+	StateDir  string            // the agent's own directory, made as 0700; one agent at a time
+	Socket    string            // path of the local API's socket; its directory is made as 0755
+	Method    string            // attestation method
+	Needs     map[string]string // files that hold what the method needs, by the need's name; read at each attestation
+	Methods   attest.Methods    // the table of methods
+	Version   string            // of this program, told to the server
+	Logger    *slog.Logger      // nil: none
+	Limits    Limits
+	// Dialer replaces the network's; it is for tests and tunnels.
+	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Limits of the local API. Zero means the default.
+type Limits struct {
+	Connections        int // default 1,024
+	ConnectionsPerUser int // default 256
+	RunsPerUser        int // at a time; default 128
+	Runs               int // default 512
+}
+
+func (l *Limits) defaults() {
+	for _, d := range []struct {
+		to *int
+		is int
+	}{{&l.Connections, 1024}, {&l.ConnectionsPerUser, 256}, {&l.RunsPerUser, 128}, {&l.Runs, 512}} {
+		if *d.to <= 0 {
+			*d.to = d.is
+		}
+	}
+}
+
+// Agent is a machine's agent. Run it once.
+type Agent struct {
+	cfg    Config
+	log    *slog.Logger
+	method attest.Method
+	files  files
+
+	mu        sync.Mutex
+	trust     *client.Trust
+	open      *client.Client // without a session
+	node      *client.Client // with the node's
+	session   *client.Session
+	unsaved   bool             // session is not on the disk yet
+	dead      *problem.Problem // why the session is over before its time
+	changed   chan struct{}    // closed when session changes
+	state     State
+	since     time.Time
+	failure   *problem.Problem // the last problem, until it is over
+	failedAt  time.Time
+	failState State     // that failure leads to, without a session
+	failures  int       // in a row
+	next      time.Time // of the next attempt
+	control   uint64
+	gen       uint64
+	watching  bool
+
+	wake chan struct{} // next, dead or session changed
+	runs runs
+}
+
+// New checks a configuration and makes an agent of it.
+func New(cfg Config) (*Agent, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg.Limits.defaults()
+	m, err := cfg.Methods.Find(cfg.Method)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]bool)
+	for _, n := range m.Needs {
+		known[n.Name] = true
+		if cfg.Needs[n.Name] == "" && !n.Optional {
+			return nil, problem.New(problem.ReasonInvalid, "attestation method %s needs a file for %q: %s", m.Name, n.Name, n.Doc)
+		}
+	}
+	for name := range cfg.Needs {
+		if !known[name] {
+			return nil, problem.New(problem.ReasonInvalid, "attestation method %s has no use for %q", m.Name, name)
+		}
+	}
+	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory and socket are absolute paths")
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
+		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	a.runs.init()
+	return a, nil
+}
+
+// Run works until ctx ends, then ends the runs, gives their leases back, and returns nil. An error is one that waiting
+// does not mend: the configuration, the state directory, the socket.
+func (a *Agent) Run(ctx context.Context) error {
+	hardening.Harden(a.log)
+	unlock, err := a.prepare()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var work sync.WaitGroup
+	if a.cfg.Socket != "" {
+		l, err := a.listen()
+		if err != nil {
+			return err
+		}
+		work.Go(func() {
+			if err := a.serve(ctx, l); err != nil {
+				cancel(err)
+			}
+		})
+		// Ready means that processes can ask. Whether they get what they want is a matter of state: to wait here for
+		// a server that is away would have the service manager kill the one who waits for it.
+		a.notify(daemon.SdNotifyReady)
+	}
+	err = a.keep(ctx)
+	cancel(err)
+	a.notify(daemon.SdNotifyStopping)
+	work.Wait()
+	a.closeClients()
+	if err != nil {
+		return err
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// prepare makes and locks the state directory, and loads what is kept there.
+func (a *Agent) prepare() (unlock func(), err error) {
+	if err := durable.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's state directory")
+	}
+	if st, err := os.Stat(a.cfg.StateDir); err != nil || st.Mode().Perm()&0o077 != 0 {
+		return nil, problem.New(problem.ReasonPermissions, "the agent's state directory %s can be used by others", a.cfg.StateDir).
+			WithFix("chmod 0700 %s", a.cfg.StateDir)
+	}
+	// Two agents with one state would renew one enrolment twice, which is what a copied key looks like.
+	lock, err := os.OpenFile(a.files.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's state directory")
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, problem.New(problem.ReasonExists, "another agent uses %s", a.cfg.StateDir).WithFix("stop it, or give this one a directory of its own")
+	}
+	return func() { lock.Close() }, nil
+}
+
+func (a *Agent) listen() (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(a.cfg.Socket), 0o755); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's socket")
+	}
+	l, err := localapi.Listen(a.cfg.Socket, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's socket")
+	}
+	return l, nil
+}
+
+func (a *Agent) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		a.log.Warn("telling the service manager failed", "err", err)
+	}
+}
+
+func (a *Agent) closeClients() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range []*client.Client{a.open, a.node} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// credentials shows the newest session of the node.
+func (a *Agent) credentials() (*tls.Certificate, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session == nil {
+		return nil, client.ErrNoSession
+	}
+	return &a.session.Certificate, nil
+}
+
+// Status is what the agent is doing.
+func (a *Agent) Status() localapi.Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := localapi.Status{
+		State: string(a.state), Since: a.since, Problem: localapi.FailureOf(a.failure), Watching: a.watching,
+		Control: a.control, Generation: a.gen, Version: a.cfg.Version, NextTry: a.next, Runs: a.runs.count(),
+	}
+	if a.failure != nil {
+		s.ProblemAt = a.failedAt
+	}
+	if a.trust != nil {
+		s.Environment, s.Address = a.trust.Environment, a.trust.Address
+	}
+	if x := a.session; x != nil {
+		s.Identity, s.Assurance, s.Expires, s.RenewAfter, s.LifetimeEnd = x.Identity, x.Assurance, x.Expires, x.RenewAfter, x.LifetimeEnd
+	}
+	return s
+}
+
+// Serving errors that are no failure: the server was told to stop.
+func served(err error) error {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving the local API: %w", err)
+}

@@ -1,0 +1,367 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"sync"
+	"time"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// Bounds of a run's work.
+const (
+	openTimeout   = 40 * time.Second
+	returnTimeout = 5 * time.Second
+	tendTimeout   = 20 * time.Second
+	waitForReady  = 5 * time.Second
+)
+
+// runs are the processes that have secrets now, and the leases that they share.
+type runs struct {
+	mu    sync.Mutex
+	all   map[string]*run
+	users map[uint32]int
+	slots map[slotKey]*slot
+}
+
+func (r *runs) init() {
+	r.all, r.users, r.slots = make(map[string]*run), make(map[uint32]int), make(map[slotKey]*slot)
+}
+
+func (r *runs) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.all)
+}
+
+// look has every run look at its leases soon: something was revoked.
+func (r *runs) look() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, x := range r.all {
+		select {
+		case x.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run is one process with its secrets.
+type run struct {
+	a      *Agent
+	id     string
+	peer   localapi.Peer
+	want   string
+	claims map[string]any
+	client *client.Client // with the workload's own session
+	wake   chan struct{}
+	ended  chan struct{} // its end is asked for
+	once   sync.Once
+	over   chan struct{} // its leases were given back
+	events chan localapi.Event
+
+	mu      sync.Mutex
+	session *client.Session
+	retry   time.Time // no renewal of the SVID before
+	holds   []*holding
+}
+
+// holding is a run's share of a lease.
+type holding struct {
+	name  string
+	slot  *slot
+	lease *lease
+	lost  bool
+	retry time.Time
+}
+
+// slotKey says which runs may share a lease: the server has one for each identity, version and purpose.
+type slotKey struct{ identity, secret, purpose string }
+
+// slot orders what happens to the leases of one key: without it, one run could give back the lease that another is
+// just being given.
+type slot struct {
+	turn   chan struct{}
+	users  int
+	leases map[uint64]*lease
+}
+
+// lease is a lease that this machine holds. It belongs to its slot's turn.
+type lease struct {
+	id      uint64
+	holders int
+	from    time.Time // of the present term
+	expires time.Time
+	final   bool // renewing it changes nothing any more
+}
+
+func (r *runs) slot(k slotKey) *slot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, ok := r.slots[k]
+	if !ok {
+		s = &slot{turn: make(chan struct{}, 1), leases: make(map[uint64]*lease)}
+		r.slots[k] = s
+	}
+	s.users++
+	return s
+}
+
+func (r *runs) leave(k slotKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.slots[k]; s != nil {
+		if s.users--; s.users == 0 {
+			delete(r.slots, k)
+		}
+	}
+}
+
+func (s *slot) lock(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return problem.Wrap(ctx.Err(), problem.ReasonCanceled, "waiting for a lease")
+	}
+}
+
+func (s *slot) unlock() { <-s.turn }
+
+// begin makes room for a run of a user, or refuses.
+func (a *Agent) begin(p localapi.Peer) (*run, error) {
+	var id [16]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonEntropy, "naming the run")
+	}
+	r := &run{
+		a: a, id: hex.EncodeToString(id[:]), peer: p, wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		over: make(chan struct{}), events: make(chan localapi.Event, localapi.MaxSecrets+1),
+	}
+	a.runs.mu.Lock()
+	defer a.runs.mu.Unlock()
+	if len(a.runs.all) >= a.cfg.Limits.Runs || a.runs.users[p.UID] >= a.cfg.Limits.RunsPerUser {
+		return nil, problem.New(problem.ReasonLimit, "user %d has %d runs, the agent has %d", p.UID, a.runs.users[p.UID], len(a.runs.all)).
+			WithRetryAfter(time.Second).WithFix("end some runs, or raise the agent's limits")
+	}
+	a.runs.all[r.id] = r
+	a.runs.users[p.UID]++
+	return r, nil
+}
+
+// find finds a run of the same user: the name alone is not enough.
+func (a *Agent) find(id string, p localapi.Peer) (*run, error) {
+	a.runs.mu.Lock()
+	defer a.runs.mu.Unlock()
+	r, ok := a.runs.all[id]
+	if !ok || r.peer.UID != p.UID {
+		return nil, problem.New(problem.ReasonNotFound, "there is no such run")
+	}
+	return r, nil
+}
+
+// end asks for the end of a run.
+func (r *run) end() { r.once.Do(func() { close(r.ended) }) }
+
+// open attests the workload and gets what it asked for: all of it, or an error.
+func (r *run) open(ctx context.Context, req localapi.OpenRequest, e executable) (*localapi.Opened, error) {
+	node, err := r.a.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.claims, r.want = claims(r.peer, e), req.Workload
+	if err := r.attest(ctx); err != nil {
+		return nil, err
+	}
+	c, err := client.Dial(r.a.pinned(), client.Options{Credentials: r.credentials, Dialer: r.a.cfg.Dialer, MaxConns: 4, Attempts: 1})
+	if err != nil {
+		return nil, err
+	}
+	r.client = c
+	out := &localapi.Opened{Run: r.id, Identity: r.session.Identity, Node: node.Identity, Expires: r.session.Expires}
+	for _, w := range req.Secrets {
+		g, err := r.get(ctx, w, req.Receipts)
+		if err != nil {
+			wipe(out)
+			return nil, err
+		}
+		out.Secrets = append(out.Secrets, *g)
+	}
+	return out, nil
+}
+
+func wipe(o *localapi.Opened) {
+	for i := range o.Secrets {
+		clear(o.Secrets[i].Value)
+	}
+}
+
+// ready waits a little for a session of the node, because much is started at once when a machine starts; without one
+// it says why there is none.
+func (a *Agent) ready(ctx context.Context) (*client.Session, error) {
+	deadline := time.NewTimer(waitForReady)
+	defer deadline.Stop()
+	for {
+		a.mu.Lock()
+		s, usable, changed, state, failure := a.session, a.usable(), a.changed, a.state, a.failure
+		a.mu.Unlock()
+		switch {
+		case usable:
+			return s, nil
+		case failure != nil && state != Unreachable:
+			return nil, failure
+		}
+		select {
+		case <-changed:
+		case <-deadline.C:
+			if failure != nil {
+				return nil, failure
+			}
+			return nil, problem.New(problem.ReasonStarting, "the agent has no session yet (%s)", state)
+		case <-ctx.Done():
+			return nil, problem.Wrap(ctx.Err(), problem.ReasonCanceled, "waiting for the agent's session")
+		}
+	}
+}
+
+func (a *Agent) pinned() *client.Trust {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.trust
+}
+
+func (r *run) credentials() (*tls.Certificate, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session == nil {
+		return nil, client.ErrNoSession
+	}
+	return &r.session.Certificate, nil
+}
+
+// attest gets a session for the workload, with a new key that never leaves this process.
+func (r *run) attest(ctx context.Context) error {
+	key, err := client.NewKey()
+	if err != nil {
+		return err
+	}
+	s, err := again(ctx, func() (*client.Session, error) { return r.a.node.AttestWorkload(ctx, r.claims, r.want, key) })
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.session = s
+	return nil
+}
+
+// again repeats what may be repeated: the same key gives the same identity, the same lease. What it costs is one
+// more entry in the ledger, and so it is for the agent to decide, not for the client. Idempotency keys are not used for
+// reads: an identity has a thousand of them an hour, which many short runs would use up.
+func again[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	for attempt := 0; ; attempt++ {
+		out, err := f()
+		if err == nil || attempt == 2 || ctx.Err() != nil {
+			return out, err
+		}
+		switch p := problem.As(err); {
+		case p.Reason == problem.ReasonCanceled:
+			return out, err
+		case p.Kind != problem.Unavailable && p.Kind != problem.UnknownOutcome:
+			return out, err
+		}
+		t := time.NewTimer(client.Jitter(firstUnreachable << attempt))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+}
+
+func (r *run) key(w localapi.Wanted) slotKey {
+	return slotKey{r.session.Identity, w.Name, w.Purpose}
+}
+
+// get gets one secret, and joins its lease.
+func (r *run) get(ctx context.Context, w localapi.Wanted, receipt bool) (*localapi.Given, error) {
+	k := r.key(w)
+	s := r.a.runs.slot(k)
+	if err := s.lock(ctx); err != nil {
+		r.a.runs.leave(k)
+		return nil, err
+	}
+	defer s.unlock()
+	res, err := again(ctx, func() (*v1.GetResponse, error) {
+		return r.client.Secrets.Get(ctx, &v1.GetRequest{Secret: w.Name, Purpose: w.Purpose, Receipt: receipt})
+	})
+	if err != nil {
+		r.a.runs.leave(k)
+		return nil, err
+	}
+	l, ok := s.leases[res.Lease]
+	if !ok {
+		l = &lease{id: res.Lease, from: time.Now()}
+		s.leases[res.Lease] = l
+	}
+	l.holders++
+	l.expires = res.Expires.AsTime()
+	r.mu.Lock()
+	r.holds = append(r.holds, &holding{name: w.Name, slot: s, lease: l})
+	r.mu.Unlock()
+	return &localapi.Given{
+		Name: w.Name, Purpose: w.Purpose, Version: res.Version, Lease: res.Lease, Expires: l.expires,
+		Epoch: res.Entry.GetEpoch(), Index: res.Entry.GetIndex(), Value: res.Value, Receipt: res.Receipt,
+	}, nil
+}
+
+// finish gives back what no other run holds, and forgets the run.
+func (r *run) finish(secrets []localapi.Wanted) {
+	// Not the request's context: it is over, and this must happen all the same.
+	ctx, cancel := context.WithTimeout(context.Background(), returnTimeout)
+	defer cancel()
+	for i, h := range r.holds {
+		r.giveBack(ctx, h)
+		r.a.runs.leave(r.key(secrets[i]))
+	}
+	if r.client != nil {
+		r.client.Close()
+	}
+	r.a.runs.mu.Lock()
+	delete(r.a.runs.all, r.id)
+	if r.a.runs.users[r.peer.UID]--; r.a.runs.users[r.peer.UID] == 0 {
+		delete(r.a.runs.users, r.peer.UID)
+	}
+	r.a.runs.mu.Unlock()
+	close(r.over)
+}
+
+func (r *run) giveBack(ctx context.Context, h *holding) {
+	if err := h.slot.lock(ctx); err != nil {
+		r.a.log.Warn("a lease was not given back; it expires by itself", "lease", h.lease.id, "problem", err)
+		return
+	}
+	defer h.slot.unlock()
+	if h.lease.holders--; h.lease.holders > 0 {
+		return
+	}
+	delete(h.slot.leases, h.lease.id)
+	if h.lost || !time.Now().Before(h.lease.expires) {
+		return
+	}
+	_, err := again(ctx, func() (*v1.ReturnLeaseResponse, error) {
+		return r.client.Secrets.ReturnLease(ctx, &v1.ReturnLeaseRequest{Lease: h.lease.id})
+	})
+	// Not found: it was given back by a call whose answer was lost, or revoked.
+	if err != nil && problem.KindOf(err) != problem.NotFound {
+		p := problem.As(err)
+		r.a.log.Warn("a lease was not given back; it expires by itself", "lease", h.lease.id, "expires", h.lease.expires,
+			"reason", string(p.Reason), "problem", p.Message)
+	}
+}

@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// State is what an agent is doing, seen from outside. Only ready and renewing have a session that can be used.
+type State string
+
+// The states.
+const (
+	Starting    State = "starting"    // no session, and no attempt has ended yet
+	Unreachable State = "unreachable" // no session, and the server did not answer, answered that it can't now, or was not authentic
+	NotProved   State = "not-proved"  // no session: the server did not accept what this machine proves itself with
+	Refused     State = "refused"     // no session: proved, and the answer is no (no rule, a cutoff, the lifetime is over)
+	Held        State = "held"        // no session: an operator's hold, or a fork was seen
+	Broken      State = "broken"      // no session: this machine's own files can't be read or written
+	Ready       State = "ready"       // there is a session; a problem beside it is one of renewing it
+	Renewing    State = "renewing"    // ready, and a renewal is under way
+)
+
+// Rates of trying again. What the network mends is looked at soon; what a person must mend, rarely; and what changes
+// here or there wakes the agent at once.
+const (
+	firstUnreachable = 100 * time.Millisecond
+	lastUnreachable  = 30 * time.Second
+	firstRefused     = 10 * time.Second
+	lastRefused      = 5 * time.Minute
+	lookForChange    = 2 * time.Second // at the files of the needs, while something is wrong
+)
+
+// local marks a failure of this machine's own files, so that a full disk here is not called a server's.
+type local struct{ *problem.Problem }
+
+func (l local) Unwrap() error { return l.Problem }
+
+// classify says which state a failed attempt leads to.
+func classify(err error) State {
+	if l, ok := err.(local); ok { //nolint:errorlint // it is never wrapped
+		_ = l
+		return Broken
+	}
+	p := problem.As(err)
+	switch {
+	case p.Reason == problem.ReasonHeld || p.Reason == problem.ReasonForked:
+		return Held
+	case p.Reason == problem.ReasonNotAuthentic || p.Reason == problem.ReasonWrongEnvironment:
+		// Not "not-proved": it is the server that did not prove what it is.
+		return Unreachable
+	}
+	switch p.Kind {
+	case problem.NotProved:
+		return NotProved
+	case problem.Unavailable, problem.Limited, problem.UnknownOutcome, problem.Internal:
+		return Unreachable
+	default:
+		return Refused
+	}
+}
+
+// backoff is how long to wait after so many failures in a row, the last of which led to s by p.
+func backoff(s State, p *problem.Problem, failures int) time.Duration {
+	first, last := firstRefused, lastRefused
+	if s == Unreachable && p.Reason != problem.ReasonNotAuthentic && p.Reason != problem.ReasonWrongEnvironment {
+		first, last = firstUnreachable, lastUnreachable
+	}
+	d := client.Jitter(min(first<<min(failures, 16), last))
+	return max(d, min(p.RetryAfter, lastRefused))
+}
+
+// enter changes the state. The lock is held.
+func (a *Agent) enter(s State) {
+	if a.state == s {
+		return
+	}
+	from := a.state
+	a.state, a.since = s, time.Now()
+	attrs := []any{"from", string(from), "to", string(s)}
+	if a.session != nil {
+		attrs = append(attrs, "identity", a.session.Identity)
+	}
+	if a.failure != nil {
+		attrs = append(attrs, "reason", string(a.failure.Reason), "problem", a.failure.Message, "fix", a.failure.WayOut())
+	}
+	switch s {
+	case Ready, Renewing, Starting:
+		a.log.Info("state", attrs...)
+	default:
+		a.log.Warn("state", attrs...)
+	}
+	text := "STATUS=" + string(s)
+	if a.failure != nil {
+		text += ": " + a.failure.Message
+	}
+	if a.cfg.Socket != "" {
+		a.notify(text)
+	}
+}
+
+// usable reports whether the session can be used. The lock is held.
+func (a *Agent) usable() bool {
+	return a.session != nil && a.dead == nil && a.session.Live(time.Now())
+}
+
+// fail records a failed attempt and when to try again. The lock is held.
+func (a *Agent) fail(err error) {
+	s := classify(err)
+	p := problem.As(err)
+	a.failure, a.failedAt, a.failState = p, time.Now(), s
+	a.next = time.Now().Add(backoff(s, p, a.failures))
+	a.failures++
+	if a.usable() {
+		a.enter(Ready)
+		a.log.Warn("renewing the SVID failed; the present one is kept", "reason", string(p.Reason), "problem", p.Message,
+			"fix", p.WayOut(), "expires", a.session.Expires, "next", a.next)
+		return
+	}
+	a.enter(s)
+}
+
+// kill says that the session is over before its time, by the server's own word. The lock is held.
+func (a *Agent) kill(p *problem.Problem) {
+	if a.dead != nil && a.dead.Reason == p.Reason {
+		return
+	}
+	a.dead = p
+	a.failure, a.failedAt, a.failState = p, time.Now(), classify(p)
+	a.failures = 0
+	a.next = time.Now()
+	if classify(p) == Held {
+		// Nothing that this machine does lifts a hold.
+		a.next = time.Now().Add(client.Jitter(firstRefused))
+	}
+	a.enter(classify(p))
+	a.poke()
+}
+
+// revive takes that back: a hold was lifted. The lock is held.
+func (a *Agent) revive() {
+	if a.dead == nil {
+		return
+	}
+	a.dead = nil
+	if a.usable() {
+		a.succeed()
+	}
+	a.poke()
+}
+
+// succeed records that all is well. The lock is held.
+func (a *Agent) succeed() {
+	a.failure, a.failures = nil, 0
+	a.next = renewAt(a.session)
+	a.enter(Ready)
+}
+
+// renewAt is when to renew: from the half life on, spread a little, so that machines that were started together part.
+func renewAt(s *client.Session) time.Time {
+	spread := s.Expires.Sub(s.RenewAfter) / 8
+	if spread <= 0 {
+		return s.RenewAfter
+	}
+	return s.RenewAfter.Add(client.Jitter(spread) - spread/2)
+}
+
+func (a *Agent) poke() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,133 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// watch keeps a stream of news open, for whatever session is the current one.
+func (a *Agent) watch(ctx context.Context) {
+	failures := 0
+	for ctx.Err() == nil {
+		a.mu.Lock()
+		s, changed := a.session, a.changed
+		a.mu.Unlock()
+		if s == nil || !s.Live(time.Now()) {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		following, cancel := context.WithCancel(ctx)
+		stop := make(chan struct{})
+		go func() {
+			select {
+			case <-changed: // the stream is one of the old session's connection
+			case <-following.Done():
+			}
+			cancel()
+			close(stop)
+		}()
+		heard, err := a.follow(following, s)
+		cancel()
+		<-stop
+		if heard {
+			failures = 0
+		}
+		a.lost(s, err)
+		select {
+		case <-changed:
+			failures = 0
+			continue
+		default:
+		}
+		t := time.NewTimer(client.Jitter(min(firstUnreachable<<min(failures, 16), lastUnreachable)))
+		failures++
+		select {
+		case <-t.C:
+		case <-changed:
+			failures = 0
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+}
+
+// follow reads one stream to its end, and reports whether it brought good news at all.
+func (a *Agent) follow(ctx context.Context, s *client.Session) (bool, error) {
+	a.mu.Lock()
+	since := a.control
+	a.mu.Unlock()
+	stream, err := a.node.Watching.Watch(ctx, &v1.WatchRequest{Since: since})
+	if err != nil {
+		return false, err
+	}
+	defer stream.Close()
+	heard := false
+	for stream.Receive() {
+		heard = a.told(s, stream.Msg()) || heard
+	}
+	return heard, stream.Err()
+}
+
+// told takes in one piece of news, and reports whether the session lives.
+func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s {
+		return true
+	}
+	a.watching = true
+	news := ev.Control > a.control
+	if news {
+		a.control = ev.Control
+		if err := a.files.write(controlFile, heard{ev.Control}); err != nil {
+			a.log.Warn("keeping the index of the newest news failed", "err", err)
+		}
+	}
+	a.gen = max(a.gen, ev.Generation)
+	if ev.SessionDead {
+		reason := problem.Reason(ev.Reason)
+		if reason.Fix() == "" {
+			reason = problem.ReasonCutoff
+		}
+		a.kill(problem.New(reason, "the server says that this machine's session is over"))
+		a.runs.look()
+		return false
+	}
+	a.revive()
+	if len(ev.RevokedScopes) > 0 {
+		a.log.Warn("something was revoked that concerns this machine", "scopes", ev.RevokedScopes)
+		a.runs.look()
+	}
+	if news && a.failure != nil && !a.usable() {
+		// What the policy says may have changed.
+		a.next = time.Now()
+		a.poke()
+	}
+	return true
+}
+
+// lost records the end of a stream. A server that does not know the session any more says so here first.
+func (a *Agent) lost(s *client.Session, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s {
+		return
+	}
+	a.watching = false
+	if err == nil {
+		return
+	}
+	p := problem.As(err)
+	if k := p.Kind; (k != problem.NotProved && k != problem.Refused) || p.Reason == problem.ReasonNotAuthentic {
+		a.log.Debug("the stream of news ended", "reason", string(p.Reason), "problem", p.Message)
+		return
+	}
+	a.kill(p)
+}

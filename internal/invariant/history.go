@@ -1,0 +1,435 @@
+package invariant
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// maxIdem is how many live idempotency keys an identity may have.
+const maxIdem = 1000
+
+func (c *Checker) once(st *step, fail failure) {
+	if st.idem != nil {
+		c.onceKey(st, fail)
+	}
+	switch e := st.event.(type) {
+	case *state.SessionOpened:
+		if _, used := c.m.spent[e.Challenge]; used && e.Challenge != "" {
+			fail("its challenge was used before")
+		}
+		if t := c.m.tokens[e.Token]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
+			fail("join token %q was used by another key", e.Token)
+		}
+	case *state.TokenCreated:
+		if c.m.tokens[e.ID] != nil {
+			fail("join token %q exists", e.ID)
+		}
+	case *state.ChangeProposed:
+		if _, used := c.m.spent["n:"+e.Nonce]; used || e.Nonce == "" {
+			fail("its nonce was used before")
+		}
+	case *state.ChangeApproved:
+		if _, used := c.m.spent["n:"+e.Nonce]; used || e.Nonce == "" {
+			fail("its nonce was used before")
+		}
+	case *state.SecretWritten:
+		if sec := c.m.secrets[e.Secret]; sec != nil && e.Version <= sec.last {
+			fail("version %d of %s was written before", e.Version, e.Secret)
+		}
+	}
+}
+
+func (c *Checker) onceKey(st *step, fail failure) {
+	k := st.idem
+	first := c.m.idem[st.actor.Identity+"\x00"+k.Key]
+	if first != nil && st.at >= first.expires {
+		first = nil
+	}
+	switch {
+	case first == nil && k.First != 0:
+		fail("a redelivery of idempotency key %q, which has no first effect", k.Key)
+	case first == nil && c.m.idemCount[st.actor.Identity] >= maxIdem:
+		fail("%s has %d live idempotency keys", st.actor.Identity, maxIdem)
+	case first == nil:
+	case k.First == 0:
+		fail("a second effect of idempotency key %q, whose first is entry %d", k.Key, first.index)
+	case k.First != first.index || k.Request != first.request || first.kind != st.event.Kind().Type:
+		fail("a redelivery of another request than idempotency key %q had in entry %d", k.Key, first.index)
+	default:
+		e, ok := st.event.(*state.SecretReleased)
+		if !ok {
+			fail("only releases are redelivered")
+		} else if e.Secret != first.secret || e.Version != first.version || e.Lease != first.lease {
+			fail("a redelivery of idempotency key %q gives something else than entry %d did", k.Key, first.index)
+		}
+	}
+}
+
+// moves is this package's own table of a version's legal transitions (DESIGN §9).
+var moves = []struct{ from, to state.VersionState }{
+	{state.Staged, state.Current}, {state.Staged, state.Retired}, {state.Staged, state.Compromised},
+	{state.Current, state.Retiring}, {state.Current, state.Retired}, {state.Current, state.Compromised},
+	{state.Retiring, state.Current}, {state.Retiring, state.Retired}, {state.Retiring, state.Compromised},
+	{state.Retired, state.Destroyed}, {state.Retired, state.Compromised},
+	{state.Compromised, state.Retired},
+}
+
+func legal(from, to state.VersionState) bool {
+	for _, m := range moves {
+		if m.from == from && m.to == to {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Checker) lifecycle(st *step, fail failure) {
+	switch e := st.event.(type) {
+	case *state.SecretWritten:
+		c.lifecycleWrite(st, e, fail)
+	case *state.SecretMoved:
+		c.lifecycleMove(st, e, fail)
+	case *state.SecretReleased:
+		c.givable(st, e.Secret, e.Version, fail)
+	case *state.LeaseRenewed:
+		l := c.m.leases[e.Lease]
+		if l == nil || st.at >= l.expires || l.identity != st.actor.Identity || l.node != st.actor.Node {
+			fail("%s has no active lease %d", st.actor.Identity, e.Lease)
+			return
+		}
+		c.givable(st, l.secret, l.version, fail)
+	case *state.LeaseReturned:
+		if l := c.m.leases[e.Lease]; l != nil && (l.identity != st.actor.Identity || l.node != st.actor.Node) {
+			fail("lease %d is of %s", e.Lease, l.identity)
+		}
+	case *state.SessionClosed:
+		if e.Session != e.Actor.Session {
+			fail("session %d is closed in session %d", e.Session, e.Actor.Session)
+		}
+	case *state.ChangeApproved:
+		if ch := c.open(st, e.Change, fail); ch != nil && ch.base != c.m.bundle {
+			fail("change %d was made for another bundle than the one in force", e.Change)
+		}
+	case *state.ChangeRejected:
+		c.open(st, e.Change, fail)
+	case *state.BundleInForce:
+		if ch := c.complete(st, e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
+			fail("change %d is about another bundle", e.Change)
+		}
+	case *state.HoldLifted:
+		if ch := c.complete(st, e.Change, "hold.lift", fail); ch != nil && ch.target != e.Scope {
+			fail("change %d is about another hold", e.Change)
+		}
+		if h, ok := c.m.holds[e.Scope]; !ok || h.index != e.Hold {
+			fail("there is no hold on %s by entry %d", e.Scope, e.Hold)
+		}
+	case *state.RevocationRecorded:
+		if !e.Cutoff && !e.Hold {
+			fail("it neither cuts off nor holds")
+		}
+		if e.Change == 0 {
+			return
+		}
+		if ch := c.complete(st, e.Change, "revocation.confirm", fail); ch != nil && ch.target != e.Scope {
+			fail("change %d is about another scope", e.Change)
+		}
+	}
+}
+
+// givable checks that a version is in a state in which it is handed out.
+func (c *Checker) givable(st *step, path string, n uint64, fail failure) {
+	sec := c.m.secrets[path]
+	if sec == nil || sec.versions[n] == nil {
+		fail("there is no version %d of %s", n, path)
+		return
+	}
+	if s := sec.versions[n].at(st.at); s != state.Current && s != state.Retiring {
+		fail("version %d of %s is %s", n, path, s)
+	}
+}
+
+func (c *Checker) lifecycleWrite(st *step, e *state.SecretWritten, fail failure) {
+	if e.State != state.Staged && e.State != state.Current {
+		fail("a version does not begin as %s", e.State)
+	}
+	sec := c.m.secrets[e.Secret]
+	if sec == nil {
+		if e.Retires != 0 || len(e.Destroys) > 0 {
+			fail("a first version of %s replaces others", e.Secret)
+		}
+		return
+	}
+	c.lifecycleRetire(st, sec, e.State == state.Current, e.Retires, fail)
+	for _, n := range e.Destroys {
+		v := sec.versions[n]
+		if v == nil || (v.state != state.Destroyed && !legal(v.at(st.at), state.Destroyed)) {
+			fail("version %d of %s can't be destroyed", n, e.Secret)
+		}
+	}
+}
+
+// lifecycleRetire checks that a new current version retires the one before, and nothing else does.
+func (c *Checker) lifecycleRetire(st *step, sec *secret, promotes bool, retires uint64, fail failure) {
+	switch {
+	case promotes && sec.current != retires:
+		fail("version %d is current, and version %d is retired for the new one", sec.current, retires)
+	case !promotes && retires != 0:
+		fail("version %d is retired, and nothing takes its place", retires)
+	case retires != 0 && (sec.versions[retires] == nil || !legal(sec.versions[retires].at(st.at), state.Retiring)):
+		fail("version %d can't be retired", retires)
+	}
+}
+
+func (c *Checker) lifecycleMove(st *step, e *state.SecretMoved, fail failure) {
+	sec := c.m.secrets[e.Secret]
+	if sec == nil || sec.versions[e.Version] == nil {
+		fail("there is no version %d of %s", e.Version, e.Secret)
+		return
+	}
+	from := sec.versions[e.Version].at(st.at)
+	if from != e.From {
+		fail("version %d of %s is %s, not %s", e.Version, e.Secret, from, e.From)
+	}
+	if !legal(from, e.To) {
+		fail("a version that is %s can't become %s", from, e.To)
+	}
+	c.lifecycleRetire(st, sec, e.To == state.Current, e.Retires, fail)
+}
+
+// open checks that a change is open.
+func (c *Checker) open(st *step, index uint64, fail failure) *change {
+	ch := c.m.changes[index]
+	switch {
+	case ch == nil:
+		fail("there is no open change %d", index)
+	case ch.over != "":
+		fail("change %d is %s", index, ch.over)
+	case st.at >= ch.expires:
+		fail("change %d expired at %s", index, ch.expires)
+	}
+	return ch
+}
+
+// complete checks that a change is open, about the action, and made for the bundle in force.
+func (c *Checker) complete(st *step, index uint64, action string, fail failure) *change {
+	ch := c.open(st, index, fail)
+	if ch == nil {
+		return nil
+	}
+	if ch.action != action {
+		fail("change %d is a %s", index, ch.action)
+	}
+	if ch.base != c.m.bundle {
+		fail("change %d was made for another bundle than the one in force", index)
+	}
+	return ch
+}
+
+func (c *Checker) separated(st *step, fail failure) {
+	switch e := st.event.(type) {
+	case *state.Genesis:
+		if len(e.Signatures) == 0 {
+			fail("nobody signed it")
+		}
+	case *state.ChangeProposed:
+		if "/human/"+e.Signature.Person != e.Actor.Identity || (e.Bundle != nil && e.Bundle.Person != e.Signature.Person) {
+			fail("%s proposes what %s signed", e.Actor.Identity, e.Signature.Person)
+		}
+		if (e.Action == "bundle") != (e.Bundle != nil) {
+			fail("a bundle is signed by its proposer, and nothing else is")
+		}
+		c.separatedQuorum(st, e, fail)
+	case *state.ChangeApproved:
+		ch := c.m.changes[e.Change]
+		if "/human/"+e.Signature.Person != e.Actor.Identity {
+			fail("%s approves what %s signed", e.Actor.Identity, e.Signature.Person)
+		}
+		if ch == nil {
+			return
+		}
+		if ch.proposer == e.Actor.Identity && (!ch.selfOK || c.m.class != string(policy.Development)) {
+			fail("%s approves his own change %d", e.Actor.Identity, e.Change)
+		}
+		if ch.approvers[e.Signature.Person] {
+			fail("%s approves change %d again", e.Signature.Person, e.Change)
+		}
+	case *state.BundleInForce:
+		c.enough(e.Change, fail)
+	case *state.HoldLifted:
+		c.enough(e.Change, fail)
+	case *state.RevocationRecorded:
+		if e.Change != 0 {
+			c.enough(e.Change, fail)
+		}
+	}
+}
+
+// separatedQuorum checks that a change asks for what the bundle in force asks for.
+func (c *Checker) separatedQuorum(st *step, e *state.ChangeProposed, fail failure) {
+	if e.Required < 1 {
+		fail("it needs no approval")
+	}
+	if e.SelfOK && c.m.class != string(policy.Development) {
+		fail("its proposer may approve it")
+	}
+	if st.prog == nil {
+		return
+	}
+	if need := st.prog.Environment().Approvals; e.Required < need || (e.SelfOK && need > 0) {
+		fail("it needs %d approvals (by the proposer: %t), the bundle in force asks for %d by others", e.Required, e.SelfOK, need)
+	}
+}
+
+// enough checks that a change has its approvals, counted by persons.
+func (c *Checker) enough(index uint64, fail failure) {
+	ch := c.m.changes[index]
+	if ch == nil {
+		fail("nobody approved change %d", index)
+		return
+	}
+	others := 0
+	for person := range ch.approvers {
+		if ch.selfOK || "/human/"+person != ch.proposer {
+			others++
+		}
+	}
+	if others < ch.required || others == 0 {
+		fail("change %d has the approval of %d persons, and needs %d", index, others, ch.required)
+	}
+}
+
+func (c *Checker) monotonic(st *step, fail failure) {
+	if st.index != c.m.next {
+		fail("entry %d follows entry %d", st.index, int64(c.m.next)-1)
+	}
+	if st.at < c.m.time {
+		fail("its time %s is before %s", st.at, c.m.time)
+	}
+	if _, genesis := st.event.(*state.Genesis); genesis != (c.m.next == 0) {
+		fail("genesis is the first entry, and nothing else is")
+	}
+	switch e := st.event.(type) {
+	case *state.BundleInForce:
+		if e.Generation != c.m.generation+1 {
+			fail("generation %d follows %d", e.Generation, c.m.generation)
+		}
+		if e.Previous != c.m.bundle || e.Manifest == c.m.bundle {
+			fail("it replaces %s by %s, and %s is in force", e.Previous, e.Manifest, c.m.bundle)
+		}
+	case *state.SecretWritten:
+		last := uint64(0)
+		if sec := c.m.secrets[e.Secret]; sec != nil {
+			last = sec.last
+		}
+		if e.Version != last+1 {
+			fail("version %d of %s follows %d", e.Version, e.Secret, last)
+		}
+	case *state.SessionOpened:
+		c.monotonicCounter(e, fail)
+	case *state.KeyAdded:
+		if kind, n := keyNumber(e.Key.Name); n == 0 || n != c.m.envKeys[kind]+1 {
+			fail("key %s follows number %d", e.Key.Name, c.m.envKeys[kind])
+		}
+	case *state.StateRootSet:
+		if e.Index >= st.index || (len(c.m.roots) > 0 && e.Index <= c.m.roots[len(c.m.roots)-1].Index) {
+			fail("a state root up to entry %d", e.Index)
+		}
+	case *state.ProtocolRaised:
+		if e.Version <= c.m.protocol {
+			fail("protocol %d follows %d", e.Version, c.m.protocol)
+		}
+	}
+}
+
+// monotonicCounter checks the generation counter of renewals.
+func (c *Checker) monotonicCounter(e *state.SessionOpened, fail failure) {
+	enrolled := c.m.enrolments[e.Identity]
+	want := uint64(0)
+	switch {
+	case e.Via != viaRenew && e.Via != viaAttest:
+	case enrolled == nil:
+	case e.Redelivery:
+		want = enrolled.counter
+	case e.Via == viaRenew:
+		want = enrolled.counter + 1
+	}
+	if e.Counter != want {
+		fail("renewal counter %d of %s, not %d", e.Counter, e.Identity, want)
+	}
+}
+
+func (c *Checker) confined(st *step, fail failure) {
+	for _, path := range paths(st) {
+		if err := identity.ValidPath(path); err != nil {
+			fail("%q is not an identity of this environment: %v", path, err)
+		}
+	}
+	switch e := st.event.(type) {
+	case *state.Genesis:
+		if d := state.Digest(sha256.Sum256([]byte(e.Document))); !c.opts.Genesis.IsZero() && d != c.opts.Genesis {
+			fail("it is %s, and %s is pinned", d, c.opts.Genesis)
+		}
+		if err := identity.ValidEnv(e.Name); err != nil {
+			fail("%v", err)
+		}
+		if !strings.Contains(e.Document, strconv.Quote(e.Name)) || !strings.Contains(e.Document, e.Manifest.String()) {
+			fail("its document is about another environment or bundle than %s", e.Name)
+		}
+	case *state.SessionOpened:
+		if !serialNames(e.Serial, st.index) {
+			fail("the serial number %.40q is not of this epoch and entry", e.Serial)
+		}
+	case *state.ChangeProposed:
+		c.confinedText(e.Text, fail)
+	case *state.ChangeApproved:
+		c.confinedText(e.Text, fail)
+	}
+}
+
+// paths are the identities that an entry names.
+func paths(st *step) []string {
+	var out []string
+	add := func(s string) {
+		if s != "" {
+			out = append(out, s)
+		}
+	}
+	if st.actor != nil {
+		out = append(out, st.actor.Identity)
+		add(st.actor.Node)
+	}
+	if e, ok := st.event.(*state.SessionOpened); ok {
+		out = append(out, e.Identity)
+		add(e.Node)
+	}
+	return out
+}
+
+// confinedText checks that a signed text names this environment. Its second to fourth lines do.
+func (c *Checker) confinedText(text string, fail failure) {
+	want := []string{"environment " + c.m.name, "genesis " + hex.EncodeToString(c.m.genesis[:]), "epoch 0"}
+	if lines := strings.SplitN(text, "\n", 5); len(lines) < 5 || !slices.Equal(lines[1:4], want) {
+		fail("what was signed is not about this environment")
+	}
+}
+
+// serialNames reads a certificate's serial number: a version byte, the epoch in two, the index in eight, and eight
+// random ones.
+func serialNames(serial string, index uint64) bool {
+	b, err := hex.DecodeString(serial)
+	if err != nil || len(b) != 19 || b[0] != 1 || b[1] != 0 || b[2] != 0 {
+		return false
+	}
+	var n uint64
+	for _, x := range b[3:11] {
+		n = n<<8 | uint64(x)
+	}
+	return n == index
+}

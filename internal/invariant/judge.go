@@ -1,0 +1,454 @@
+package invariant
+
+import (
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// How sessions are opened: the values of state.SessionOpened.Via.
+const (
+	viaAttest   = "attest"
+	viaRenew    = "renew"
+	viaWorkload = "workload"
+	viaLogin    = "login"
+	viaServer   = "server"
+)
+
+// evaluator is the version of the evaluation that this checker repeats.
+const evaluator = 1
+
+// judge decides again what the entry needed: its grant, or the rule that gave its identity.
+func (c *Checker) judge(st *step) {
+	if st.prog == nil {
+		return
+	}
+	if e, ok := st.event.(*state.SessionOpened); ok {
+		m, err := identify(st.prog, e)
+		st.match, st.matchErr = &m, err
+		return
+	}
+	if st.action == "" {
+		return
+	}
+	x := c.m.sessions[st.actor.Session]
+	if x == nil {
+		return // "attested" says so
+	}
+	in := &policy.Input{
+		Action: st.action, Identity: st.actor.Identity, Node: st.actor.Node, Secret: st.secret, Purpose: st.purpose, Time: st.at.Time(),
+	}
+	var err error
+	if in.Assurance, err = identity.ParseAssurance(x.assurance); err != nil {
+		return
+	}
+	if in.Claims, err = x.proved(); err != nil {
+		return
+	}
+	// Both identities of a workload are in its decision: the node by its newest proof.
+	if node := c.m.enrolments[st.actor.Node]; node != nil {
+		if s := c.m.sessions[node.session]; s != nil {
+			if in.NodeClaims, err = s.proved(); err != nil {
+				return
+			}
+		}
+	}
+	d := st.prog.Decide(in)
+	st.decision = &d
+}
+
+// identify derives a session's identity again by the bundle's rules.
+func identify(prog *policy.Program, e *state.SessionOpened) (policy.Match, error) {
+	if e.Via == viaLogin || e.Via == viaServer {
+		return policy.Match{Path: e.Identity, Rule: e.Rule, Session: prog.Environment().Sessions.Operator}, nil
+	}
+	claims, err := policy.PrepareClaims(e.Claims)
+	if err != nil {
+		return policy.Match{}, err
+	}
+	if e.Via == viaWorkload {
+		m, err := prog.IdentifyWorkload(e.Node, claims, e.Identity)
+		if err != nil {
+			m, err = prog.IdentifyWorkload(e.Node, claims, "")
+		}
+		return m, err
+	}
+	authority := ""
+	if e.Method == policy.MethodX509 {
+		_, authority, _ = strings.Cut(e.Anchor, ":")
+	}
+	return prog.IdentifyNode(e.Method, authority, claims)
+}
+
+// operator finds the person that a session's identity and key are, in the bundle in force.
+func operator(prog *policy.Program, path, anchor string) (policy.Operator, string) {
+	name, human := strings.CutPrefix(path, "/human/")
+	if !human {
+		return policy.Operator{}, path + " is not a person"
+	}
+	op, ok := prog.Operator(name)
+	if !ok {
+		return op, name + " is not an operator of the bundle in force"
+	}
+	for _, k := range op.Keys {
+		if "ssh:"+k.Fingerprint == anchor {
+			return op, ""
+		}
+	}
+	return op, "the key " + anchor + " is not listed for " + name
+}
+
+// live says what is wrong with acting in a session, or nothing.
+func (c *Checker) live(st *step, a *state.Actor) (*session, string) {
+	x := c.m.sessions[a.Session]
+	switch {
+	case x == nil:
+		return nil, "there is no such session, or it was over long before"
+	case x.identity != a.Identity || x.node != a.Node:
+		return x, "the session is of " + x.identity
+	case x.closed:
+		return x, "the session was given back"
+	case st.at >= x.expires:
+		return x, "the session expired at " + x.expires.String()
+	}
+	return x, ""
+}
+
+func (c *Checker) attested(st *step, fail failure) {
+	var x *session
+	if st.actor != nil {
+		var why string
+		if x, why = c.live(st, st.actor); why != "" {
+			fail("%s in session %d: %s", st.actor.Identity, st.actor.Session, why)
+		}
+	}
+	switch e := st.event.(type) {
+	case *state.SecretReleased:
+		if x == nil {
+			return
+		}
+		if e.Assurance != x.assurance {
+			fail("it says assurance %q, the session proved %q", e.Assurance, x.assurance)
+		}
+		if e.Root != x.root {
+			fail("it derives from entry %d, the session from %d", e.Root, x.root)
+		}
+		if e.Lease == 0 && e.Anchor != x.anchor {
+			fail("its lease is vouched for by %q, the session by %q", e.Anchor, x.anchor)
+		}
+	case *state.SessionOpened:
+		c.attestedSession(st, e, fail)
+	}
+	if d := st.decision; d != nil && !d.Allow && d.Reason == "assurance-too-low" {
+		fail("%s", d.Message)
+	}
+}
+
+// attestedSession checks what a session derives from.
+func (c *Checker) attestedSession(st *step, e *state.SessionOpened, fail failure) {
+	if _, err := identity.ParseAssurance(e.Assurance); err != nil {
+		fail("%v", err)
+	}
+	if o := c.m.keyOwners[e.Key]; o != nil && o.identity != e.Identity {
+		fail("its key was used by %s", o.identity)
+	}
+	enrolled := c.m.enrolments[e.Identity]
+	switch e.Via {
+	case viaWorkload:
+		n := c.m.sessions[e.NodeSession]
+		if n == nil || n.identity != e.Node || n.closed || st.at >= n.expires || !strings.HasPrefix(e.Node, "/node/") {
+			fail("node %q does not speak in a live session %d of its own", e.Node, e.NodeSession)
+			return
+		}
+		if e.Assurance != n.assurance || e.Anchor != n.anchor || e.Root != n.root {
+			fail("it does not carry what its node's session %d carries", e.NodeSession)
+		}
+	case viaRenew:
+		switch {
+		case enrolled == nil:
+			fail("%s has no enrolment to renew", e.Identity)
+		case e.Root != enrolled.root || e.Method != enrolled.method || e.Anchor != enrolled.anchor || e.Assurance != enrolled.assurance || e.Lifetime != enrolled.lifetime:
+			fail("it does not carry what the enrolment of %s carries", e.Identity)
+		case e.Lifetime != 0 && st.at >= e.Lifetime:
+			fail("the enrolment of %s ended at %s", e.Identity, e.Lifetime)
+		case e.Redelivery && e.Key != enrolled.key:
+			fail("a redelivery is for the same key")
+		}
+	case viaAttest:
+		switch t := c.m.tokens[e.Token]; {
+		case e.Token == "" && e.Root != 0:
+			fail("fresh evidence derives from nothing older")
+		case e.Token == "":
+		case t == nil || st.at >= t.expires:
+			fail("join token %q is unknown or expired", e.Token)
+		case t.spentAt != 0 && (t.spentBy != e.Key || e.Root != t.spentAt || !e.Redelivery):
+			fail("join token %q was spent by entry %d", e.Token, t.spentAt)
+		case t.spentAt == 0 && e.Root != 0:
+			fail("a first use of a token derives from nothing older")
+		case t.spentAt != 0 && (enrolled == nil || enrolled.root != t.spentAt):
+			fail("the enrolment of join token %q was replaced by a newer one", e.Token)
+		}
+	case viaLogin:
+		if st.prog != nil {
+			if _, why := operator(st.prog, e.Identity, e.Anchor); why != "" {
+				fail("%s", why)
+			}
+		}
+	case viaServer:
+		if !strings.HasPrefix(e.Identity, "/server/") {
+			fail("%s is not a server", e.Identity)
+		}
+	default:
+		fail("a session can't come about by %q", e.Via)
+	}
+}
+
+func (c *Checker) permitted(st *step, fail failure) {
+	if r := st.ruling; r != nil {
+		if r.Generation != c.m.generation || r.Bundle != c.m.bundle {
+			fail("it was ruled by generation %d (%s), and generation %d (%s) is in force", r.Generation, r.Bundle, c.m.generation, c.m.bundle)
+		}
+		if r.Evaluator != evaluator {
+			fail("evaluator %d is not known", r.Evaluator)
+		}
+	}
+	if st.action != "" && st.prog != nil && !st.refused {
+		switch d := st.decision; {
+		case d == nil:
+			fail("it can't be decided again")
+		case !d.Allow && d.Reason == "assurance-too-low": // said by "attested"
+		case !d.Allow:
+			fail("decided again it is refused: %s", d.Message)
+		case d.Grant != st.ruling.Grant:
+			fail("it names the grant %q, decided again it is %q", st.ruling.Grant, d.Grant)
+		}
+	}
+	if e, ok := st.event.(*state.SessionOpened); ok && st.match != nil {
+		switch {
+		case st.matchErr != nil:
+			fail("by the bundle in force these claims are nobody: %v", st.matchErr)
+		case st.match.Path != e.Identity || st.match.Rule != e.Rule:
+			fail("by the bundle in force these claims are %s (%s), not %s (%s)", st.match.Path, st.match.Rule, e.Identity, e.Rule)
+		}
+	}
+	if st.duty != "" && st.prog != nil {
+		anchor := ""
+		if x := c.m.sessions[st.actor.Session]; x != nil {
+			anchor = x.anchor
+		}
+		if op, why := operator(st.prog, st.actor.Identity, anchor); why != "" {
+			fail("%s", why)
+		} else if !op.Has(st.duty) {
+			fail("%s does not have the duty %s", op.Name, st.duty)
+		}
+	}
+}
+
+func (c *Checker) recorded(st *step, fail failure) {
+	e, ok := st.event.(*state.SecretReleased)
+	if !ok {
+		return
+	}
+	sec := c.m.secrets[e.Secret]
+	if sec == nil || sec.versions[e.Version] == nil {
+		fail("version %d of %s was never written, or was destroyed", e.Version, e.Secret)
+	} else if v := sec.versions[e.Version]; v.digest != e.Digest {
+		fail("it names the ciphertext %s, version %d of %s is %s", e.Digest, e.Version, e.Secret, v.digest)
+	}
+}
+
+func (c *Checker) revoked(st *step, fail failure) {
+	if st.actor != nil && !st.giving {
+		if x := c.m.sessions[st.actor.Session]; x != nil {
+			s := x.subject()
+			c.covered(st, s, "its session", fail)
+			s.secret = st.secret
+			c.held(st, s, "its session", fail)
+		}
+	}
+	switch e := st.event.(type) {
+	case *state.SecretReleased:
+		c.coveredLease(st, e.Lease, fail)
+	case *state.LeaseRenewed:
+		c.coveredLease(st, e.Lease, fail)
+	case *state.SessionOpened:
+		root := e.Root
+		if root == 0 {
+			root = st.index
+		}
+		x := &session{identity: e.Identity, node: e.Node, anchor: e.Anchor, index: st.index, root: root}
+		c.covered(st, x.subject(), "the session", fail)
+		c.held(st, x.subject(), "the session", fail)
+		if t := c.m.tokens[e.Token]; t != nil && t.spentAt == 0 {
+			c.covered(st, subject{identity: e.Identity, node: e.Identity, anchor: e.Anchor, own: t.created, root: t.created}, "the join token", fail)
+		}
+	case *state.RevocationRecorded:
+		c.horizon(st, e, fail)
+	}
+}
+
+func (c *Checker) coveredLease(st *step, id uint64, fail failure) {
+	if l := c.m.leases[id]; id != 0 && l != nil {
+		c.covered(st, l.subject(id), "the lease", fail)
+	}
+}
+
+// covered looks for a cutoff after the subject's birth, from the newest down.
+func (c *Checker) covered(_ *step, x subject, what string, fail failure) {
+	for i := len(c.m.cuts) - 1; i >= 0 && c.m.cuts[i].index > min(x.own, x.root); i-- {
+		if k := c.m.cuts[i]; k.scope.kills(x, k.index) {
+			fail("%s of %s is cut off by entry %d (%s)", what, x.identity, k.index, k.text)
+			return
+		}
+	}
+}
+
+func (c *Checker) held(st *step, x subject, what string, fail failure) {
+	oldest, by := hold{}, ""
+	for text, h := range c.m.holds {
+		if (h.until == 0 || st.at < h.until) && h.scope.stops(x) && (by == "" || h.index < oldest.index) {
+			oldest, by = h, text
+		}
+	}
+	if by != "" {
+		fail("%s of %s is held by entry %d (%s)", what, x.identity, oldest.index, by)
+	}
+}
+
+// horizon checks the promise of an acknowledgement against all that it covers.
+func (c *Checker) horizon(st *step, e *state.RevocationRecorded, fail failure) {
+	if !e.Cutoff {
+		return
+	}
+	s := readScope(e.Scope)
+	latest, id := e.Horizon, uint64(0)
+	outlives := func(x subject, expires state.Millis, index uint64) {
+		if expires > latest && expires > st.at && s.kills(x, st.index) && !c.dead(x) {
+			latest, id = expires, index
+		}
+	}
+	for index, l := range c.m.leases {
+		outlives(l.subject(index), l.expires, index)
+	}
+	for index, x := range c.m.sessions {
+		if !x.closed {
+			outlives(x.subject(), x.expires, index)
+		}
+	}
+	if id != 0 {
+		fail("something of entry %d lives until %s, after the horizon %s", id, latest, e.Horizon)
+	}
+}
+
+func (c *Checker) dead(x subject) bool {
+	for _, k := range c.m.cuts {
+		if k.scope.kills(x, k.index) {
+			return true
+		}
+	}
+	return false
+}
+
+// The bounds that no bundle sets (DESIGN §4, §10; issue of the first release).
+const (
+	maxProvisional = 15 * minute
+	maxToken       = 7 * day
+	maxChange      = 14 * day
+	maxWhole       = 60
+)
+
+func (c *Checker) bounded(st *step, fail failure) {
+	switch e := st.event.(type) {
+	case *state.SecretReleased:
+		c.boundedRelease(st, e, fail)
+	case *state.LeaseRenewed:
+		l := c.m.leases[e.Lease]
+		if l == nil {
+			return // "lifecycle" says so
+		}
+		if e.Expires > l.max || e.Expires < l.expires {
+			fail("lease %d, which ends between %s and %s, is renewed until %s", e.Lease, l.expires, l.max, e.Expires)
+		}
+		if most, known := c.longest(st, l.secret); known && e.Expires > l.expires && e.Expires > l.created.Add(most) {
+			fail("lease %d of %s is renewed until %s, beyond %s", e.Lease, l.created, e.Expires, most)
+		}
+	case *state.SessionOpened:
+		c.boundedSession(st, e, fail)
+	case *state.RevocationRecorded:
+		if e.Until != 0 && (e.Until <= st.at || e.Until > st.at+maxProvisional) {
+			fail("a provisional hold stands until %s", e.Until)
+		}
+	case *state.TokenCreated:
+		if e.Expires <= st.at || e.Expires > st.at+maxToken {
+			fail("join token %s lives until %s", e.ID, e.Expires)
+		}
+	case *state.ChangeProposed:
+		if e.Expires <= st.at || e.Expires > st.at+maxChange {
+			fail("the change is open until %s", e.Expires)
+		}
+	case *state.RequestDenied:
+		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole {
+			fail("more than %d denials of %s in one minute", maxWhole, e.Actor.Identity)
+		}
+	}
+}
+
+// longest is how long a lease may live by the grant that was decided again, the secret and the environment.
+func (c *Checker) longest(st *step, path string) (time.Duration, bool) {
+	if st.prog == nil || st.decision == nil {
+		return 0, false
+	}
+	most := st.prog.Environment().Leases.Max
+	if sec, ok := st.prog.Secret(path); ok && sec.Lease.Max > 0 {
+		most = min(most, sec.Lease.Max)
+	}
+	if st.decision.TTL > 0 {
+		most = min(most, st.decision.TTL)
+	}
+	return most, true
+}
+
+func (c *Checker) boundedRelease(st *step, e *state.SecretReleased, fail failure) {
+	if e.Expires <= st.at {
+		fail("its lease is over at %s already", e.Expires)
+	}
+	if e.Lease == 0 {
+		if e.Max < e.Expires {
+			fail("its lease ends at %s, after its own maximum %s", e.Expires, e.Max)
+		}
+		if most, known := c.longest(st, e.Secret); known && e.Max > st.at.Add(most) {
+			fail("its lease may be renewed until %s, but grant, secret and environment allow %s", e.Max, most)
+		}
+		return
+	}
+	l := c.m.leases[e.Lease]
+	switch {
+	case l == nil:
+		fail("there is no lease %d", e.Lease)
+	case l.identity != e.Actor.Identity || l.node != e.Actor.Node || l.secret != e.Secret || l.version != e.Version || l.purpose != e.Purpose:
+		fail("lease %d is of %s for version %d of %s (%s)", e.Lease, l.identity, l.version, l.secret, l.purpose)
+	case l.expires != e.Expires:
+		fail("lease %d ends at %s, not %s", e.Lease, l.expires, e.Expires)
+	}
+}
+
+func (c *Checker) boundedSession(st *step, e *state.SessionOpened, fail failure) {
+	if e.Expires <= st.at {
+		fail("it is over at %s already", e.Expires)
+	}
+	if e.Lifetime != 0 && e.Expires > e.Lifetime {
+		fail("it ends at %s, after its enrolment's %s", e.Expires, e.Lifetime)
+	}
+	if st.match == nil || st.matchErr != nil {
+		return
+	}
+	if e.Via != viaServer && e.Expires > st.at.Add(st.match.Session) {
+		fail("it ends at %s; the bundle allows %s", e.Expires, st.match.Session)
+	}
+	if fresh := e.Via == viaAttest && !e.Redelivery; fresh && e.Lifetime > st.at.Add(st.prog.Environment().NodeLifetime) {
+		fail("its enrolment ends at %s; the bundle allows %s", e.Lifetime, st.prog.Environment().NodeLifetime)
+	}
+}

@@ -1,0 +1,600 @@
+package invariant
+
+import (
+	"container/heap"
+	"crypto/sha256"
+	"strconv"
+	"strings"
+
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/state"
+)
+
+const (
+	second = state.Millis(1000)
+	minute = 60 * second
+	hour   = 60 * minute
+	day    = 24 * hour
+)
+
+// How long rows stay after their end. Longer than anything may refer to them.
+const (
+	afterSession   = 10 * minute
+	afterLease     = 20 * minute
+	afterEnrolment = 40 * day
+	afterKey       = day
+	idemLife       = hour
+	keepRoots      = 64
+)
+
+// model is what this package makes of the entries. It has nothing of package state but the entries' types.
+type model struct {
+	next       uint64
+	time       state.Millis
+	name       string
+	class      string
+	genesis    state.Digest
+	generation uint64
+	bundle     state.Digest
+	protocol   int
+	prog       *policy.Program
+
+	sessions   map[uint64]*session
+	enrolments map[string]*enrolment
+	leases     map[uint64]*lease
+	secrets    map[string]*secret
+	tokens     map[string]*token
+	changes    map[uint64]*change
+	cuts       []cut // ascending by index, the newest of each scope
+	holds      map[string]hold
+	idem       map[string]*firstEffect // identity NUL key
+	idemCount  map[string]int
+	spent      map[string]state.Millis // challenges and nonces
+	keyOwners  map[state.Digest]*keyOwner
+	envKeys    map[string]uint64 // kind → highest number
+	denials    map[string]*denials
+	roots      []state.StateRootSet
+	inForce    uint64 // the change that brought the bundle into force
+	due        dueQueue
+}
+
+type session struct {
+	identity, node, anchor, assurance string
+	index, root                       uint64
+	expires                           state.Millis
+	closed                            bool
+	raw                               map[string]any
+	claims                            policy.Claims
+	prepared                          bool
+}
+
+// enrolment is the newest proof of a node.
+type enrolment struct {
+	root, counter, session uint64
+	method, anchor         string
+	assurance              string
+	lifetime, last         state.Millis
+	key                    state.Digest
+}
+
+type lease struct {
+	identity, node, anchor, secret, purpose string
+	version, root                           uint64
+	created, expires, max                   state.Millis
+}
+
+type secret struct {
+	last, current uint64
+	versions      map[uint64]*version
+}
+
+type version struct {
+	state  state.VersionState
+	until  state.Millis
+	digest state.Digest
+}
+
+// at is the version's state at a moment: the retiring window ends by itself.
+func (v *version) at(now state.Millis) state.VersionState {
+	if v.state == state.Retiring && v.until <= now {
+		return state.Retired
+	}
+	return v.state
+}
+
+type token struct {
+	created, spentAt uint64
+	expires          state.Millis
+	spentBy          state.Digest
+}
+
+type change struct {
+	action, target, proposer string
+	manifest, base           state.Digest
+	required                 int
+	selfOK                   bool
+	expires                  state.Millis
+	approvers                map[string]bool
+	over                     string // what became of it; empty: open
+}
+
+type cut struct {
+	text  string
+	scope scope
+	index uint64
+}
+
+type hold struct {
+	scope scope
+	index uint64
+	until state.Millis // 0: until lifted
+}
+
+type firstEffect struct {
+	request state.Digest
+	index   uint64
+	expires state.Millis
+	kind    string
+	secret  string
+	version uint64
+	lease   uint64
+}
+
+type keyOwner struct {
+	identity string
+	until    state.Millis
+}
+
+type denials struct {
+	minute int64
+	count  int
+}
+
+func newModel() *model {
+	return &model{
+		sessions: map[uint64]*session{}, enrolments: map[string]*enrolment{}, leases: map[uint64]*lease{},
+		secrets: map[string]*secret{}, tokens: map[string]*token{}, changes: map[uint64]*change{},
+		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
+		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
+		denials: map[string]*denials{},
+	}
+}
+
+func (m *model) rows() int {
+	return len(m.sessions) + len(m.enrolments) + len(m.leases) + len(m.secrets) + len(m.tokens) + len(m.changes) + len(m.cuts) +
+		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.roots) + len(m.due)
+}
+
+// deed is what an entry has in common with others: who did it, by what ruling, and what it asks to be allowed.
+type deed struct {
+	actor   *state.Actor
+	ruling  *state.Ruling
+	idem    *state.IdemKey
+	action  policy.Action // of a grant; empty: none is needed
+	secret  string
+	purpose string
+	duty    policy.Duty // of an operator; empty: none is needed
+	giving  bool        // gives back: also the cut off and held may
+	refused bool        // is the record of a refusal
+}
+
+func (m *model) deedOf(e state.Event) deed {
+	switch e := e.(type) {
+	case *state.ChangeProposed:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyPropose}
+	case *state.ChangeApproved:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyApprove}
+	case *state.ChangeRejected:
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyApprove}
+		if ch := m.changes[e.Change]; ch != nil && ch.proposer == e.Actor.Identity {
+			d.duty = "" // taking back one's own needs no duty
+		}
+		return d
+	case *state.TokenCreated:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyAdmit}
+	case *state.SessionOpened:
+		return deed{ruling: &e.Ruling}
+	case *state.SessionClosed:
+		return deed{actor: &e.Actor, giving: true}
+	case *state.SecretWritten:
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, action: policy.WriteSecret, secret: e.Secret}
+		if e.Recipe != "" {
+			d.action = policy.GenerateSecret
+		}
+		return d
+	case *state.SecretMoved:
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, action: policy.PromoteSecret, secret: e.Secret}
+		if e.To == state.Destroyed {
+			d.action = policy.DestroySecret
+		}
+		return d
+	case *state.SecretReleased:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, action: policy.ReadSecret, secret: e.Secret, purpose: e.Purpose}
+	case *state.LeaseRenewed:
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, action: policy.ReadSecret}
+		if l := m.leases[e.Lease]; l != nil {
+			d.secret, d.purpose = l.secret, l.purpose
+		}
+		return d
+	case *state.LeaseReturned:
+		return deed{actor: &e.Actor, giving: true}
+	case *state.RevocationRecorded:
+		if fork(e) {
+			return deed{ruling: &e.Ruling}
+		}
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyRevoke}
+		if e.Change != 0 {
+			d.duty = policy.DutyApprove // carried out by its last approver
+		}
+		return d
+	case *state.RequestDenied:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, giving: true, refused: true}
+	case *state.KeyAdded:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	}
+	return deed{}
+}
+
+// fork recognises the one revocation that nobody asks for: a node whose enrolment has two holders is
+// held in its own name, by the certificate that showed it.
+func fork(e *state.RevocationRecorded) bool {
+	return strings.HasPrefix(e.Actor.Identity, "/node/") && e.Scope == "node:"+e.Actor.Identity && e.Hold && e.Change == 0
+}
+
+// learn takes an entry into the model.
+func (m *model) learn(st *step) {
+	m.next, m.time = st.index+1, max(m.time, st.at)
+	switch e := st.event.(type) {
+	case *state.Genesis:
+		m.name, m.class, m.genesis = e.Name, e.Class, sha256.Sum256([]byte(e.Document))
+		m.generation, m.bundle, m.protocol = 1, e.Manifest, 1
+		for _, k := range e.Keys {
+			m.learnKey(k.Name)
+		}
+	case *state.BundleInForce:
+		m.finish(m.inForce, "superseded", st.at)
+		m.generation, m.bundle, m.inForce = e.Generation, e.Manifest, e.Change
+		m.finish(e.Change, "in force", st.at)
+	case *state.ChangeProposed:
+		m.changes[st.index] = &change{
+			action: e.Action, target: e.Target, proposer: e.Actor.Identity, manifest: e.Manifest, base: e.Base, required: e.Required,
+			selfOK: e.SelfOK, expires: e.Expires, approvers: map[string]bool{},
+		}
+		m.spend("n:"+e.Nonce, e.Expires)
+		m.later(e.Expires, 'c', st.index, "")
+	case *state.ChangeApproved:
+		if ch := m.changes[e.Change]; ch != nil {
+			ch.approvers[e.Signature.Person] = true
+			m.spend("n:"+e.Nonce, ch.expires)
+		}
+	case *state.ChangeRejected:
+		m.finish(e.Change, "rejected", st.at)
+	case *state.TokenCreated:
+		m.tokens[e.ID] = &token{created: st.index, expires: e.Expires}
+		m.later(e.Expires, 't', 0, e.ID)
+	case *state.SessionOpened:
+		m.learnSession(st, e)
+	case *state.SessionClosed:
+		if x := m.sessions[e.Session]; x != nil {
+			x.closed = true
+		}
+	case *state.RevocationRecorded:
+		m.learnRevocation(st, e)
+	case *state.HoldLifted:
+		delete(m.holds, e.Scope)
+		m.finish(e.Change, "done", st.at)
+	case *state.RequestDenied:
+		m.learnDenial(st, e)
+	case *state.KeyAdded:
+		m.learnKey(e.Key.Name)
+	case *state.StateRootSet:
+		m.roots = append(m.roots, *e)
+		if len(m.roots) > keepRoots {
+			m.roots = append(m.roots[:0], m.roots[1:]...)
+		}
+	case *state.ProtocolRaised:
+		m.protocol = max(m.protocol, e.Version)
+	default:
+		m.learnSecret(st)
+	}
+	m.learnIdem(st)
+}
+
+func (m *model) learnSession(st *step, e *state.SessionOpened) {
+	root := e.Root
+	if root == 0 {
+		root = st.index
+	}
+	m.sessions[st.index] = &session{
+		identity: e.Identity, node: e.Node, anchor: e.Anchor, assurance: e.Assurance, index: st.index, root: root,
+		expires: e.Expires, raw: e.Claims,
+	}
+	m.later(e.Expires+afterSession, 's', st.index, "")
+	if e.Challenge != "" {
+		m.spend(e.Challenge, e.ChallengeTo)
+	}
+	if t := m.tokens[e.Token]; t != nil && t.spentAt == 0 {
+		t.spentBy, t.spentAt = e.Key, st.index
+	}
+	if e.Via == viaAttest || e.Via == viaRenew {
+		if m.enrolments[e.Identity] == nil {
+			m.later(max(st.at, e.Lifetime)+afterEnrolment, 'e', 0, e.Identity)
+		}
+		m.enrolments[e.Identity] = &enrolment{
+			root: root, counter: e.Counter, session: st.index, method: e.Method, anchor: e.Anchor, assurance: e.Assurance,
+			lifetime: e.Lifetime, last: st.at, key: e.Key,
+		}
+	}
+	if o := m.keyOwners[e.Key]; o != nil {
+		o.until = max(o.until, e.Expires+afterKey)
+		return
+	}
+	m.keyOwners[e.Key] = &keyOwner{e.Identity, e.Expires + afterKey}
+	m.later(e.Expires+afterKey, 'k', 0, string(e.Key[:]))
+}
+
+func (m *model) learnRevocation(st *step, e *state.RevocationRecorded) {
+	if e.Cutoff {
+		kept := m.cuts[:0]
+		for _, c := range m.cuts {
+			if c.text != e.Scope {
+				kept = append(kept, c)
+			}
+		}
+		m.cuts = append(kept, cut{e.Scope, readScope(e.Scope), st.index})
+	}
+	if e.Hold {
+		m.holds[e.Scope] = hold{readScope(e.Scope), st.index, e.Until}
+		if e.Until != 0 {
+			m.later(e.Until, 'h', 0, e.Scope)
+		}
+	}
+	if e.Change != 0 {
+		m.finish(e.Change, "done", st.at)
+	}
+}
+
+func (m *model) learnDenial(st *step, e *state.RequestDenied) {
+	now := int64(st.at / minute)
+	d := m.denials[e.Actor.Identity]
+	if d == nil {
+		d = &denials{minute: now}
+		m.denials[e.Actor.Identity] = d
+		m.later(state.Millis(now+1)*minute, 'd', 0, e.Actor.Identity)
+	}
+	if d.minute != now {
+		d.minute, d.count = now, 0
+	}
+	d.count++
+}
+
+func (m *model) learnKey(name string) {
+	kind, n := keyNumber(name)
+	m.envKeys[kind] = max(m.envKeys[kind], n)
+}
+
+func keyNumber(name string) (string, uint64) {
+	kind, number, _ := strings.Cut(name, "/")
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return kind, 0
+	}
+	return kind, n
+}
+
+// learnSecret takes in what happens to versions and leases.
+func (m *model) learnSecret(st *step) {
+	switch e := st.event.(type) {
+	case *state.SecretWritten:
+		sec := m.secrets[e.Secret]
+		if sec == nil {
+			sec = &secret{versions: map[uint64]*version{}}
+			m.secrets[e.Secret] = sec
+		}
+		if old := sec.versions[e.Retires]; old != nil {
+			old.state, old.until = state.Retiring, e.Until
+		}
+		for _, n := range e.Destroys {
+			delete(sec.versions, n)
+		}
+		sec.versions[e.Version] = &version{state: e.State, digest: e.Digest}
+		sec.last = max(sec.last, e.Version)
+		if e.State == state.Current {
+			sec.current = e.Version
+		}
+	case *state.SecretMoved:
+		sec := m.secrets[e.Secret]
+		if sec == nil || sec.versions[e.Version] == nil {
+			return
+		}
+		if old := sec.versions[e.Retires]; old != nil && e.Retires != e.Version {
+			old.state, old.until = state.Retiring, e.Until
+		}
+		v := sec.versions[e.Version]
+		v.state, v.until = e.To, e.Until
+		if e.To == state.Current {
+			sec.current = e.Version
+		} else if sec.current == e.Version {
+			sec.current = 0
+		}
+	case *state.SecretReleased:
+		if e.Lease != 0 {
+			return
+		}
+		m.leases[st.index] = &lease{
+			identity: e.Actor.Identity, node: e.Actor.Node, anchor: e.Anchor, secret: e.Secret, purpose: e.Purpose, version: e.Version,
+			root: e.Root, created: st.at, expires: e.Expires, max: e.Max,
+		}
+		m.later(e.Expires+afterLease, 'l', st.index, "")
+	case *state.LeaseRenewed:
+		if l := m.leases[e.Lease]; l != nil {
+			l.expires = max(l.expires, e.Expires)
+		}
+	case *state.LeaseReturned:
+		delete(m.leases, e.Lease)
+	}
+}
+
+func (m *model) learnIdem(st *step) {
+	k := st.idem
+	if k == nil || k.First != 0 {
+		return
+	}
+	name := st.actor.Identity + "\x00" + k.Key
+	f := &firstEffect{request: k.Request, index: st.index, expires: st.at + idemLife, kind: st.event.Kind().Type}
+	switch e := st.event.(type) {
+	case *state.SecretReleased:
+		f.secret, f.version, f.lease = e.Secret, e.Version, e.Lease
+		if f.lease == 0 {
+			f.lease = st.index
+		}
+	case *state.SecretWritten:
+		f.secret, f.version = e.Secret, e.Version
+	}
+	if m.idem[name] == nil {
+		m.idemCount[st.actor.Identity]++
+	}
+	m.idem[name] = f
+	m.later(f.expires, 'i', 0, name)
+}
+
+func (m *model) finish(index uint64, how string, _ state.Millis) {
+	ch := m.changes[index]
+	if ch == nil {
+		return
+	}
+	ch.over = how
+	if how != "in force" {
+		m.later(ch.expires, 'c', index, "")
+	}
+}
+
+func (m *model) spend(name string, until state.Millis) {
+	m.spent[name] = until
+	m.later(until, 'o', 0, name)
+}
+
+// duty is a row to look at when its time has come.
+type dueRow struct {
+	at   state.Millis
+	kind byte
+	n    uint64
+	s    string
+}
+
+type dueQueue []dueRow
+
+func (q dueQueue) Len() int           { return len(q) }
+func (q dueQueue) Less(i, j int) bool { return q[i].at < q[j].at }
+func (q dueQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *dueQueue) Push(x any)        { *q = append(*q, x.(dueRow)) }
+func (q *dueQueue) Pop() any {
+	old := *q
+	x := old[len(old)-1]
+	old[len(old)-1] = dueRow{}
+	*q = old[:len(old)-1]
+	return x
+}
+
+func (m *model) later(at state.Millis, kind byte, n uint64, s string) {
+	heap.Push(&m.due, dueRow{at, kind, n, s})
+}
+
+// prune drops what is over by now. What lives on is put back.
+func (m *model) prune(now state.Millis) {
+	for len(m.due) > 0 && m.due[0].at <= now {
+		d := heap.Pop(&m.due).(dueRow)
+		if until, kept := m.drop(d, now); kept {
+			m.later(until, d.kind, d.n, d.s)
+		}
+	}
+}
+
+// drop removes a row that is over, or says until when it lives.
+func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
+	switch d.kind {
+	case 's':
+		delete(m.sessions, d.n)
+	case 'l':
+		if l := m.leases[d.n]; l != nil && l.expires+afterLease > now {
+			return l.expires + afterLease, true
+		}
+		delete(m.leases, d.n)
+	case 'e':
+		if x := m.enrolments[d.s]; x != nil {
+			if until := max(x.last, x.lifetime) + afterEnrolment; until > now {
+				return until, true
+			}
+		}
+		delete(m.enrolments, d.s)
+	case 'c':
+		if ch := m.changes[d.n]; ch != nil && ch.over != "in force" {
+			delete(m.changes, d.n)
+		}
+	case 't':
+		delete(m.tokens, d.s)
+	case 'h':
+		if h, ok := m.holds[d.s]; ok && h.until != 0 {
+			if h.until > now {
+				return h.until, true
+			}
+			delete(m.holds, d.s)
+		}
+	case 'i':
+		if f := m.idem[d.s]; f != nil {
+			if f.expires > now {
+				return f.expires, true
+			}
+			delete(m.idem, d.s)
+			owner, _, _ := strings.Cut(d.s, "\x00")
+			if m.idemCount[owner]--; m.idemCount[owner] <= 0 {
+				delete(m.idemCount, owner)
+			}
+		}
+	case 'o':
+		if until, ok := m.spent[d.s]; ok && until <= now {
+			delete(m.spent, d.s)
+		}
+	case 'k':
+		key := state.Digest([]byte(d.s))
+		if o := m.keyOwners[key]; o != nil {
+			if o.until > now {
+				return o.until, true
+			}
+			delete(m.keyOwners, key)
+		}
+	case 'd':
+		if x := m.denials[d.s]; x != nil {
+			if until := state.Millis(x.minute+1) * minute; until > now {
+				return until, true
+			}
+			delete(m.denials, d.s)
+		}
+	}
+	return 0, false
+}
+
+// proved is the session's claims in the form that decisions take, made once.
+func (x *session) proved() (policy.Claims, error) {
+	if !x.prepared {
+		var err error
+		if x.claims, err = policy.PrepareClaims(x.raw); err != nil {
+			return policy.Claims{}, err
+		}
+		x.prepared, x.raw = true, nil
+	}
+	return x.claims, nil
+}
+
+// subject of the session's own credential. A node's renewal is as old as its enrolment.
+func (x *session) subject() subject {
+	s := subject{identity: x.identity, node: x.node, anchor: x.anchor, own: x.index, root: x.root}
+	if s.node == "" && strings.HasPrefix(x.identity, "/node/") {
+		s.node, s.own = x.identity, x.root
+	}
+	return s
+}
+
+func (l *lease) subject(id uint64) subject {
+	return subject{identity: l.identity, node: l.node, anchor: l.anchor, secret: l.secret, own: id, root: l.root}
+}

@@ -1,0 +1,189 @@
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	pb "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// changes is the environment as code, and what needs approval.
+type changes struct{ *API }
+
+func (s changes) Propose(ctx context.Context, r *pb.ProposeRequest) (*pb.ProposeResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	if err := agrees(r); err != nil {
+		return nil, err
+	}
+	ask := control.ProposeRequest{Text: r.Text, SSHSIG: r.GetSignature().GetSshsig(), Key: r.IdempotencyKey}
+	if r.Manifest != "" {
+		files, err := filesOf(r.Manifest, r.Files)
+		if err != nil {
+			return nil, err
+		}
+		ask.Manifest, ask.Files, ask.ManifestSignature = []byte(r.Manifest), files, r.GetManifestSignature().GetSshsig()
+	}
+	p, err := env.Propose(ctx, c.conn.caller, ask)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ProposeResponse{Change: p.Index, Entry: entry(env, p.Index), Generation: p.Generation}
+	if p.Change != nil {
+		out.Change, out.Required, out.State = p.Change.Index, int32(p.Change.Required), string(p.Change.StateAt(state.At(time.Now())))
+	}
+	return out, nil
+}
+
+// agrees refuses a request whose fields say something else than the text that was signed. Only the text
+// counts; a difference is a mistake that should not wait for an approver to find it.
+func agrees(r *pb.ProposeRequest) error {
+	text, err := ceremony.ParseChange(r.Text)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
+	}
+	differs := func(field string) error {
+		return problem.New(problem.ReasonInvalid, "the field %s says something else than the signed text", field)
+	}
+	switch {
+	case r.Action != "" && r.Action != text.Action:
+		return differs("action")
+	case r.Target != "" && r.Target != text.Target:
+		return differs("target")
+	case r.Reason != "" && r.Reason != text.Reason:
+		return differs("reason")
+	case r.Expires != nil && !r.Expires.AsTime().Equal(text.Expires):
+		return differs("expires")
+	case r.Manifest == "" && len(r.Files) > 0:
+		return problem.New(problem.ReasonInvalid, "there are files and no manifest that names them")
+	}
+	return nil
+}
+
+// filesOf gives each file of a manifest its content, by digest. Files that it does not name are refused.
+func filesOf(text string, contents [][]byte) (policy.Files, error) {
+	m, err := policy.ParseManifest([]byte(text))
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonBundleInvalid, "reading the manifest")
+	}
+	by := make(map[policy.Digest][]byte, len(contents))
+	for _, b := range contents {
+		by[sha256.Sum256(b)] = b
+	}
+	files := make(policy.Files, len(m.Files()))
+	used := make(map[policy.Digest]bool, len(by))
+	for _, f := range m.Files() {
+		b, ok := by[f.Digest]
+		if !ok {
+			return nil, problem.New(problem.ReasonBundleInvalid, "the content of %s was not sent, or is not what the manifest says", f.Path)
+		}
+		files[f.Path], used[f.Digest] = b, true
+	}
+	if len(used) < len(by) {
+		return nil, problem.New(problem.ReasonBundleInvalid, "%d files were sent that the manifest does not name", len(by)-len(used))
+	}
+	return files, nil
+}
+
+func (s changes) ListChanges(ctx context.Context, r *pb.ListChangesRequest) (*pb.ListChangesResponse, error) {
+	c := callOf(ctx)
+	all, err := c.conn.site.Env.ListChanges(ctx, c.conn.caller, r.OpenOnly)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ListChangesResponse{}
+	for _, x := range all {
+		out.Changes = append(out.Changes, changeInfo(x.Change))
+	}
+	return out, nil
+}
+
+func (s changes) GetChange(ctx context.Context, r *pb.GetChangeRequest) (*pb.GetChangeResponse, error) {
+	c := callOf(ctx)
+	x, err := c.conn.site.Env.GetChange(ctx, c.conn.caller, r.Change)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.GetChangeResponse{Change: changeInfo(x.Change)}
+	if p := x.Proposal; p != nil {
+		out.ProposalText = p.Text
+		out.ProposalSignature = &pb.Signature{Person: p.Signature.Person, Key: p.Signature.Key, Sshsig: p.Signature.SSHSIG}
+	}
+	if x.Manifest != nil {
+		out.Manifest, out.Files = string(x.Manifest.Text()), contentsOf(x.Manifest, x.Files)
+	}
+	return out, nil
+}
+
+// contentsOf lists files' contents in the manifest's order, each content once.
+func contentsOf(m *policy.Manifest, files policy.Files) [][]byte {
+	var out [][]byte
+	seen := make(map[policy.Digest]bool)
+	for _, f := range m.Files() {
+		if !seen[f.Digest] {
+			seen[f.Digest] = true
+			out = append(out, files[f.Path])
+		}
+	}
+	return out
+}
+
+func (s changes) Approve(ctx context.Context, r *pb.ApproveRequest) (*pb.ApproveResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	p, err := env.Approve(ctx, c.conn.caller, control.ApproveRequest{Change: r.Change, Text: r.Text, SSHSIG: r.GetSignature().GetSshsig()})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ApproveResponse{Change: changeInfo(p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
+}
+
+func (s changes) Reject(ctx context.Context, r *pb.RejectRequest) (*pb.RejectResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	p, err := env.Reject(ctx, c.conn.caller, r.Change, r.Reason)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.RejectResponse{Entry: entry(env, p.Index)}, nil
+}
+
+func (s changes) GetBundle(ctx context.Context, r *pb.GetBundleRequest) (*pb.GetBundleResponse, error) {
+	c := callOf(ctx)
+	var digest state.Digest
+	if r.Digest != "" {
+		d, err := policy.ParseDigest(r.Digest)
+		if err != nil {
+			return nil, problem.New(problem.ReasonInvalid, "the digest is not of the form sha256:HEX")
+		}
+		digest = state.Digest(d)
+	}
+	m, files, generation, err := c.conn.site.Env.Bundle(ctx, c.conn.caller, digest)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetBundleResponse{Manifest: string(m.Text()), Files: contentsOf(m, files), Generation: generation}, nil
+}
+
+func changeInfo(x *state.Change) *pb.ChangeInfo {
+	if x == nil {
+		return nil
+	}
+	out := &pb.ChangeInfo{
+		Change: x.Index, Action: x.Action, State: string(x.StateAt(state.At(time.Now()))), Base: x.Base.String(), Target: x.Target,
+		Proposer: x.Proposer, Required: int32(x.Required), Created: millis(x.Created), Expires: millis(x.Expires), Reason: x.Reason,
+	}
+	if !x.Manifest.IsZero() {
+		out.Manifest = x.Manifest.String()
+	}
+	for _, a := range x.Approvals {
+		out.ApprovedBy = append(out.ApprovedBy, a.Person)
+	}
+	return out
+}

@@ -1,0 +1,115 @@
+package rpc
+
+import (
+	"context"
+
+	pb "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// environments answers what anybody may ask.
+type environments struct{ *API }
+
+func (s environments) GetEnvironment(ctx context.Context, _ *pb.GetEnvironmentRequest) (*pb.GetEnvironmentResponse, error) {
+	env := callOf(ctx).conn.site.Env
+	st := env.State()
+	g := env.GenesisEntry()
+	out := &pb.GetEnvironmentResponse{
+		Name: st.Env.Name, Class: st.Env.Class, GenesisDocument: g.Document, CaChain: env.CAChain(), CheckpointKeys: env.CheckpointKeys(),
+		Checkpoint: string(env.Ledger().Checkpoint()), Generation: st.Generation, Bundle: st.Bundle.String(), ServerVersion: s.o.Version,
+	}
+	for _, x := range g.Signatures {
+		out.GenesisSignatures = append(out.GenesisSignatures, &pb.Signature{Person: x.Person, Key: x.Key, Sshsig: x.SSHSIG})
+	}
+	for _, m := range env.Methods() {
+		out.AttestationMethods = append(out.AttestationMethods, m.Name)
+	}
+	return out, nil
+}
+
+// attestations opens and ends sessions.
+type attestations struct{ *API }
+
+func (s attestations) Challenge(ctx context.Context, _ *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
+	env := callOf(ctx).conn.site.Env
+	b, expires, err := env.Challenge()
+	if err != nil {
+		return nil, err
+	}
+	genesis := env.Genesis()
+	return &pb.ChallengeResponse{Challenge: b, Expires: stamp(expires), Genesis: genesis[:]}, nil
+}
+
+func (s attestations) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.SessionResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	// A stranger's word does not become the name of an account unless it is the name of a method.
+	if m, err := env.Methods().Find(r.Method); err == nil {
+		c.proof = m.Name
+	}
+	return opened(env)(env.Attest(ctx, control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr}))
+}
+
+func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {
+	env := callOf(ctx).conn.site.Env
+	return opened(env)(env.Renew(ctx, control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr}))
+}
+
+func (s attestations) Login(ctx context.Context, r *pb.LoginRequest) (*pb.SessionResponse, error) {
+	env := callOf(ctx).conn.site.Env
+	return opened(env)(env.Login(ctx, control.LoginRequest{Challenge: r.Challenge, Person: r.Person, SSHSIG: r.Sshsig, CSR: r.Csr}))
+}
+
+func (s attestations) AttestWorkload(ctx context.Context, r *pb.AttestWorkloadRequest) (*pb.SessionResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	return opened(env)(env.AttestWorkload(ctx, c.conn.caller, control.WorkloadRequest{Claims: r.Claims.AsMap(), Want: r.Workload, CSR: r.Csr}))
+}
+
+func (s attestations) Logout(ctx context.Context, _ *pb.LogoutRequest) (*pb.LogoutResponse, error) {
+	c := callOf(ctx)
+	return &pb.LogoutResponse{}, c.conn.site.Env.Logout(ctx, c.conn.caller)
+}
+
+func (s attestations) CreateJoinToken(ctx context.Context, r *pb.CreateJoinTokenRequest) (*pb.CreateJoinTokenResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	if r.Ttl != nil && r.Ttl.CheckValid() != nil {
+		return nil, problem.New(problem.ReasonInvalid, "the lifetime is not a duration")
+	}
+	expires, proof, err := env.CreateToken(ctx, c.conn.caller, control.TokenRequest{ID: r.Id, Public: r.PublicKey, Name: r.Name, TTL: r.Ttl.AsDuration(), Key: r.IdempotencyKey})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CreateJoinTokenResponse{Expires: stamp(expires), Entry: proved(env, proof)}, nil
+}
+
+func (s attestations) ListIdentities(ctx context.Context, r *pb.ListIdentitiesRequest) (*pb.ListIdentitiesResponse, error) {
+	c := callOf(ctx)
+	all, next, err := c.conn.site.Env.ListIdentities(ctx, c.conn.caller, r.Prefix, control.Page{After: r.PageToken, Size: int(r.PageSize)})
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ListIdentitiesResponse{NextPageToken: next}
+	for _, x := range all {
+		out.Identities = append(out.Identities, &pb.IdentityInfo{
+			Identity: x.Path, Method: x.Method, Assurance: x.Assurance, State: x.State, FirstSeen: millis(x.First), LastSeen: millis(x.Last),
+			SessionExpires: stamp(x.Expires), LifetimeEnd: millis(x.Lifetime), Counter: x.Counter, Anchor: x.Anchor,
+		})
+	}
+	return out, nil
+}
+
+// opened makes the answer to whatever opened a session.
+func opened(env *control.Environment) func(*control.Opened, error) (*pb.SessionResponse, error) {
+	return func(o *control.Opened, err error) (*pb.SessionResponse, error) {
+		if err != nil {
+			return nil, err
+		}
+		return &pb.SessionResponse{
+			Identity: o.Identity.String(), Chain: o.Chain, Expires: stamp(o.Expires), RenewAfter: stamp(o.Renew), Entry: entry(env, o.Index),
+			Assurance: o.Assurance, LifetimeEnd: stamp(o.Lifetime),
+		}, nil
+	}
+}

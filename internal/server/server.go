@@ -1,0 +1,282 @@
+// Package server is the composition root: a configuration goes in, a running server comes out. It is the
+// only package that knows which store, which root holders and which attestation methods there are.
+//
+// Guaranteed: it never makes an environment (Init does, and is another verb); what it can't open it says
+// with the way out, and serves nothing then; told to stop, it finishes what is under way within its
+// time and closes every environment. Not guaranteed: that a limit fits the machine.
+//
+// Nothing imports it but the command line.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/bailment/bailment/internal/config"
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/hardening"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/rpc"
+	"github.com/bailment/bailment/internal/seal"
+)
+
+// Options are what a configuration file has no words for.
+type Options struct {
+	Logger  *slog.Logger // default: none
+	Version string
+	// Now is the wall clock of ledger and certificates; nil means time.Now.
+	Now func() time.Time
+	// Started is called when the server answers, with its addresses; may be nil.
+	Started func(listen, ops string)
+	// Check is given each environment and a way to report a violated invariant, when it was opened. It runs
+	// until its context ends; may be nil.
+	Check func(ctx context.Context, env *control.Environment, violated func(invariant string))
+}
+
+// Server is a server that was configured. Open, Serve and Close are called once each, in this order; Run
+// does all of it. The other methods may be called concurrently once Open has returned.
+type Server struct {
+	cfg     config.Server
+	o       Options
+	logger  *slog.Logger
+	metrics *metrics
+	source  *seal.Source
+
+	sites    map[string]*site
+	api      *rpc.API
+	main     *http.Server
+	ops      *http.Server
+	listen   *listener
+	opsOn    net.Listener
+	stopping atomic.Bool
+
+	background sync.WaitGroup
+	cancel     context.CancelFunc
+}
+
+// New checks a configuration and makes a server of it. It opens nothing.
+func New(cfg config.Server, o Options) (*Server, error) {
+	cfg.SetDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ServerID == "" {
+		cfg.ServerID = hostID()
+	}
+	return &Server{cfg: cfg, o: o, logger: o.Logger, sites: make(map[string]*site), metrics: newMetrics(o.Version)}, nil
+}
+
+// hostID is the host's name as one segment of a SPIFFE ID.
+func hostID() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "server"
+	}
+	name = strings.Map(func(c rune) rune {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.':
+			return c
+		}
+		return '-'
+	}, name)
+	if name = strings.Trim(name, ".-"); name == "" || len(name) > 64 {
+		return "server"
+	}
+	return name
+}
+
+// Run hardens the process, serves until ctx ends, and stops gracefully. The error is nil after a stop that
+// was asked for.
+func (s *Server) Run(ctx context.Context) error {
+	hardening.Harden(s.logger)
+	if err := s.Open(ctx); err != nil {
+		return err
+	}
+	err := s.Serve(ctx)
+	return errors.Join(err, s.Close())
+}
+
+// Open opens the environments and the listeners. When it fails, nothing stays open.
+func (s *Server) Open(ctx context.Context) (err error) {
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.cancel = cancel
+	defer func() {
+		if err != nil {
+			_ = s.Close() // the first error is the one that tells
+		}
+	}()
+	if s.source, err = seal.NewSource(nil); err != nil {
+		return err
+	}
+	if err := s.openSites(ctx); err != nil {
+		return err
+	}
+	s.metrics.watch(s)
+	s.api = rpc.New(s.rpcSites(), s.rpcOptions())
+	if err := s.bind(ctx); err != nil {
+		return err
+	}
+	for _, x := range s.sites {
+		s.background.Go(func() { x.renewals(background) })
+		if s.o.Check != nil {
+			s.background.Go(func() { s.o.Check(background, x.env, s.metrics.violated) })
+		}
+	}
+	return nil
+}
+
+func (s *Server) rpcSites() map[string]rpc.Site {
+	out := make(map[string]rpc.Site, len(s.sites))
+	for name, x := range s.sites {
+		out[name] = rpc.Site{Env: x.env, Certificate: x.certificate, Rotated: x.rotated}
+	}
+	return out
+}
+
+func (s *Server) rpcOptions() rpc.Options {
+	l, t := s.cfg.Limits, s.cfg.Timeouts
+	return rpc.Options{
+		Logger: s.logger, Version: s.o.Version, Meter: s.metrics.meter, Events: s.metrics, Plain: s.plain,
+		Limits: rpc.Limits{
+			RequestBytes: int64(l.RequestBytes), BundleBytes: int64(l.BundleBytes), RequestMemory: int64(l.RequestMemory),
+			SourceRate: rate.Limit(l.SourceRequests.PerSecond), SourceBurst: l.SourceRequests.Burst,
+			IdentityRate: rate.Limit(l.IdentityRequests.PerSecond), IdentityBurst: l.IdentityRequests.Burst,
+			UnprovedRate: rate.Limit(l.UnprovedAttempts.PerSecond), UnprovedBurst: l.UnprovedAttempts.Burst,
+			IdentityStreams: l.IdentityStreams, ReadHeader: s.readHeader(), ReadBundle: t.ReadBundle, Write: t.Write,
+		},
+	}
+}
+
+// readHeader can't be longer than a whole request may take.
+func (s *Server) readHeader() time.Duration { return min(s.cfg.Timeouts.ReadHeader, s.cfg.Timeouts.Read) }
+
+// bind makes the listeners. Nothing is answered before Serve.
+func (s *Server) bind(ctx context.Context) error {
+	on, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Listen)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "listening on %s", s.cfg.Listen).WithFix("choose another address with `listen`, or stop what uses it")
+	}
+	s.listen = newListener(on, s.cfg.Limits, s.metrics)
+	t := s.cfg.Timeouts
+	s.main = &http.Server{
+		Handler: s.api, TLSConfig: s.api.TLSConfig(), ConnContext: s.api.ConnContext, ConnState: s.api.ConnState,
+		ReadHeaderTimeout: s.readHeader(), ReadTimeout: t.Read, WriteTimeout: t.Write + t.Read, IdleTimeout: t.Idle,
+		MaxHeaderBytes: int(s.cfg.Limits.HeaderBytes),
+		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: s.cfg.Limits.ConnectionStreams},
+		ErrorLog:       slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // handshakes that strangers break off
+	}
+	if s.cfg.OpsListen == config.None {
+		return nil
+	}
+	if s.opsOn, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.OpsListen); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "listening on %s", s.cfg.OpsListen).WithFix("choose another address with `ops_listen`, or turn it off with \"none\"")
+	}
+	s.ops = &http.Server{
+		Handler: s.opsHandler(), ReadHeaderTimeout: s.readHeader(), ReadTimeout: t.Read, WriteTimeout: t.Write, IdleTimeout: t.Idle,
+		MaxHeaderBytes: int(s.cfg.Limits.HeaderBytes), ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
+	return nil
+}
+
+// Serve answers until ctx ends, and then finishes what is under way.
+func (s *Server) Serve(ctx context.Context) error {
+	failed := make(chan error, 2)
+	go func() { failed <- s.main.ServeTLS(s.listen, "", "") }()
+	if s.ops != nil {
+		go func() { failed <- s.ops.Serve(s.opsOn) }()
+	}
+	s.logger.Info("the server answers", "listen", s.Addr(), "ops", s.OpsAddr(), "environments", s.Environments(), "server", s.cfg.ServerID, "version", s.o.Version)
+	tell := s.notifyReady(ctx)
+	defer tell()
+	if s.o.Started != nil {
+		s.o.Started(s.Addr(), s.OpsAddr())
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		err = fmt.Errorf("serving: %w", err)
+	}
+	return errors.Join(err, s.drain())
+}
+
+// drain refuses what is new and finishes what is under way.
+func (s *Server) drain() error {
+	s.logger.Info("the server stops")
+	notifyStopping()
+	s.stopping.Store(true)
+	s.api.Stop()
+	limit, cancel := context.WithTimeout(context.Background(), s.cfg.Timeouts.Shutdown)
+	defer cancel()
+	err := s.main.Shutdown(limit)
+	if err != nil {
+		err = errors.Join(fmt.Errorf("requests were broken off after %s: %w", s.cfg.Timeouts.Shutdown, err), s.main.Close())
+	}
+	if s.ops != nil {
+		if s.ops.Shutdown(limit) != nil {
+			err = errors.Join(err, s.ops.Close())
+		}
+	}
+	return err
+}
+
+// Close ends the background work and closes the environments. It may be called after a failed Open, and
+// a second time does nothing.
+func (s *Server) Close() error {
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.background.Wait()
+	if s.listen != nil {
+		_ = s.listen.Close() // closed already after Serve
+	}
+	if s.opsOn != nil {
+		_ = s.opsOn.Close() // the same
+	}
+	limit, cancel := context.WithTimeout(context.Background(), s.cfg.Timeouts.Shutdown)
+	defer cancel()
+	var all []error
+	for name, x := range s.sites {
+		if err := x.env.Close(limit); err != nil {
+			all = append(all, fmt.Errorf("closing %s: %w", name, err))
+		}
+		delete(s.sites, name)
+	}
+	return errors.Join(all...)
+}
+
+// Addr is the API's address, with the port that it got.
+func (s *Server) Addr() string { return s.listen.Addr().String() }
+
+// OpsAddr is the address of metrics and health, or "none".
+func (s *Server) OpsAddr() string {
+	if s.opsOn == nil {
+		return config.None
+	}
+	return s.opsOn.Addr().String()
+}
+
+// Environments are the names of those that are served, sorted.
+func (s *Server) Environments() []string { return sortedNames(s.sites) }
+
+// Environment is one that is served, or nil.
+func (s *Server) Environment(name string) *control.Environment {
+	if x, ok := s.sites[name]; ok {
+		return x.env
+	}
+	return nil
+}

@@ -1,0 +1,354 @@
+// Command bench measures the real server over TLS on this machine, beside a minimal Go TLS server in
+// the same run: secret reads and writes, X.509 issue, logins, revocation, start with many secrets.
+// Everything that the product checks and limits is on, each read's entry is durable before its answer,
+// and a sample of the answers' receipts is verified. `make bench` runs it; docs/benchmarks.md keeps a run.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/sshsig"
+	"github.com/bailment/bailment/verify"
+)
+
+const clients = 64
+
+func main() {
+	minimal := flag.String("minimal", "", "internal: be the minimal server on this address")
+	minimalCert := flag.String("minimal-cert", "", "internal: where it writes its certificate")
+	bin := flag.String("bin", "bin/bailment", "the server's binary")
+	dir := flag.String("dir", "", "directory on the disk to measure; default: a temporary one")
+	each := flag.Duration("d", 5*time.Second, "length of one run")
+	many := flag.Int("secrets", 100_000, "secrets for the start measurement; 0: leave it out")
+	flag.Parse()
+	var err error
+	if *minimal != "" {
+		err = minimalServer(*minimal, *minimalCert)
+	} else {
+		err = run(context.Background(), *bin, *dir, *each, *many)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1) //arch:allow os-exit: this is a main package
+	}
+}
+
+// bench is one run of all measurements.
+type bench struct {
+	s     *site
+	admin *client.Client
+	alice *client.Session
+	nodes []*client.Session
+	min   func() []*worker
+	minPD int
+	each  time.Duration
+}
+
+func run(ctx context.Context, bin, dir string, each time.Duration, many int) error {
+	if dir == "" {
+		tmp, err := os.MkdirTemp("", "bailment-bench")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(tmp)
+		dir = tmp
+	}
+	s, err := newSite(ctx, dir, bin)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	if err := s.start(); err != nil {
+		return err
+	}
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	idle := rssOf(s.cmd.Process.Pid)
+	b := &bench{s: s, each: each}
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	cmd, workers, err := startMinimal(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	b.min, b.minPD = workers, cmd.Process.Pid
+	b.head(bin, idle)
+	if err := b.table(); err != nil {
+		return err
+	}
+	if err := b.revocation(ctx); err != nil {
+		return err
+	}
+	if many > 0 {
+		return b.startWith(ctx, many)
+	}
+	return nil
+}
+
+func (b *bench) prepare(ctx context.Context) error {
+	var err error
+	if b.alice, err = b.s.login(ctx); err != nil {
+		return err
+	}
+	if b.admin, err = b.s.dial(b.alice); err != nil {
+		return err
+	}
+	value := make([]byte, 1024)
+	_, _ = rand.Read(value) // never fails (Go 1.24)
+	for i := range clients {
+		if _, err := b.admin.Secrets.Put(ctx, &bailmentv1.PutRequest{Secret: fmt.Sprintf("app/s%d", i), Value: value}); err != nil {
+			return err
+		}
+		node, err := b.s.node(ctx, b.admin, fmt.Sprintf("n%d", i))
+		if err != nil {
+			return err
+		}
+		b.nodes = append(b.nodes, node)
+	}
+	return nil
+}
+
+func (b *bench) head(bin string, idle int64) {
+	size := int64(0)
+	if info, err := os.Stat(bin); err == nil {
+		size = info.Size()
+	}
+	fmt.Printf("machine: %s, %d cores, %s, %s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), kernel())
+	fmt.Printf("binary: %.1f MiB; resident when idle after the start: %.1f MiB\n\n", float64(size)/(1<<20), float64(idle)/(1<<20))
+	fmt.Printf("| what | clients | req/s | ratio | p50 | p99 | server CPU each | resident |\n|---|---|---|---|---|---|---|---|\n")
+}
+
+// row measures a target between two runs of the yardstick.
+func (b *bench) row(name string, workers []*worker, check func(int, []byte) error) error {
+	before, err := measure("minimal TLS server", b.minPD, b.min(), b.each/2, nil)
+	if err != nil {
+		return err
+	}
+	r, err := measure(name, b.s.cmd.Process.Pid, workers, b.each, check)
+	if err != nil {
+		return err
+	}
+	after, err := measure("minimal TLS server", b.minPD, b.min(), b.each/2, nil)
+	if err != nil {
+		return err
+	}
+	yard := (before.rate() + after.rate()) / 2
+	fmt.Printf("| %s | %d | %.0f | %.2f | %s | %s | %d µs | %.0f MiB |\n", name, r.clients, r.rate(), r.rate()/yard, short(r.percentile(0.5)), short(r.percentile(0.99)), r.cpuEach().Microseconds(), float64(r.rss)/(1<<20))
+	fmt.Printf("| – minimal TLS server beside it | 64 | %.0f | 1 | %s | %s | %d µs | |\n", yard, short(after.percentile(0.5)), short(after.percentile(0.99)), after.cpuEach().Microseconds())
+	return nil
+}
+
+func short(d time.Duration) string {
+	if d < time.Millisecond {
+		return fmt.Sprintf("%d µs", d.Microseconds())
+	}
+	return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+}
+
+const procedures = "/bailment.v1."
+
+func (b *bench) workers(n int, session func(i int) *client.Session, path, contentType string, body func(i, n int) []byte) []*worker {
+	out := make([]*worker, n)
+	for i := range out {
+		seq := 0
+		out[i] = &worker{addr: b.s.addr, tls: b.s.tls(session(i)), next: func() []byte {
+			seq++
+			return request(envName, procedures+path, contentType, body(i, seq))
+		}}
+	}
+	return out
+}
+
+func encode(m proto.Message) []byte {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		panic(err) // a message of ours
+	}
+	return b
+}
+
+func (b *bench) table() error {
+	node := func(i int) *client.Session { return b.nodes[i] }
+	get := func(receiptEvery int) func(i, n int) []byte {
+		return func(i, n int) []byte {
+			return encode(&bailmentv1.GetRequest{Secret: fmt.Sprintf("app/s%d", i), Receipt: receiptEvery > 0 && n%receiptEvery == 501%receiptEvery})
+		}
+	}
+	receipt := func(_ int, body []byte) error {
+		var m bailmentv1.GetResponse
+		if err := proto.Unmarshal(body, &m); err != nil {
+			return err
+		}
+		if len(m.Value) != 1024 {
+			return fmt.Errorf("a value of %d bytes", len(m.Value))
+		}
+		if len(m.Receipt) == 0 {
+			return fmt.Errorf("no receipt")
+		}
+		_, err := verify.VerifyReceipt(m.Receipt, b.s.trust.CheckpointKeys...)
+		return err
+	}
+	if err := b.row("secret read, 1 KiB", b.workers(clients, node, "SecretService/Get", "application/proto", get(1000)), receipt); err != nil {
+		return err
+	}
+	if err := b.row("secret read, 1 KiB, a receipt with each", b.workers(clients, node, "SecretService/Get", "application/proto", get(1)), receipt); err != nil {
+		return err
+	}
+	json := func(i, _ int) []byte { return fmt.Appendf(nil, `{"secret":"app/s%d"}`, i) }
+	if err := b.row("secret read, 1 KiB, JSON", b.workers(clients, node, "SecretService/Get", "application/json", json), nil); err != nil {
+		return err
+	}
+	if err := b.row("secret read, 1 KiB, one client", b.workers(1, node, "SecretService/Get", "application/proto", get(0)), nil); err != nil {
+		return err
+	}
+	value := make([]byte, 1024)
+	_, _ = rand.Read(value) // never fails (Go 1.24)
+	put := func(i, _ int) []byte {
+		return encode(&bailmentv1.PutRequest{Secret: fmt.Sprintf("app/w%d", i), Value: value})
+	}
+	alice := func(int) *client.Session { return b.alice }
+	if err := b.row("secret write, 1 KiB", b.workers(clients, alice, "SecretService/Put", "application/proto", put), nil); err != nil {
+		return err
+	}
+	csrs := make([][]byte, clients)
+	for i := range csrs {
+		key, err := client.NewKey()
+		if err != nil {
+			return err
+		}
+		if csrs[i], err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key); err != nil {
+			return err
+		}
+	}
+	issue := func(i, _ int) []byte { return encode(&bailmentv1.AttestWorkloadRequest{Workload: "api", Csr: csrs[i]}) }
+	if err := b.row("workload attested, X.509-SVID issued", b.workers(clients, node, "AttestationService/AttestWorkload", "application/proto", issue), nil); err != nil {
+		return err
+	}
+	return b.logins()
+}
+
+// logins are sequential pairs of calls with client-side keys and signatures, so they are timed apart.
+func (b *bench) logins() error {
+	ctx, cancel := context.WithTimeout(context.Background(), b.each)
+	defer cancel()
+	cpu, began, n := cpuOf(b.s.cmd.Process.Pid), time.Now(), 0
+	c, err := b.s.dial(nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for ctx.Err() == nil {
+		if _, err := c.Login(context.Background(), "alice", func(namespace string, text []byte) (string, error) {
+			sig, err := sshsig.Sign(b.s.alice, namespace, text)
+			return string(sig), err
+		}); err != nil {
+			return err
+		}
+		n++
+	}
+	each := (cpuOf(b.s.cmd.Process.Pid) - cpu) / time.Duration(n)
+	fmt.Printf("| login (challenge, SSHSIG, certificate), one client | 1 | %.0f | | | | %d µs | |\n", float64(n)/time.Since(began).Seconds(), each.Microseconds())
+	return nil
+}
+
+func (b *bench) revocation(ctx context.Context) error {
+	began := time.Now()
+	out, err := b.admin.Revocations.Revoke(ctx, &bailmentv1.RevokeRequest{Scope: "identity:/workload/*", Reason: "bench"})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\nrevoking every workload session issued above (%d identities, entry %d): acknowledged in %s\n", out.Covers, out.Entry.Index, short(time.Since(began)))
+	return nil
+}
+
+// startWith writes many secrets and measures from the process's start to the first read.
+func (b *bench) startWith(ctx context.Context, many int) error {
+	value := []byte("a value of forty bytes, like many others")
+	errs := make(chan error, clients)
+	for i := range clients {
+		go func() {
+			c, err := b.s.dial(b.alice)
+			if err != nil {
+				errs <- err
+				return
+			}
+			defer c.Close()
+			for n := i; n < many; n += clients {
+				if _, err := c.Secrets.Put(ctx, &bailmentv1.PutRequest{Secret: fmt.Sprintf("other/s%d", n), Value: value}); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range clients {
+		if err := <-errs; err != nil {
+			return err
+		}
+	}
+	for _, how := range []string{"after a graceful stop", "after a kill"} {
+		if how == "after a kill" {
+			_ = b.s.cmd.Process.Kill()
+			_ = b.s.cmd.Wait()
+			b.s.cmd = nil
+		} else if err := b.s.stop(); err != nil {
+			return err
+		}
+		began := time.Now()
+		b.s.cmd = exec.Command(b.s.bin, "server", "--config", b.s.config)
+		b.s.cmd.Stderr = &b.s.logs
+		if err := b.s.cmd.Start(); err != nil {
+			return err
+		}
+		w := b.workers(1, func(int) *client.Session { return b.nodes[0] }, "SecretService/Get", "application/proto", func(int, int) []byte {
+			return encode(&bailmentv1.GetRequest{Secret: "app/s0"})
+		})[0]
+		for {
+			if err := w.dial(); err == nil {
+				if _, err := w.once(); err == nil {
+					break
+				}
+			}
+			if time.Since(began) > time.Minute {
+				return fmt.Errorf("no read after the start: %s", b.s.logs.String())
+			}
+			<-time.After(time.Millisecond)
+		}
+		fmt.Printf("start to first read with %d secrets, %s: %s; resident %.0f MiB\n", many, how, short(time.Since(began)), float64(rssOf(b.s.cmd.Process.Pid))/(1<<20))
+		w.conn.Close()
+	}
+	return nil
+}
+
+func cpuModel() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(b)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}
+
+func kernel() string {
+	b, _ := os.ReadFile(filepath.Join("/proc/sys/kernel", "osrelease"))
+	return "Linux " + strings.TrimSpace(string(b))
+}
