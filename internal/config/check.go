@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
 )
@@ -50,7 +51,7 @@ func (s *Server) check() Findings {
 		}
 	}
 	if s.ServerID != "" {
-		if err := identity.ValidPath(identity.PrefixServer + s.ServerID); err != nil {
+		if err := identity.ValidPath(identity.PrefixServer + s.ServerID); err != nil || strings.Contains(s.ServerID, "/") {
 			c.bad("server_id", "%q is not one segment of a SPIFFE ID: use letters, digits, '.' and '-'", s.ServerID)
 		}
 	}

@@ -9,6 +9,8 @@
 //
 // Its place: the edges (rpc) decode and call it; below it are the mechanisms (attest, keyring,
 // ledger, store) and the pure packages (state, policy, seal, identity, ceremony).
+//
+//arch:allow package-lines: every use case goes through the same private door; to split them would export it
 package control
 
 import (
@@ -45,6 +47,8 @@ type Config struct {
 	ServerID string
 	// SnapshotEvery is the number of entries between state roots. Default 32,768.
 	SnapshotEvery uint64
+	// OnViolation is told of each violated invariant that the background checks find. It must be quick.
+	OnViolation func(invariant, detail string)
 }
 
 // Environment is an open environment. Its methods may be called concurrently.
@@ -63,6 +67,7 @@ type Environment struct {
 	denials  denialSums
 	watchers watchers
 	arrivals watchers // of entries, whatever they are
+	checks   checks
 
 	run        context.Context // ends with Close
 	stop       context.CancelFunc
@@ -125,6 +130,7 @@ func (e *Environment) start(ctx context.Context) error {
 		return err
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })
+	e.startChecks()
 	e.started.Store(true)
 	return nil
 }
@@ -262,6 +268,14 @@ func (e *Environment) program(ctx context.Context, manifest state.Digest) (*poli
 	if p, ok := e.programs.get(manifest); ok {
 		return p, nil
 	}
+	p, err := e.compile(ctx, manifest)
+	if err == nil {
+		e.programs.put(manifest, p, e.log.State().Bundle)
+	}
+	return p, err
+}
+
+func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*policy.Program, error) {
 	_, files, err := e.bundleFiles(ctx, manifest)
 	if err != nil {
 		return nil, err
@@ -274,7 +288,6 @@ func (e *Environment) program(ctx context.Context, manifest state.Digest) (*poli
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonTampered, "compiling the bundle %s", manifest)
 	}
-	e.programs.put(manifest, p, e.log.State().Bundle)
 	return p, nil
 }
 

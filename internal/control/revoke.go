@@ -70,12 +70,6 @@ func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c 
 	c.next = s.Next
 }
 
-// horizonNow bounds what may still be alive of sessions made a moment ago.
-func (t *turn) horizonNow() state.Millis {
-	x := t.prog.Environment().Sessions
-	return t.now.Add(max(x.Node, x.Workload, x.Operator))
-}
-
 // Revoke sets a cutoff, a hold, or both, in one commit whatever the number of credentials. What lives is looked
 // through before; at the head only what came since is.
 func (e *Environment) Revoke(ctx context.Context, c Caller, r RevokeRequest) (*Revoked, error) {
@@ -117,11 +111,6 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 	}
 	survey(t.s, scope, t.now, seen.next, seen)
 	out := &Revoked{Covers: len(seen.identities), Cutoff: !r.HoldOnly, Hold: hold, Horizon: max(seen.horizon, t.now).Time()}
-	if hold {
-		if p := t.lastQuorum(scope); p != nil {
-			return nil, &denied{problem: p, action: "revoke", target: scope.String(), session: x}
-		}
-	}
 	ev := &state.RevocationRecorded{
 		Scope: scope.String(), Cutoff: out.Cutoff, Hold: hold, Horizon: max(seen.horizon, t.now), Covers: out.Covers,
 		Reason: r.Reason, Actor: actorOf(x), Ruling: t.ruling(""),
@@ -130,6 +119,11 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 		// Beyond the limit one person may only stop things for a while.
 		ev.Cutoff, ev.Hold, ev.Until = false, true, t.now.Add(provisionalHold)
 		out.Cutoff, out.Hold, out.Provisional = false, true, ev.Until.Time()
+	}
+	if ev.Hold {
+		if p := t.lastQuorum(scope); p != nil {
+			return nil, &denied{problem: p, action: "revoke", target: scope.String(), session: x}
+		}
 	}
 	if old, ok := t.s.Holds.Get(ev.Scope); ok && ev.Hold && ev.Until != 0 && old.Until == 0 {
 		ev.Hold, ev.Until = false, 0 // a hold without end stands already

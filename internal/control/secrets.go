@@ -88,6 +88,7 @@ func (e *Environment) Get(ctx context.Context, c Caller, r GetRequest) (*Release
 		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", proof.Index, late.Round(time.Millisecond))
 	}
 	out.Proof = proof
+	e.checks.delivered.Add(1)
 	return out, nil
 }
 
@@ -98,14 +99,14 @@ func sameBuffer(a, b seal.Secret) bool {
 
 // wanted picks the version that a request means, by a state: the current one, the named one, or for
 // a redelivery the one that was released first.
-func wanted(s *state.State, identity string, r GetRequest, idem *state.IdemKey) *state.Version {
+func wanted(s *state.State, identity string, r GetRequest, idem *state.IdemKey, now state.Millis) *state.Version {
 	sec, ok := s.Secrets.Get(r.Secret)
 	if !ok {
 		return nil
 	}
 	n := r.Version
 	if idem != nil {
-		if first, ok := s.Idem.Get(state.IdemName(identity, idem.Key)); ok && first.Request == idem.Request {
+		if first, ok := s.Idem.Get(state.IdemName(identity, idem.Key)); ok && now < first.Expires && first.Request == idem.Request {
 			n = first.Version
 		}
 	}
@@ -123,7 +124,7 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 	if err != nil {
 		return nil, nil //nolint:nilerr // the decision finds it out itself, at the head
 	}
-	v := wanted(s, x.Identity, r, idem)
+	v := wanted(s, x.Identity, r, idem, now)
 	if v == nil {
 		return nil, nil
 	}
@@ -176,7 +177,7 @@ func (t *turn) release(c Caller, r GetRequest, idem *state.IdemKey, p *preparedV
 	if err != nil {
 		return nil, err
 	}
-	v := wanted(t.s, x.Identity, r, idem)
+	v := wanted(t.s, x.Identity, r, idem, t.now)
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: string(policy.ReadSecret), target: r.Secret, purpose: r.Purpose, grant: grant.Grant, session: x}
 	}
@@ -226,7 +227,8 @@ func (t *turn) lease(x *state.Session, v *state.Version, r GetRequest, grant pol
 	if id, ok := t.s.LeaseOf.Get(state.LeaseKey(x.Identity, x.Node, r.Secret, v.Number, r.Purpose)); ok {
 		l, _ := t.s.Leases.Get(id)
 		_, dead := leaseRevoked(t.s, l)
-		if !dead && t.now < l.Expires && l.Anchor == x.Anchor && l.Root == x.Root {
+		sameEffect := first == nil || first.Lease == id // a retry is not served under a lease that it did not make
+		if sameEffect && !dead && t.now < l.Expires && l.Anchor == x.Anchor && l.Root == x.Root {
 			return l, nil
 		}
 	}
@@ -456,7 +458,7 @@ func makeRoom(sec *state.Secret, retires uint64, most int, now state.Millis) []u
 		if len(sec.Versions)-len(out) < most {
 			break
 		}
-		if v.Number != retires && v.StateAt(now) == state.Retired {
+		if st := v.StateAt(now); v.Number != retires && (st == state.Retired || st == state.Destroyed) {
 			out = append(out, v.Number)
 		}
 	}

@@ -209,7 +209,7 @@ func TestOrderOfSyscalls(t *testing.T) {
 	}
 	strace, err := exec.LookPath("strace")
 	if err != nil {
-		t.Skip("needs strace: not installed here; CI has it")
+		t.Fatal("needs strace: run scripts/deps")
 	}
 	dir := t.TempDir()
 	log := filepath.Join(t.TempDir(), "log")
@@ -218,7 +218,7 @@ func TestOrderOfSyscalls(t *testing.T) {
 		os.Args[0], "-test.run", "^TestOrderOfSyscalls$")
 	cmd.Env = append(os.Environ(), "DURABLE_TEST_DIR="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("strace can't trace here: %v\n%s", err, out)
+		t.Fatalf("strace can't trace here: %v\n%s", err, out)
 	}
 	raw, err := os.ReadFile(log)
 	if err != nil {

@@ -19,7 +19,7 @@ type real struct {
 	state    *state.State
 }
 
-func record(t *testing.T, w *controltest.World) *real {
+func record(t testing.TB, w *controltest.World) *real {
 	t.Helper()
 	r := &real{programs: w.Programs(), genesis: w.Genesis, state: w.Env.State()}
 	for _, x := range w.Stored() {
@@ -33,7 +33,9 @@ func record(t *testing.T, w *controltest.World) *real {
 	return r
 }
 
-func history(t *testing.T) *real {
+func history(t *testing.T) *real { return historyOf(t) }
+
+func historyOf(t testing.TB) *real {
 	t.Helper()
 	w := controltest.New(t, controltest.HistoryOptions)
 	cast := controltest.History(w)

@@ -94,7 +94,7 @@ func (s *scene) renew() *state.SessionOpened {
 // fresh gives a session what each new one has of its own.
 func (s *scene) fresh(e *state.SessionOpened) *state.SessionOpened {
 	next := uint64(len(s.entries))
-	e.Key[0]++
+	e.Key = state.Digest{0: 0xff, 1: byte(next >> 8), 2: byte(next)}
 	e.Serial = fmt.Sprintf("010000%016x0011223344556677", next)
 	if e.Challenge != "" {
 		e.Challenge = fmt.Sprintf("c:planted-%d", next)
@@ -245,8 +245,9 @@ var plants = []struct {
 		newer.Token, newer.Anchor = "newer", "join-token:newer"
 		newer.Key[1]++
 		s.add(newer)
+		key := first.Key
 		again := s.fresh(first)
-		again.Key[0]--
+		again.Key = key
 		again.Root, again.Redelivery = uint64(len(s.r.entries)), true
 		s.add(again)
 	}},
@@ -690,6 +691,7 @@ spec:
   actions: [secret.read]
   identities: [/workload/api]
   secrets: [db/*]
+  purposes: [runtime]
   assurance: ASSURANCE
 ---
 apiVersion: bailment/v1

@@ -2,8 +2,10 @@ package invariant
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"iter"
 	"maps"
 	"slices"
@@ -54,38 +56,66 @@ func (r *Replayer) Compare(inForce *state.State) []Violation {
 	if r.s.Next != at {
 		return []Violation{{Replayable, at, fmt.Sprintf("%d entries were replayed, and the state in force is of %d", r.s.Next, at)}}
 	}
-	var a, b bytes.Buffer
-	if err := errors.Join(r.s.Snapshot(&a), inForce.Snapshot(&b)); err != nil {
+	a, errA := rootOf(r.s)
+	b, errB := rootOf(inForce)
+	switch err := errors.Join(errA, errB); {
+	case err != nil:
 		return []Violation{{Replayable, at, err.Error()}}
-	}
-	if bytes.Equal(a.Bytes(), b.Bytes()) {
+	case a == b:
 		return nil
 	}
-	return []Violation{{Replayable, at, "the state in force is not what the entries give: " + firstDifference(a.Bytes(), b.Bytes())}}
+	return []Violation{{Replayable, at, "the state in force is not what the entries give: they differ in " + firstDifference(r.s, inForce)}}
 }
 
-// firstDifference names the table and line, not the contents.
-func firstDifference(a, b []byte) string {
-	table := "head"
-	for line := 1; ; line++ {
-		x, restA, okA := bytes.Cut(a, []byte{'\n'})
-		y, restB, okB := bytes.Cut(b, []byte{'\n'})
-		if bytes.HasPrefix(x, []byte(`{"table":`)) {
-			table = string(x)
-		}
-		if !bytes.Equal(x, y) || okA != okB || !okA {
-			return fmt.Sprintf("line %d of the snapshot, in %s", line, table)
-		}
-		a, b = restA, restB
-	}
-}
-
+// rootOf hashes a snapshot while it is written: a state may be too large to have it in memory twice more.
 func rootOf(s *state.State) (state.Digest, error) {
-	var b bytes.Buffer
-	if err := s.Snapshot(&b); err != nil {
+	h := sha256.New()
+	if err := s.Snapshot(h); err != nil {
 		return state.Digest{}, err
 	}
-	return state.RootOf(b.Bytes()), nil
+	return state.Digest(h.Sum(nil)), nil
+}
+
+// outline is a writer that keeps a hash of each line, and where the tables begin.
+type outline struct {
+	line   []byte
+	hashes []uint64
+	tables map[int]string
+}
+
+func (o *outline) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		part, after, whole := bytes.Cut(rest, []byte{'\n'})
+		o.line, rest = append(o.line, part...), after
+		if !whole {
+			break
+		}
+		if bytes.HasPrefix(o.line, []byte(`{"table":`)) {
+			o.tables[len(o.hashes)] = string(o.line)
+		}
+		h := fnv.New64a()
+		h.Write(o.line)
+		o.hashes, o.line = append(o.hashes, h.Sum64()), o.line[:0]
+	}
+	return len(p), nil
+}
+
+// firstDifference names the table and line in which two states differ, and not what stands there.
+func firstDifference(a, b *state.State) string {
+	x, y := &outline{tables: map[int]string{}}, &outline{tables: map[int]string{}}
+	if err := errors.Join(a.Snapshot(x), b.Snapshot(y)); err != nil {
+		return err.Error()
+	}
+	table := "the head"
+	for i := 0; i < len(x.hashes) && i < len(y.hashes); i++ {
+		if name, ok := x.tables[i]; ok {
+			table = name
+		}
+		if x.hashes[i] != y.hashes[i] {
+			return fmt.Sprintf("%s, line %d of the snapshot", table, i+1)
+		}
+	}
+	return "their length"
 }
 
 // Replay reduces entries from genesis and compares with the state in force and with the state roots among the

@@ -76,7 +76,9 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, rt *route) (*body
 	}
 	if rt.stream {
 		// A stream lasts longer than its request took to arrive; each message has its own deadline.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // without it the stream ends early, no more
+		// Without it the stream ends early, and no more.
+		c := http.NewResponseController(w)
+		_, _ = c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})
 	}
 	return in, nil
 }
@@ -158,3 +160,26 @@ func (w *secretWriter) Flush() {
 
 // Unwrap is for http.ResponseController.
 func (w *secretWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// deadlineWriter gives each message of a stream its own time to be sent.
+type deadlineWriter struct {
+	http.ResponseWriter
+	each time.Duration
+}
+
+func (w *deadlineWriter) Write(p []byte) (int, error) {
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.each)) // a writer that can't is a test's own
+	return w.ResponseWriter.Write(p)
+}
+
+// Flush sends what was written.
+func (w *deadlineWriter) Flush() {
+	if f, ok := w.ResponseWriter.(http.Flusher); ok {
+		f.Flush()
+	}
+	// Until the next message nothing is due.
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Time{})
+}
+
+// Unwrap is for http.ResponseController.
+func (w *deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

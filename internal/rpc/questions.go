@@ -4,7 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -131,7 +132,15 @@ func (s ledgers) GetReceipt(ctx context.Context, r *pb.GetReceiptRequest) (*pb.G
 func (s ledgers) GetConsistency(ctx context.Context, r *pb.GetConsistencyRequest) (*pb.GetConsistencyResponse, error) {
 	log := callOf(ctx).conn.site.Env.Ledger()
 	checkpoint := log.Checkpoint()
-	proof, to, err := log.Consistency(ctx, r.From, r.To)
+	want := r.To
+	if want == 0 {
+		// The newest means that of the checkpoint in the same answer: the ledger may grow meanwhile.
+		var err error
+		if want, err = sizeOf(checkpoint); err != nil {
+			return nil, err
+		}
+	}
+	proof, to, err := log.Consistency(ctx, r.From, want)
 	if err != nil {
 		return nil, err
 	}
@@ -142,15 +151,29 @@ func (s ledgers) GetConsistency(ctx context.Context, r *pb.GetConsistencyRequest
 	return out, nil
 }
 
+// sizeOf reads the tree size off a checkpoint's second line (C2SP tlog-checkpoint).
+func sizeOf(checkpoint []byte) (uint64, error) {
+	_, rest, _ := strings.Cut(string(checkpoint), "\n")
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.ParseUint(line, 10, 64)
+	if err != nil {
+		return 0, problem.Wrap(err, problem.ReasonInternal, "reading the checkpoint's size")
+	}
+	return n, nil
+}
+
 // Tail sends entries as they are committed. Who follows is judged again whenever there is news.
 func (s ledgers) Tail(ctx context.Context, r *pb.TailRequest, out *connect.ServerStream[pb.LedgerEntry]) error {
 	c := callOf(ctx)
 	env := c.conn.site.Env
+	if err := env.Inspect(c.conn.caller); err != nil {
+		return err
+	}
+	if err := out.Send(nil); err != nil { // the header: that it waits is an answer, too
+		return err
+	}
 	next := r.From
 	for {
-		if err := env.Inspect(c.conn.caller); err != nil {
-			return err
-		}
 		for next < env.Ledger().Size() {
 			var err error
 			if next, err = copyEntries(ctx, env, next, maxEntries, out.Send); err != nil {
@@ -220,29 +243,6 @@ func (s watches) Watch(ctx context.Context, r *pb.WatchRequest, out *connect.Ser
 		return out.Send(ev)
 	})
 }
-
-// deadlineWriter gives each message of a stream its own time to be sent.
-type deadlineWriter struct {
-	http.ResponseWriter
-	each time.Duration
-}
-
-func (w *deadlineWriter) Write(p []byte) (int, error) {
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.each)) // a writer that can't is a test's own
-	return w.ResponseWriter.Write(p)
-}
-
-// Flush sends what was written.
-func (w *deadlineWriter) Flush() {
-	if f, ok := w.ResponseWriter.(http.Flusher); ok {
-		f.Flush()
-	}
-	// Until the next message nothing is due.
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Time{})
-}
-
-// Unwrap is for http.ResponseController.
-func (w *deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func stamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {

@@ -71,6 +71,8 @@ type Options struct {
 	Version string
 	Meter   func(service, method string) Meter // nil: nothing is measured
 	Events  Events                             // nil: nothing is counted
+	// Plain answers what is no method (health, say) for an environment's connections, or gives nil; may be nil.
+	Plain func(environment string, r *http.Request) http.HandlerFunc
 }
 
 // API serves the environments. Its methods may be called concurrently.
@@ -271,6 +273,12 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, conn *connection,
 	if !conn.bySource.Allow() {
 		http.Error(w, "slow down", http.StatusTooManyRequests)
 		return
+	}
+	if a.o.Plain != nil {
+		if h := a.o.Plain(conn.site.name, r); h != nil {
+			h(w, r)
+			return
+		}
 	}
 	http.NotFound(w, r)
 }

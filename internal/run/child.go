@@ -40,7 +40,7 @@ func (c *child) run(ctx context.Context) (int, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+	signal.Notify(signals, forwarded()...)
 	defer signal.Stop(signals)
 	c.chooseGroup()
 	if c.terminal != nil {
@@ -80,6 +80,29 @@ func (c *child) run(ctx context.Context) (int, error) {
 		}
 	}
 }
+
+// forwarded are the signals that are caught to be passed on. What was ignored when we were started (nohup) stays so, here and
+// in the child, which inherits it.
+func forwarded() []os.Signal {
+	var out []os.Signal
+	for s := unix.Signal(1); s <= lastSignal; s++ {
+		switch s {
+		case unix.SIGKILL, unix.SIGSTOP: // can't be caught
+		case unix.SIGCHLD, unix.SIGURG: // our child; Go's own, for preemption
+		case unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU: // what we did with our own streams
+		case 32, 33: // the C library's
+		default:
+			if !signal.Ignored(s) {
+				out = append(out, s)
+			}
+		}
+	}
+	// Caught and dropped: left alone, the first two would stop us, and the third would end us.
+	return append(out, unix.SIGTTIN, unix.SIGTTOU, unix.SIGPIPE)
+}
+
+// lastSignal is Linux' SIGRTMAX.
+const lastSignal = 64
 
 // wait reports what becomes of the child, one thing at a time. As the first process of a container it also takes up
 // what others left behind, which is the first process's task.
@@ -191,15 +214,13 @@ func (c *child) start() error {
 	}
 }
 
-// forward passes a signal on. Not passed on are those that concern us alone.
+// forward passes a signal on.
 func (c *child) forward(s os.Signal) {
 	sig, ok := s.(syscall.Signal)
 	if !ok {
 		return
 	}
 	switch sig {
-	case unix.SIGCHLD, unix.SIGURG: // our child; Go's own, for preemption
-		return
 	case unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU: // what we did with our own streams
 		return
 	case unix.SIGTSTP, unix.SIGINT, unix.SIGQUIT:

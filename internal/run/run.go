@@ -355,6 +355,8 @@ func open(path string) (*executable, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR):
 		return nil, notFound("there is no file %s", path)
+	case err != nil && !seen(path):
+		return nil, notFound("%s can't be looked up: %v", path, err) // a directory on the way is closed to this user
 	case err != nil:
 		// Also one that may be executed but not read: what can't be measured is not run.
 		return nil, notExecutable("%s can't be read, and so not measured: %v", path, err)
@@ -372,6 +374,11 @@ func open(path string) (*executable, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+func seen(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // firstDescriptor is above what a start of a child touches (0 to 3, and a few above the highest of its streams), and

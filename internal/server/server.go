@@ -29,6 +29,8 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/rpc"
 	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/store"
+	"github.com/bailment/bailment/internal/store/sqlite"
 )
 
 // Options are what a configuration file has no words for.
@@ -39,9 +41,8 @@ type Options struct {
 	Now func() time.Time
 	// Started is called when the server answers, with its addresses; may be nil.
 	Started func(listen, ops string)
-	// Check is given each environment and a way to report a violated invariant, when it was opened. It runs
-	// until its context ends; may be nil.
-	Check func(ctx context.Context, env *control.Environment, violated func(invariant string))
+	// OpenStore opens the store in an environment's directory; nil means SQLite. It is there for tests of faults.
+	OpenStore func(ctx context.Context, dir string) (store.Store, error)
 }
 
 // Server is a server that was configured. Open, Serve and Close are called once each, in this order; Run
@@ -63,6 +64,7 @@ type Server struct {
 
 	background sync.WaitGroup
 	cancel     context.CancelFunc
+	closed     sync.Once
 }
 
 // New checks a configuration and makes a server of it. It opens nothing.
@@ -73,6 +75,9 @@ func New(cfg config.Server, o Options) (*Server, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.OpenStore == nil {
+		o.OpenStore = func(ctx context.Context, dir string) (store.Store, error) { return sqlite.Open(ctx, dir) }
 	}
 	if cfg.ServerID == "" {
 		cfg.ServerID = hostID()
@@ -132,9 +137,6 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	}
 	for _, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
-		if s.o.Check != nil {
-			s.background.Go(func() { s.o.Check(background, x.env, s.metrics.violated) })
-		}
 	}
 	return nil
 }
@@ -162,7 +164,9 @@ func (s *Server) rpcOptions() rpc.Options {
 }
 
 // readHeader can't be longer than a whole request may take.
-func (s *Server) readHeader() time.Duration { return min(s.cfg.Timeouts.ReadHeader, s.cfg.Timeouts.Read) }
+func (s *Server) readHeader() time.Duration {
+	return min(s.cfg.Timeouts.ReadHeader, s.cfg.Timeouts.Read)
+}
 
 // bind makes the listeners. Nothing is answered before Serve.
 func (s *Server) bind(ctx context.Context) error {
@@ -234,12 +238,14 @@ func (s *Server) drain() error {
 	return err
 }
 
-// Close ends the background work and closes the environments. It may be called after a failed Open, and
-// a second time does nothing.
-func (s *Server) Close() error {
-	if s.cancel != nil {
-		s.cancel()
-	}
+// Close ends the background work and closes the environments. A second call does nothing.
+func (s *Server) Close() (err error) {
+	s.closed.Do(func() { err = s.close() })
+	return err
+}
+
+func (s *Server) close() error {
+	s.cancel()
 	s.background.Wait()
 	if s.listen != nil {
 		_ = s.listen.Close() // closed already after Serve
@@ -254,7 +260,6 @@ func (s *Server) Close() error {
 		if err := x.env.Close(limit); err != nil {
 			all = append(all, fmt.Errorf("closing %s: %w", name, err))
 		}
-		delete(s.sites, name)
 	}
 	return errors.Join(all...)
 }

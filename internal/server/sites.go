@@ -15,15 +15,14 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/attest/methods"
-	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/keyring/holders"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/store"
-	"github.com/bailment/bailment/internal/store/sqlite"
 )
 
 // RootKeyFile is where the root key of an environment is by default, in the environment's directory.
@@ -90,41 +89,54 @@ func (s *Server) openEnvironment(ctx context.Context, name string) (*control.Env
 	dir := filepath.Join(s.cfg.Data, name)
 	// The store comes first: its errors are about the directory, and the root key's would be about a key
 	// that nobody looks for in a directory that isn't there.
-	first, err := openStore(ctx, dir)
+	first, err := s.openStore(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
+	env, err := s.openOver(ctx, name, dir, func(ctx context.Context) (store.Store, error) {
+		if st := first; st != nil {
+			first = nil
+			return st, nil
+		}
+		return s.openStore(ctx, dir)
+	})
+	if err != nil && first != nil {
+		err = errors.Join(err, first.Close())
+	}
+	return env, err
+}
+
+// openOver opens an environment over a way to open its store.
+func (s *Server) openOver(ctx context.Context, name, dir string, open func(context.Context) (store.Store, error)) (*control.Environment, error) {
 	holder := s.cfg.RootHolders[name]
 	if holder.Kind == "" {
-		holder = config.RootHolder{Kind: "file"}
+		holder.Kind = file.Kind
 	}
 	if holder.Location == "" {
 		holder.Location = filepath.Join(dir, RootKeyFile)
 	}
 	kind, err := holders.Lookup(holder.Kind)
-	if err == nil {
-		open := func(ctx context.Context) (store.Store, error) {
-			if st := first; st != nil {
-				first = nil
-				return st, nil
-			}
-			return openStore(ctx, dir)
-		}
-		held, err := kind.Open(ctx, holder.Location)
-		if err != nil {
-			return nil, errors.Join(err, first.Close())
-		}
-		return control.Open(ctx, control.Config{
-			OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Logger: s.logger.With("environment", name),
-			Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, ServerID: s.cfg.ServerID,
-		})
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(err, first.Close())
+	held, err := kind.Open(ctx, holder.Location)
+	if err != nil {
+		return nil, err
+	}
+	logger := s.logger.With("environment", name)
+	return control.Open(ctx, control.Config{
+		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Logger: logger,
+		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, ServerID: s.cfg.ServerID,
+		OnViolation: func(invariant, detail string) {
+			s.metrics.violated(invariant)
+			logger.Error("an invariant was violated", "invariant", invariant, "detail", detail)
+		},
+	})
 }
 
 // openStore says in words what is wrong with a directory.
-func openStore(ctx context.Context, dir string) (store.Store, error) {
-	st, err := sqlite.Open(ctx, dir)
+func (s *Server) openStore(ctx context.Context, dir string) (store.Store, error) {
+	st, err := s.o.OpenStore(ctx, dir)
 	switch {
 	case err == nil:
 		return st, nil

@@ -265,6 +265,9 @@ func (e *SecretWritten) apply(s *State, m Meta) error {
 	if e.State != Staged && e.State != Current {
 		return fmt.Errorf("a version is not written as %s", e.State)
 	}
+	if e.Retires != 0 && e.State != Current {
+		return fmt.Errorf("version %d of %s is retired and nothing takes its place", e.Retires, e.Secret)
+	}
 	versions := make([]*Version, 0, len(sec.Versions)+1)
 	for _, v := range sec.Versions {
 		if v.Number == e.Retires {
@@ -308,6 +311,9 @@ func contains(list []uint64, n uint64) bool {
 }
 
 func checkDestroy(v *Version, now Millis) error {
+	if v.State == Destroyed {
+		return nil // its value is gone; now its row makes room too
+	}
 	return CheckMove(v.StateAt(now), Destroyed)
 }
 
@@ -316,7 +322,10 @@ func moveVersion(v *Version, to VersionState, until, now Millis) (*Version, erro
 		return nil, err
 	}
 	n := *v
-	n.State, n.Until = to, until
+	n.State, n.Until = to, 0
+	if to == Retiring {
+		n.Until = until
+	}
 	return &n, nil
 }
 
@@ -324,6 +333,9 @@ func (e *SecretMoved) apply(s *State, m Meta) error {
 	old, ok := s.Secrets.Get(e.Secret)
 	if !ok {
 		return problem.New(problem.ReasonNotFound, "no secret %s", e.Secret)
+	}
+	if e.Retires != 0 && e.To != Current {
+		return fmt.Errorf("version %d of %s is retired and nothing takes its place", e.Retires, e.Secret)
 	}
 	sec := *old
 	sec.Versions = append([]*Version(nil), old.Versions...)

@@ -150,7 +150,7 @@ func (s *State) CutoffOver(x Subject) (scope string, index uint64, dead bool) {
 }
 
 // HoldOver returns a hold in force that covers the subject. A hold on everything does not cover
-// persons: somebody must be able to recover the environment.
+// persons and servers: somebody must be able to recover the environment, and to reach it.
 func (s *State) HoldOver(x Subject, now Millis) (*Hold, bool) {
 	if s.Holds.Len() == 0 {
 		return nil, false
@@ -164,7 +164,8 @@ func (s *State) HoldOver(x Subject, now Millis) (*Hold, bool) {
 		}
 		return true
 	}
-	if !strings.HasPrefix(x.Identity, "/human/") && !try(string(ScopeEverything)) {
+	exempt := strings.HasPrefix(x.Identity, identity.PrefixHuman) || strings.HasPrefix(x.Identity, identity.PrefixServer)
+	if !exempt && !try(string(ScopeEverything)) {
 		return found, true
 	}
 	eachPattern("identity:", x.Identity, try)

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"reflect"
 )
 
 // snapshotVersion is that of the format below. A snapshot of another version is not read: the
@@ -77,7 +78,36 @@ func Restore(data []byte) (*State, error) {
 	if _, err := r.ReadByte(); err != io.EOF {
 		return nil, fmt.Errorf("trailing data after a state snapshot")
 	}
+	if err := s.checkShape(); err != nil {
+		return nil, fmt.Errorf("reading a state snapshot: %w", err)
+	}
 	return s, nil
+}
+
+// checkShape refuses what the reducers would stumble over: a snapshot is applied to before it is confirmed.
+func (s *State) checkShape() error {
+	var err error
+	s.Secrets.All(func(path string, sec *Secret) bool {
+		for _, v := range sec.Versions {
+			if v == nil {
+				err = fmt.Errorf("secret %q has a version that is none", path)
+			}
+		}
+		return err == nil
+	})
+	s.queue.All(func(key string, _ struct{}) bool {
+		const head = 9
+		switch {
+		case len(key) < head:
+			err = fmt.Errorf("a row of the queue is too short")
+		case queueKind(key[8]) == qSession || queueKind(key[8]) == qLease || queueKind(key[8]) == qChange:
+			if len(key) != head+8 {
+				err = fmt.Errorf("a row of the queue names no index")
+			}
+		}
+		return err == nil
+	})
+	return err
 }
 
 type tableIO struct {
@@ -148,8 +178,11 @@ func tableOf[K cmp.Ordered, V any](name string, t Table[K, V]) tableIO {
 					return err
 				}
 				var got row[V]
-				if err := json.Unmarshal(line, &got); err != nil {
+				if err := strict(line, &got); err != nil {
 					return err
+				}
+				if v := reflect.ValueOf(got.Value); v.Kind() == reflect.Pointer && v.IsNil() {
+					return fmt.Errorf("a row has no value")
 				}
 				var k K
 				switch p := any(&k).(type) {

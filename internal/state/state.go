@@ -328,7 +328,7 @@ func (m *Millis) UnmarshalJSON(b []byte) error {
 		return fmt.Errorf("time is not of the form %s", millisLayout)
 	}
 	t, err := time.Parse(millisLayout, string(b[1:len(b)-1]))
-	if err != nil {
+	if err != nil || b[len(b)-6] != '.' { // Parse takes a comma as well
 		return fmt.Errorf("time is not of the form %s", millisLayout)
 	}
 	*m = At(t)

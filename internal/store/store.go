@@ -110,6 +110,8 @@ type Head struct {
 // Store is one environment's storage. All methods may be called concurrently; a driver may
 // serialise them. Contexts bound waiting, not a commit under way: once Append has begun to write
 // it runs to its end, so that a cancelled caller never turns a known outcome into an unknown one.
+//
+//arch:allow iface-methods: one contract over one transaction; drivers are whole, and callers take what they need
 type Store interface {
 	// Head reads the stored head.
 	Head(ctx context.Context) (Head, error)

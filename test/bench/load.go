@@ -42,7 +42,7 @@ func (w *worker) once() (body []byte, err error) {
 	if _, err := w.conn.Write(w.next()); err != nil {
 		return nil, err
 	}
-	length, ok := -1, false
+	length, ok, chunked := -1, false, false
 	for first := true; ; first = false {
 		line, err := w.br.ReadSlice('\n')
 		if err != nil {
@@ -58,7 +58,12 @@ func (w *worker) once() (body []byte, err error) {
 			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
 				return nil, err
 			}
+		} else if found && bytes.EqualFold(name, []byte("transfer-encoding")) {
+			chunked = bytes.Contains(value, []byte("chunked"))
 		}
+	}
+	if chunked {
+		return w.chunks(ok)
 	}
 	if length < 0 {
 		return nil, errors.New("an answer without a length")
@@ -75,6 +80,34 @@ func (w *worker) once() (body []byte, err error) {
 	}
 	_, err = io.CopyN(io.Discard, w.br, int64(length))
 	return nil, err
+}
+
+// chunks reads a chunked body (RFC 9112 §7.1).
+func (w *worker) chunks(ok bool) ([]byte, error) {
+	var body []byte
+	for {
+		line, err := w.br.ReadSlice('\n')
+		if err != nil {
+			return nil, err
+		}
+		n, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 24)
+		if err != nil {
+			return nil, err
+		}
+		at := len(body)
+		body = append(body, make([]byte, n+2)...)
+		if _, err := io.ReadFull(w.br, body[at:]); err != nil {
+			return nil, err
+		}
+		body = body[:at+int(n)]
+		if n > 0 {
+			continue
+		}
+		if !ok {
+			return nil, fmt.Errorf("answered: %.300s", body)
+		}
+		return body, nil
+	}
 }
 
 // request is an HTTP/1.1 POST, ready to be sent.

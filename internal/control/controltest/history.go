@@ -304,4 +304,3 @@ func (w *World) Programs() map[state.Digest]*policy.Program {
 	}
 	return out
 }
-

@@ -80,6 +80,7 @@ func TestReadOnlyOfAStoppedStore(t *testing.T) {
 		} else {
 			must(t, s.Close())
 		}
+		//arch:allow sleep: the file system's clock has to tick, and no event says so
 		time.Sleep(60 * time.Millisecond) // out of the last write's clock tick, as any stopped store is
 		before := state(t, p.dir)
 		must(t, os.Chmod(p.dir, 0o500))
@@ -132,6 +133,7 @@ func TestReadOnlyOfABusyStore(t *testing.T) {
 				_, err := s.runCheckpoint([]string{"PASSIVE", "TRUNCATE", "RESTART"}[s.head.Size%9/3])
 				s.release()
 				must(t, err)
+				//arch:allow sleep: the file system's clock has to tick, and no event says so
 				time.Sleep(25 * time.Millisecond)
 			}
 		}},
@@ -167,6 +169,7 @@ func hammerCopies(t *testing.T, busy func(t *testing.T, s *Store)) {
 					t.Error(err)
 					return
 				}
+				//arch:allow sleep: the file system's clock has to tick, and no event says so
 				time.Sleep(120 * time.Millisecond)
 				next, err := Open(ctx, dir)
 				if err != nil {
@@ -255,6 +258,7 @@ func TestCopyBetweenItsSteps(t *testing.T) {
 					case "stopped":
 						must(t, s.Close())
 					}
+					//arch:allow sleep: the file system's clock has to tick, and no event says so
 					time.Sleep(60 * time.Millisecond) // see try: out of the clock's tick
 					c := &copier{dir: dir, tmp: t.TempDir()}
 					c.at = func(at string) {

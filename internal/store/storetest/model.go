@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"math/rand/v2"
+	"math/rand/v2" //arch:allow math-rand: a model test is repeated from its seed
 	"slices"
 	"testing"
 	"time"

@@ -1,0 +1,346 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+func (a *app) leaseCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "lease", Short: "Hand-overs that are under way", RunE: group, Args: cobra.ArbitraryArgs,
+		Long: "A lease is a hand-over: who has which version, for which purpose, until when.", Example: "  bailment lease list",
+	}
+	c.AddCommand(
+		&cobra.Command{
+			Use: "list [IDENTITY]", Short: "List leases", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeArg(0, a.identityNames),
+			Long: "Lists your own leases, or with the duty audit or revoke those of another identity.", Example: "  bailment lease list /workload/payments-api",
+			RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+				all := &v1.ListLeasesResponse{}
+				for page := ""; ; {
+					r, err := c.Secrets.ListLeases(ctx, &v1.ListLeasesRequest{Identity: strings.Join(args, ""), PageToken: page})
+					if err != nil {
+						return err
+					}
+					all.Leases = append(all.Leases, r.Leases...)
+					if page = r.NextPageToken; page == "" {
+						break
+					}
+				}
+				return a.show(all, func(t *rows) {
+					t.add("LEASE", "IDENTITY", "SECRET", "VERSION", "PURPOSE", "STATE", "EXPIRES")
+					for _, l := range all.Leases {
+						t.add(l.Lease, l.Identity, l.Secret, l.Version, l.Purpose, l.State, l.Expires)
+					}
+				})
+			}),
+		},
+		&cobra.Command{
+			Use: "renew LEASE", Short: "Prolong a lease", Args: cobra.ExactArgs(1),
+			Long: "Prolongs one of your leases, never beyond the maximum that it was given with.", Example: "  bailment lease renew 812",
+			RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+				n, err := number(args[0], "lease")
+				if err != nil {
+					return err
+				}
+				r, err := c.Secrets.RenewLease(ctx, &v1.RenewLeaseRequest{Lease: n})
+				if err != nil {
+					return err
+				}
+				return a.show(r, func(t *rows) { t.line("lease %d until %s (entry %d)", n, cell(r.Expires), r.Entry.GetIndex()) })
+			}),
+		},
+		&cobra.Command{
+			Use: "return LEASE", Short: "Give a lease back", Args: cobra.ExactArgs(1),
+			Long: "Gives one of your leases back before it expires. Who took the value still knows it.", Example: "  bailment lease return 812",
+			RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+				n, err := number(args[0], "lease")
+				if err != nil {
+					return err
+				}
+				r, err := c.Secrets.ReturnLease(ctx, &v1.ReturnLeaseRequest{Lease: n})
+				if err != nil {
+					return err
+				}
+				return a.show(r, func(t *rows) { t.line("lease %d returned (entry %d)", n, r.Entry.GetIndex()) })
+			}),
+		},
+	)
+	return c
+}
+
+type tokenView struct {
+	Bootstrap string    `json:"bootstrap"`
+	Token     string    `json:"token"`
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	Expires   time.Time `json:"expires"`
+	Entry     uint64    `json:"entry"`
+}
+
+func (a *app) nodeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "node", Short: "Machines", RunE: group, Args: cobra.ArbitraryArgs,
+		Long: "Admits machines and lists them.", Example: "  bailment node token web-1\n  bailment node list",
+	}
+	var ttl time.Duration
+	token := &cobra.Command{
+		Use: "token NAME", Short: "Make a single-use join token for one machine", Args: cobra.ExactArgs(1),
+		Long: `Makes a join token and prints it, with the bootstrap string, for the machine's agent. The
+token is made on this machine: the server gets its ID and public key only. It can be used by
+one session key; the machine that was promised it must be the one that gets it.`,
+		Example: "  bailment node token web-1 --ttl 1h\n  bailment node token web-1 -o json | jq -r .token > token && chmod 600 token",
+		RunE:    a.call(func(ctx context.Context, c *conn, args []string) error { return a.nodeToken(ctx, c, args[0], ttl) }),
+	}
+	token.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long it can be used")
+	list := &cobra.Command{
+		Use: "list", Short: "List machines", Args: cobra.NoArgs,
+		Long: "Lists the machines that were attested, with their state.", Example: "  bailment node list -o json",
+		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error { return a.listIdentities(ctx, c, "/node/") }),
+	}
+	c.AddCommand(token, list)
+	return c
+}
+
+func (a *app) nodeToken(ctx context.Context, c *conn, name string, ttl time.Duration) error {
+	if err := jointoken.ValidName(name); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "the machine's name")
+	}
+	tok, err := jointoken.New(c.trust.Genesis)
+	if err != nil {
+		return err
+	}
+	defer tok.Wipe()
+	r, err := c.Attestation.CreateJoinToken(ctx, &v1.CreateJoinTokenRequest{
+		Id: tok.ID(), PublicKey: tok.PublicKey(), Name: name, Ttl: durationpb.New(ttl), IdempotencyKey: newKey(),
+	})
+	if err != nil {
+		return err
+	}
+	v := tokenView{c.trust.BootstrapString(), tok.Reveal(), tok.ID(), name, r.Expires.AsTime(), r.Entry.GetIndex()}
+	a.note("whoever has the token can become %s, once, until %s (entry %d)", name, stamp(v.Expires), v.Entry)
+	return a.show(v, func(t *rows) {
+		t.add("bootstrap", v.Bootstrap)
+		t.add("token", v.Token)
+	})
+}
+
+func (c *conn) identities(ctx context.Context, prefix string) (*v1.ListIdentitiesResponse, error) {
+	all := &v1.ListIdentitiesResponse{}
+	for page := ""; ; {
+		r, err := c.Attestation.ListIdentities(ctx, &v1.ListIdentitiesRequest{Prefix: prefix, PageToken: page})
+		if err != nil {
+			return nil, err
+		}
+		all.Identities = append(all.Identities, r.Identities...)
+		if page = r.NextPageToken; page == "" {
+			return all, nil
+		}
+	}
+}
+
+func (a *app) listIdentities(ctx context.Context, c *conn, prefix string) error {
+	all, err := c.identities(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	return a.show(all, func(t *rows) {
+		t.add("IDENTITY", "METHOD", "ASSURANCE", "STATE", "LAST SEEN", "SESSION UNTIL")
+		for _, i := range all.Identities {
+			t.add(i.Identity, i.Method, i.Assurance, i.State, i.LastSeen, i.SessionExpires)
+		}
+	})
+}
+
+func (a *app) identityCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "identity", Short: "Attested identities", RunE: group, Args: cobra.ArbitraryArgs,
+		Long: "Machines, workloads and persons that have proved what they are.", Example: "  bailment identity list /workload/",
+	}
+	c.AddCommand(&cobra.Command{
+		Use: "list [PREFIX]", Short: "List identities", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeArg(0, a.identityNames),
+		Long: "Lists the identities below a prefix, with how they proved themselves and their state.", Example: "  bailment identity list\n  bailment identity list /workload/",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			return a.listIdentities(ctx, c, strings.Join(args, ""))
+		}),
+	})
+	return c
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	var who, purpose, node, claims string
+	c := &cobra.Command{
+		Use: "explain ACTION SECRET", Short: "Say why a request is allowed or refused", Args: cobra.ExactArgs(2),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				return []string{"secret.read", "secret.write", "secret.generate", "secret.list", "secret.destroy", "secret.promote"}, cobra.ShellCompDirectiveNoFileComp
+			}
+			return a.completeArg(1, a.secretNames)(cmd, args, prefix)
+		},
+		Long: `Asks the server to decide a request as it would now, by the same function, and says what
+each check and each rule said. Nothing is handed out and nothing is written. About others ask
+with the duty audit or revoke.
+
+It exits with 0 if the request is allowed and with 2 if it is refused.`,
+		Example: "  bailment explain secret.read db/password --for /workload/payments-api\n  bailment explain secret.write db/password",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			req := &v1.ExplainRequest{Identity: who, Action: args[0], Secret: args[1], Purpose: purpose, Node: node}
+			if claims != "" {
+				s, err := readClaims(claims)
+				if err != nil {
+					return err
+				}
+				req.Claims = s
+			}
+			r, err := c.Questions.Explain(ctx, req)
+			if err != nil {
+				return err
+			}
+			if err := a.show(r, func(t *rows) { explainTable(t, r) }); err != nil || r.Allowed {
+				return err
+			}
+			return exitCode(problem.Refused.ExitCode())
+		}),
+	}
+	c.Flags().StringVar(&who, "for", "", "identity to ask about (default: yourself)")
+	c.Flags().StringVar(&purpose, "purpose", "", "purpose of a read (default runtime)")
+	c.Flags().StringVar(&node, "node", "", "node that speaks for a workload (default: of its newest session)")
+	c.Flags().StringVar(&claims, "claims", "", "JSON file with claims, instead of those of the newest session")
+	a.complete(c, "for", a.identityNames)
+	return c
+}
+
+func readClaims(path string) (*structpb.Struct, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, wrong(err, "reading the claims")
+	}
+	s := &structpb.Struct{}
+	if err := s.UnmarshalJSON(text); err != nil {
+		return nil, wrong(err, "reading the claims in %s", path)
+	}
+	return s, nil
+}
+
+func explainTable(t *rows, r *v1.ExplainResponse) {
+	if r.Allowed {
+		t.line("allowed by %s, generation %d", r.Grant, r.Generation)
+	} else {
+		t.line("refused (%s): %s", r.Reason, r.Message)
+		if r.Fix != "" {
+			t.line("try: %s", r.Fix)
+		}
+	}
+	t.line("")
+	t.add("CHECK", "PASSED", "DETAIL")
+	for _, c := range r.Checks {
+		t.add(c.Name, c.Passed, c.Detail)
+	}
+	if len(r.Rules) == 0 {
+		return
+	}
+	t.line("")
+	t.add("GRANT", "EFFECT", "APPLIES", "WHERE", "WHY")
+	for _, x := range r.Rules {
+		t.add(x.Grant, x.Effect, x.Matched, x.Where, x.Why)
+	}
+}
+
+func (a *app) revokeCommand() *cobra.Command {
+	var reason string
+	var hold, noHold, holdOnly bool
+	c := &cobra.Command{
+		Use: "revoke SCOPE", Short: "Take back what was handed out, at once", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.scopes),
+		Long: `Cuts off everything in a scope that was issued up to now and, for identities, nodes, issuers
+and everything, holds what is asked from now on until an approved change lifts the hold. It is
+acknowledged in one commit, whatever the number of credentials. The answer says the horizon:
+when, at the latest, everything that it covers is dead everywhere. Values that were handed out
+die only when they are rotated; the answer names them.
+
+Scopes: everything, identity:/PATH, node:/node/PATH, issuer:NAME, secret:PATH. A subtree ends
+in /*.`,
+		Example: "  bailment revoke identity:/workload/payments-api --reason \"incident 7\"\n  bailment revoke 'node:/node/join-token/*' --reason \"image leaked\"",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			req := &v1.RevokeRequest{Scope: args[0], Reason: reason, HoldOnly: holdOnly}
+			switch {
+			case hold && noHold, holdOnly && noHold:
+				return problem.New(problem.ReasonInvalid, "--no-hold contradicts --hold and --hold-only").WithFix("leave one out")
+			case hold:
+				req.Hold = v1.RevokeRequest_HOLD_YES
+			case noHold:
+				req.Hold = v1.RevokeRequest_HOLD_NO
+			}
+			r, err := c.Revocations.Revoke(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) { revokedTable(t, args[0], r) })
+		}),
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger (required)")
+	c.Flags().BoolVar(&hold, "hold", false, "also refuse what is asked from now on")
+	c.Flags().BoolVar(&noHold, "no-hold", false, "cut off only: new attestations and logins are welcome")
+	c.Flags().BoolVar(&holdOnly, "hold-only", false, "refuse from now on, and leave what was issued")
+	if err := c.MarkFlagRequired("reason"); err != nil {
+		panic(err) // the flag stands two lines above
+	}
+	return c
+}
+
+func revokedTable(t *rows, scope string, r *v1.RevokeResponse) {
+	what := map[bool]map[bool]string{true: {true: "cut off and held", false: "cut off"}, false: {true: "held", false: "unchanged"}}[r.Cutoff][r.Hold]
+	t.line("%s: %s, %d live identities (entry %d)", scope, what, r.Covers, r.Entry.GetIndex())
+	t.line("dead everywhere by %s", cell(r.Horizon))
+	if r.ProvisionalUntil != nil {
+		t.line("beyond the blast limit: provisional until %s; have it confirmed with `bailment revocation confirm %s`", cell(r.ProvisionalUntil), scope)
+	}
+	for _, s := range r.Rotate {
+		t.line("rotate %s: its value was handed out", s)
+	}
+}
+
+func (a *app) revocationCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "revocation", Short: "Cutoffs and holds in force", RunE: group, Args: cobra.ArbitraryArgs,
+		Long: "Lists what is cut off or held, and proposes to lift a hold or to confirm a provisional one.", Example: "  bailment revocation list",
+	}
+	list := &cobra.Command{
+		Use: "list", Short: "List cutoffs and holds", Args: cobra.NoArgs,
+		Long: "Lists every scope with a cutoff or a hold, by whom and why.", Example: "  bailment revocation list",
+		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
+			r, err := c.Revocations.ListRevocations(ctx, &v1.ListRevocationsRequest{})
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) {
+				t.add("SCOPE", "CUTOFF", "HOLD", "BY", "UNTIL", "REASON")
+				for _, x := range r.Revocations {
+					t.add(x.Scope, zeroAsNone(x.Cutoff), zeroAsNone(x.Hold), x.By, x.Until, x.Reason)
+				}
+			})
+		}),
+	}
+	c.AddCommand(list,
+		a.proposeAct("lift SCOPE", "hold.lift", "Propose to lift a hold",
+			"Proposes a change that lifts the hold on a scope. It takes effect when enough operators have\napproved it. What was cut off stays dead."),
+		a.proposeAct("confirm SCOPE", "revocation.confirm", "Propose to confirm a provisional hold",
+			"Proposes a change that makes a hold beyond the blast limit, which ends by itself, a cutoff and\na hold without end."),
+	)
+	return c
+}
+
+func zeroAsNone(n uint64) any {
+	if n == 0 {
+		return ""
+	}
+	return n
+}

@@ -1,0 +1,367 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/sshsig"
+	"github.com/bailment/bailment/internal/state"
+)
+
+func (a *app) changeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "change", Short: "What is proposed, and approving it", RunE: group, Args: cobra.ArbitraryArgs,
+		Long:    "A change is a proposed bundle or sensitive act. It collects approvals, one a person, and takes\neffect with the last one needed.",
+		Example: "  bailment change list --open\n  bailment change approve 97",
+	}
+	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeExport())
+	return c
+}
+
+func (a *app) changeList() *cobra.Command {
+	var open bool
+	c := &cobra.Command{
+		Use: "list", Short: "List changes", Args: cobra.NoArgs,
+		Long: "Lists changes, newest first, with their state and who has approved them.", Example: "  bailment change list --open",
+		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
+			r, err := c.Changes.ListChanges(ctx, &v1.ListChangesRequest{OpenOnly: open})
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) {
+				t.add("CHANGE", "ACTION", "STATE", "BY", "APPROVED", "EXPIRES", "REASON")
+				for _, x := range r.Changes {
+					t.add(x.Change, x.Action, x.State, x.Proposer, fmt.Sprintf("%d/%d", len(x.ApprovedBy), x.Required), x.Expires, x.Reason)
+				}
+			})
+		}),
+	}
+	c.Flags().BoolVar(&open, "open", false, "only those that can still be approved")
+	return c
+}
+
+// review is a change as this side understands it, each part checked against what it is called by.
+type review struct {
+	text     ceremony.Change // of an approval by person; Nonce is not set
+	proposal *v1.GetChangeResponse
+	manifest *policy.Manifest // nil for other acts than a bundle
+	files    policy.Files
+	base     *held
+	diff     []changedFile
+}
+
+// reviewChange fetches a change and computes what approving it would mean. Nothing of it is taken from the server's
+// word that can be computed: the digests are those of the bytes that came, the scope is the pinned one.
+func (c *conn) reviewChange(ctx context.Context, n uint64) (*review, error) {
+	r, err := c.Changes.GetChange(ctx, &v1.GetChangeRequest{Change: n})
+	if err != nil {
+		return nil, err
+	}
+	if r.Change == nil || r.Change.Change != n {
+		return nil, problem.New(problem.ReasonNotAuthentic, "the server sent another change than %d", n)
+	}
+	base, err := c.bundle(ctx, r.Change.Base)
+	if err != nil {
+		return nil, err
+	}
+	epoch, err := c.Epoch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	person, err := c.person()
+	if err != nil {
+		return nil, err
+	}
+	v := &review{proposal: r, base: base}
+	return v, v.compute(c.trust, epoch, person)
+}
+
+// compute fills in what follows from the fetched parts, and refuses what does not fit together. It is pure.
+func (v *review) compute(t *client.Trust, epoch uint64, person string) error {
+	info := v.proposal.Change
+	bad := func(format string, args ...any) error {
+		return problem.New(problem.ReasonNotAuthentic, "change %d: %s", info.Change, fmt.Sprintf(format, args...)).
+			WithFix("don't approve it: what the server shows does not fit together")
+	}
+	v.text = ceremony.Change{
+		Scope:  ceremony.Scope{Environment: t.Environment, Genesis: t.Genesis, Epoch: epoch},
+		Action: info.Action, Base: v.base.manifest.Digest().String(), Target: info.Target, Role: ceremony.Approver,
+		Person: person, Number: info.Change, Expires: info.Expires.AsTime(), Reason: info.Reason,
+	}
+	if info.Action == "bundle" {
+		var err error
+		if v.manifest, v.files, err = assemble(v.proposal.Manifest, v.proposal.Files); err != nil {
+			return err
+		}
+		h := v.manifest.Header()
+		switch {
+		case info.Manifest != v.manifest.Digest().String():
+			return bad("it names manifest %s, and %s was sent", info.Manifest, v.manifest.Digest())
+		case h.Environment != t.Environment || h.Genesis != policy.Digest(t.Genesis):
+			return bad("its manifest is of another environment")
+		case h.Previous != v.base.manifest.Digest():
+			return bad("its manifest follows another bundle than its base")
+		}
+		if _, err := compile(v.files); err != nil {
+			return err
+		}
+		v.text.New, v.diff = v.manifest.Digest().String(), differences(v.base.files, v.files)
+	}
+	return v.checkProposal(bad)
+}
+
+// checkProposal verifies that what the proposer signed is this, by a key that the base lists for him.
+func (v *review) checkProposal(bad func(string, ...any) error) error {
+	signed, err := ceremony.ParseChange(v.proposal.ProposalText)
+	if err != nil {
+		return bad("its signed text can't be read")
+	}
+	want := v.text
+	want.Role, want.Number, want.Nonce, want.Person = ceremony.Proposer, 0, signed.Nonce, signed.Person
+	if want.Text() != v.proposal.ProposalText || "/human/"+signed.Person != v.proposal.Change.Proposer {
+		return bad("what its proposer signed is something else")
+	}
+	keys, err := operatorKeys(v.base.files, signed.Person)
+	if err != nil {
+		return err
+	}
+	if _, err := sshsig.Verify([]byte(v.proposal.ProposalSignature.GetSshsig()), keys, ceremony.NamespaceChange, []byte(v.proposal.ProposalText)); err != nil {
+		return bad("its proposer's signature does not verify: %v", err)
+	}
+	return nil
+}
+
+type reviewView struct {
+	Change       any           `json:"change"`
+	Text         string        `json:"proposal_text"`
+	Files        []changedFile `json:"files"`
+	ApprovalText string        `json:"approval_text"`
+}
+
+func (a *app) changeShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show CHANGE", Short: "Show what a change would do", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long:    "Fetches a change, checks its digests and its proposer's signature here, and shows what was\nsigned and which files differ from the bundle in force.",
+		Example: "  bailment change show 97",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			n, err := number(args[0], "change")
+			if err != nil {
+				return err
+			}
+			v, err := c.reviewChange(ctx, n)
+			if err != nil {
+				return err
+			}
+			info := v.proposal.Change
+			view := reviewView{objectOf(info.ProtoReflect()), v.proposal.ProposalText, v.diff, v.text.Text()}
+			return a.show(view, func(t *rows) {
+				t.line("change %d is %s, approved by %d of %d: %s", n, info.State, len(info.ApprovedBy), info.Required, strings.Join(info.ApprovedBy, ", "))
+				t.line("\n%s", v.proposal.ProposalText)
+				for _, d := range v.diff {
+					t.add(d.How, d.Path)
+				}
+			})
+		}),
+	}
+}
+
+func (a *app) changeApprove() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "approve CHANGE", Short: "Approve a change with an SSH signature", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long: `Fetches the change and its files, computes the manifest's digest and the text to sign here,
+from what is pinned and from the bytes that came, shows both, asks, and signs the text in the
+namespace change@bailment. Whatever else the server shows, only this is what is approved.`,
+		Example: "  bailment change approve 97\n  bailment change approve 97 --yes -i SHA256:…",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			n, err := number(args[0], "change")
+			if err != nil {
+				return err
+			}
+			return a.approve(ctx, c, n, yes)
+		}),
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	return c
+}
+
+func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
+	v, err := c.reviewChange(ctx, n)
+	if err != nil {
+		return err
+	}
+	v.text.Nonce = random(16)
+	text := v.text.Text()
+	// What is to be signed is shown even with --quiet: a signature is no note.
+	fmt.Fprintf(a.err, "%s\n", printable(text))
+	if v.manifest != nil {
+		fmt.Fprintf(a.err, "files that differ from generation %d:\n", v.base.generation)
+		for _, d := range v.diff {
+			fmt.Fprintf(a.err, "  %-8s %s\n", d.How, printable(d.Path))
+		}
+	}
+	if !yes {
+		if err := a.confirm("sign this?"); err != nil {
+			return err
+		}
+	}
+	keys, err := operatorKeys(v.base.files, v.text.Person)
+	if err != nil {
+		return err
+	}
+	signer, err := a.signer(ctx, keys)
+	if err != nil {
+		return err
+	}
+	defer signer.Close()
+	signature, err := a.sign(signer, ceremony.NamespaceChange, []byte(text))
+	if err != nil {
+		return err
+	}
+	r, err := c.Changes.Approve(ctx, &v1.ApproveRequest{
+		Change: n, Text: text,
+		Signature: &v1.Signature{Person: v.text.Person, Key: sshsig.Fingerprint(signer.PublicKey()), Sshsig: signature},
+	})
+	if err != nil {
+		return err
+	}
+	return a.show(r, func(t *rows) {
+		t.line("change %d is %s, approved by %d of %d (entry %d)", n, r.Change.GetState(), len(r.Change.GetApprovedBy()), r.Change.GetRequired(), r.Entry.GetIndex())
+		if r.Generation > 0 {
+			t.line("generation %d is in force", r.Generation)
+		}
+	})
+}
+
+func (a *app) changeReject() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "reject CHANGE", Short: "End a change without effect", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long: "Ends a change. Whoever may approve may reject, and proposers may take back their own.", Example: "  bailment change reject 97 --reason \"too broad\"",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			n, err := number(args[0], "change")
+			if err != nil {
+				return err
+			}
+			r, err := c.Changes.Reject(ctx, &v1.RejectRequest{Change: n, Reason: reason})
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) { t.line("change %d is rejected (entry %d)", n, r.Entry.GetIndex()) })
+		}),
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
+	return c
+}
+
+// Names of what `change export` writes.
+const (
+	exportText     = "change.txt"
+	exportManifest = "manifest.txt"
+	exportAllowed  = "allowed_signers"
+	exportSigned   = ".sig"
+)
+
+func (a *app) changeExport() *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use: "export CHANGE --dir DIR", Short: "Write a change's signed texts for ssh-keygen", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long: `Writes what was signed for a change, the signatures, and an allowed_signers file made from the
+bundle that governed, so that plain ssh-keygen verifies them; the commands are printed. The
+manifest's signature is read from the ledger, for which the duty audit is needed.`,
+		Example: "  bailment change export 97 --dir change-97",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			n, err := number(args[0], "change")
+			if err != nil {
+				return err
+			}
+			return a.exportChange(ctx, c, n, dir)
+		}),
+	}
+	c.Flags().StringVar(&dir, "dir", "", "directory to make (required)")
+	must(c.MarkFlagRequired("dir"))
+	return c
+}
+
+type exportView struct {
+	Dir      string   `json:"dir"`
+	Files    []string `json:"files"`
+	Commands []string `json:"commands"`
+}
+
+func (a *app) exportChange(ctx context.Context, c *conn, n uint64, dir string) error {
+	v, err := c.reviewChange(ctx, n)
+	if err != nil {
+		return err
+	}
+	prog, err := compile(v.base.files)
+	if err != nil {
+		return err
+	}
+	person := strings.TrimPrefix(v.proposal.Change.Proposer, "/human/")
+	files := map[string][]byte{
+		exportText: []byte(v.proposal.ProposalText), exportText + exportSigned: []byte(v.proposal.ProposalSignature.GetSshsig()),
+		exportAllowed: allowedSigners(prog),
+	}
+	commands := []string{verifyCommand(dir, person, ceremony.NamespaceChange, exportText)}
+	if v.manifest != nil {
+		files[exportManifest] = v.manifest.Text()
+		signature, err := c.manifestSignature(ctx, n, v)
+		if err != nil {
+			return err
+		}
+		files[exportManifest+exportSigned] = []byte(signature)
+		commands = append(commands, verifyCommand(dir, person, ceremony.NamespaceBundle, exportManifest))
+	}
+	if err := writeNew(dir, files); err != nil {
+		return err
+	}
+	return a.show(exportView{dir, slices.Sorted(maps.Keys(files)), commands}, func(t *rows) {
+		for _, c := range commands {
+			t.line("%s", c)
+		}
+	})
+}
+
+// verifyCommand is a command for a POSIX shell.
+func verifyCommand(dir, person, namespace, file string) string {
+	path := func(name string) string {
+		return "'" + strings.ReplaceAll(filepath.Join(dir, name), "'", `'\''`) + "'"
+	}
+	return fmt.Sprintf("ssh-keygen -Y verify -f %s -I %s -n %s -s %s < %s", path(exportAllowed), person, namespace, path(file+exportSigned), path(file))
+}
+
+// manifestSignature reads the proposal's own entry: the change's number is its index.
+func (c *conn) manifestSignature(ctx context.Context, n uint64, v *review) (string, error) {
+	r, err := c.Ledger.GetEntries(ctx, &v1.GetEntriesRequest{From: n, Limit: 1})
+	if err != nil {
+		return "", err
+	}
+	if len(r.Entries) != 1 || r.Entries[0].Index != n {
+		return "", problem.New(problem.ReasonNotFound, "the ledger gave no entry %d", n)
+	}
+	e, err := state.Decode(r.Entries[0].Body)
+	if err != nil {
+		return "", err
+	}
+	p, ok := e.Event.(*state.ChangeProposed)
+	if !ok || p.Bundle == nil || p.Text != v.proposal.ProposalText {
+		return "", problem.New(problem.ReasonNotAuthentic, "entry %d is not this proposal", n)
+	}
+	return p.Bundle.SSHSIG, nil
+}
+
+// completionWait bounds what a Tab may cost.
+const completionWait = 2 * time.Second

@@ -1,0 +1,125 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// finding is one line of doctor.
+type finding struct {
+	Check  string `json:"check"`
+	State  string `json:"state"` // ok | off | failed
+	Detail string `json:"detail"`
+	Try    string `json:"try,omitempty"`
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "doctor", Short: "Check what a command on this machine needs", Args: cobra.NoArgs,
+		Long: `Checks, in order: what is pinned, that the server can be reached and is the one that is pinned,
+that clocks agree, the login, the SSH key, and the agent on this machine. It changes nothing,
+and exits with 1 if a check failed. What is off (no login, no agent) is not a failure.`,
+		Example: "  bailment doctor\n  bailment doctor -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			found := a.diagnose(cmd.Context())
+			failed := 0
+			for _, f := range found {
+				if f.State == "failed" {
+					failed++
+				}
+			}
+			if err := a.show(found, func(t *rows) {
+				for _, f := range found {
+					t.add(f.State, f.Check, f.Detail)
+					if f.Try != "" {
+						t.add("", "", "try: "+f.Try)
+					}
+				}
+			}); err != nil {
+				return err
+			}
+			if failed > 0 {
+				return problem.New(problem.ReasonInvalid, "%d %s failed", failed, plural(failed, "check")).WithFix("follow the first `try` above")
+			}
+			return nil
+		},
+	}
+}
+
+func failed(check string, err error) finding {
+	p := asProblem(err)
+	return finding{check, "failed", p.Message, p.WayOut()}
+}
+
+func off(check string, err error) finding {
+	f := failed(check, err)
+	f.State = "off"
+	return f
+}
+
+// maxSkew is the difference between clocks beyond which short certificates begin to fail.
+const maxSkew = 30 * time.Second
+
+func (a *app) diagnose(ctx context.Context) []finding {
+	out := []finding{a.diagnoseAgent(ctx)}
+	if a.flags.key == "" && a.getenv("SSH_AUTH_SOCK") == "" {
+		out = append(out, finding{"ssh key", "off", "neither BAILMENT_SSH_KEY nor an ssh-agent", "set BAILMENT_SSH_KEY to log in or sign"})
+	} else if a.flags.key != "" {
+		if s, err := a.signer(ctx, nil); err != nil {
+			out = append(out, failed("ssh key", err))
+		} else {
+			out = append(out, finding{"ssh key", "ok", s.Source, ""})
+			_ = s.Close() // it was only looked at
+		}
+	}
+	c, t, err := a.dial(ctx)
+	if err != nil {
+		return append(out, failed("pinned environment", err))
+	}
+	defer c.Close()
+	out = append(out, finding{"pinned environment", "ok", fmt.Sprintf("%s (%s), genesis %x…", t.Environment, t.Class, t.Genesis[:8]), ""})
+	begun := time.Now()
+	e, err := c.Environment.GetEnvironment(ctx, &v1.GetEnvironmentRequest{})
+	if err != nil {
+		return append(out, failed("server", err))
+	}
+	out = append(out, finding{"server", "ok", fmt.Sprintf("%s at %s, %s, generation %d", e.ServerVersion, t.Address, time.Since(begun).Round(time.Millisecond), e.Generation), ""})
+	out = append(out, diagnoseClock(ctx, c.Attestation.Challenge))
+	if s, err := a.session(t); err != nil {
+		out = append(out, off("login", err))
+	} else {
+		out = append(out, finding{"login", "ok", s.Path() + " until " + stamp(s.Expires), ""})
+	}
+	return out
+}
+
+// diagnoseClock compares clocks by a challenge's expiry: it must lie in the future, and not far.
+func diagnoseClock(ctx context.Context, challenge func(context.Context, *v1.ChallengeRequest) (*v1.ChallengeResponse, error)) finding {
+	r, err := challenge(ctx, &v1.ChallengeRequest{})
+	if err != nil {
+		return failed("clock", err)
+	}
+	left := time.Until(r.Expires.AsTime())
+	if left < 0 || left > 10*time.Minute+maxSkew {
+		return finding{"clock", "failed", fmt.Sprintf("a new challenge expires in %s by this clock", left.Round(time.Second)), "synchronise the clocks of this machine and of the server"}
+	}
+	return finding{"clock", "ok", "agrees with the server's", ""}
+}
+
+func (a *app) diagnoseAgent(ctx context.Context) finding {
+	path := a.agentSocket()
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return off("agent", problem.Wrap(err, problem.ReasonNoAgent, "no agent"))
+	}
+	_ = conn.Close() // it was only knocked at
+	return finding{"agent", "ok", "listens on " + path, ""}
+}

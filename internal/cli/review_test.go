@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"io/fs"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/examples"
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/sshsig"
+)
+
+// proposed is a change as an honest server shows it: alice proposes a second bundle.
+type proposed struct {
+	t      *testing.T
+	trust  *client.Trust
+	base   *held
+	signer ssh.Signer
+	answer *v1.GetChangeResponse
+}
+
+func propose(t *testing.T) *proposed {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub, err := fs.Sub(examples.FS, "payments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := policy.ReadFiles(sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files["operators.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: o}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: [propose, approve]\n",
+		strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))))
+	p := &proposed{t: t, trust: &client.Trust{Environment: "payments-dev", Genesis: [32]byte{1}}, signer: signer}
+	m, err := policy.BuildManifest(files, policy.Header{Environment: "payments-dev", Version: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.base = &held{manifest: m, files: files, generation: 1}
+	next := maps.Clone(files)
+	next["NOTES.md"] = []byte("new\n")
+	p.show(next, p.header())
+	return p
+}
+
+func (p *proposed) header() policy.Header {
+	return policy.Header{Environment: "payments-dev", Genesis: p.trust.Genesis, Version: 2, Previous: p.base.manifest.Digest()}
+}
+
+func (p *proposed) text(manifest string) ceremony.Change {
+	return ceremony.Change{
+		Scope: ceremony.Scope{Environment: "payments-dev", Genesis: p.trust.Genesis}, Action: "bundle", Base: p.base.manifest.Digest().String(),
+		New: manifest, Role: ceremony.Proposer, Person: "alice", Nonce: strings.Repeat("0", 32), Expires: time.Unix(2e9, 0), Reason: "why",
+	}
+}
+
+// show makes the answer about a bundle, properly signed.
+func (p *proposed) show(files policy.Files, h policy.Header) {
+	p.t.Helper()
+	m, err := policy.BuildManifest(files, h)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	text := p.text(m.Digest().String()).Text()
+	p.answer = &v1.GetChangeResponse{
+		Change: &v1.ChangeInfo{
+			Change: 9, Action: "bundle", State: "proposed", Manifest: m.Digest().String(), Base: p.base.manifest.Digest().String(),
+			Proposer: "/human/alice", Expires: timestamppb.New(time.Unix(2e9, 0)), Reason: "why",
+		},
+		Manifest: string(m.Text()), ProposalText: text, ProposalSignature: p.sign(text),
+	}
+	for _, f := range m.Files() {
+		p.answer.Files = append(p.answer.Files, files[f.Path])
+	}
+}
+
+func (p *proposed) sign(text string) *v1.Signature {
+	p.t.Helper()
+	armored, err := sshsig.Sign(p.signer, ceremony.NamespaceChange, []byte(text))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return &v1.Signature{Person: "alice", Sshsig: string(armored)}
+}
+
+func (p *proposed) review() (*review, error) {
+	v := &review{proposal: p.answer, base: p.base}
+	return v, v.compute(p.trust, 0, "bob")
+}
+
+func TestReview(t *testing.T) {
+	v, err := propose(t).review()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(v.diff) != 1 || v.diff[0] != (changedFile{"NOTES.md", "added"}) || v.text.Person != "bob" || v.text.Role != ceremony.Approver || v.text.Number != 9 {
+		t.Errorf("%+v %+v", v.diff, v.text)
+	}
+}
+
+// A server that shows one thing and would have another approved is caught before anything is signed.
+func TestReviewOfALyingServer(t *testing.T) {
+	for name, lie := range map[string]func(*proposed){
+		"another file's content": func(p *proposed) { p.answer.Files[0] = []byte("other\n") },
+		"a file left out":        func(p *proposed) { p.answer.Files = p.answer.Files[1:] },
+		"another digest":         func(p *proposed) { p.answer.Change.Manifest = p.base.manifest.Digest().String() },
+		"another manifest":       func(p *proposed) { p.answer.Manifest = string(p.base.manifest.Text()) },
+		"no manifest":            func(p *proposed) { p.answer.Manifest = "" },
+		"another action":         func(p *proposed) { p.answer.Change.Action = "hold.lift" },
+		"another target":         func(p *proposed) { p.answer.Change.Target = "everything" },
+		"another reason":         func(p *proposed) { p.answer.Change.Reason = "harmless" },
+		"a longer expiry":        func(p *proposed) { p.answer.Change.Expires.Seconds++ },
+		"another proposer":       func(p *proposed) { p.answer.Change.Proposer = "/human/carol" },
+		"no proposal text":       func(p *proposed) { p.answer.ProposalText = "" },
+		"no signature":           func(p *proposed) { p.answer.ProposalSignature = nil },
+		"a stranger's signature": func(p *proposed) {
+			stranger := propose(t)
+			p.answer.ProposalSignature = stranger.sign(p.answer.ProposalText)
+		},
+		"another environment's change": func(p *proposed) {
+			other := p.header()
+			other.Genesis[0]++
+			p.show(p.base.files, other)
+		},
+		"a change on another base": func(p *proposed) {
+			h := p.header()
+			h.Previous[0]++
+			p.show(p.base.files, h)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := propose(t)
+			p.answer = proto.Clone(p.answer).(*v1.GetChangeResponse)
+			lie(p)
+			_, err := p.review()
+			if err == nil || !problem.Is(err, problem.ReasonNotAuthentic) && !problem.Is(err, problem.ReasonDuty) {
+				t.Fatalf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestVerifyCommandQuotes(t *testing.T) {
+	got := verifyCommand("it's $(x)", "alice", "n", "change.txt")
+	want := `ssh-keygen -Y verify -f 'it'\''s $(x)/allowed_signers' -I alice -n n -s 'it'\''s $(x)/change.txt.sig' < 'it'\''s $(x)/change.txt'`
+	if got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+}

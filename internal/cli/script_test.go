@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"crypto/ed25519"
+	"database/sql"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/crypto/ssh"
+	_ "modernc.org/sqlite"
+
+	"github.com/bailment/bailment/examples"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"bailment": func() { os.Exit(Main()) }})
+}
+
+// The scripts run the command line in a process of its own, against real servers and agents.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script", Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"keygen": keygen, "found": found, "await": await, "getenv": getenv, "damage": damage, "edit": edit, "fill": fill,
+		},
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("BAILMENT_HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("BAILMENT_AGENT", filepath.Join(e.WorkDir, "agent.sock"))
+			return nil
+		},
+	})
+}
+
+// keygen NAME...: SSH keys as ssh-keygen makes them, in NAME and NAME.pub.
+func keygen(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args {
+		pub, key, err := ed25519.GenerateKey(nil)
+		ts.Check(err)
+		block, err := ssh.MarshalPrivateKey(key, name)
+		ts.Check(err)
+		public, err := ssh.NewPublicKey(pub)
+		ts.Check(err)
+		ts.Check(os.WriteFile(ts.MkAbs(name), pem.EncodeToMemory(block), 0o600))
+		ts.Check(os.WriteFile(ts.MkAbs(name+".pub"), ssh.MarshalAuthorizedKey(public), 0o644))
+	}
+}
+
+// found DIR APPROVALS PERSON...: the example bundle with these persons as operators.
+func found(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	sub, err := fs.Sub(examples.FS, "payments")
+	ts.Check(err)
+	ts.Check(os.CopyFS(dir, sub))
+	var b strings.Builder
+	b.WriteString("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n")
+	for _, p := range args[2:] {
+		fmt.Fprintf(&b, "    - name: %s\n      keys: [%q]\n      duties: [propose, approve, revoke, admit, keys, audit]\n", p, strings.TrimSpace(ts.ReadFile(p+".pub")))
+	}
+	ts.Check(os.WriteFile(filepath.Join(dir, "operators.yaml"), []byte(b.String()), 0o644))
+	path := filepath.Join(dir, "environment.yaml")
+	text, err := os.ReadFile(path)
+	ts.Check(err)
+	ts.Check(os.WriteFile(path, []byte(strings.Replace(string(text), "required: 0", "required: "+args[1], 1)), 0o644))
+}
+
+const patience = 30 * time.Second
+
+// await FILE: until it is there.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ts.Fatalf("%s is still not there", args[0])
+		}
+	}
+}
+
+// getenv NAME FILE FIELD: a field of a JSON object into a variable; FIELD may be empty for the whole file.
+func getenv(ts *testscript.TestScript, neg bool, args []string) {
+	text := ts.ReadFile(args[1])
+	if len(args) == 2 {
+		ts.Setenv(args[0], strings.TrimSpace(text))
+		return
+	}
+	var m map[string]any
+	ts.Check(json.Unmarshal([]byte(text), &m))
+	v, ok := m[args[2]]
+	if !ok {
+		ts.Fatalf("%s has no %s", args[1], args[2])
+	}
+	ts.Setenv(args[0], fmt.Sprint(v))
+}
+
+// edit FILE OLD NEW: one replacement.
+func edit(ts *testscript.TestScript, neg bool, args []string) {
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, args[1]) {
+		ts.Fatalf("%s does not say %s", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o644))
+}
+
+// fill FILE: replaces $NAME by the variable's value.
+func fill(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(os.Expand(ts.ReadFile(args[0]), ts.Getenv)), 0o600))
+}
+
+// damage DIR SQL: what somebody with a text editor for databases does to a store.
+func damage(ts *testscript.TestScript, neg bool, args []string) {
+	files, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "*.db"))
+	ts.Check(err)
+	if len(files) != 1 {
+		ts.Fatalf("%s has %d databases", args[0], len(files))
+	}
+	db, err := sql.Open("sqlite", files[0])
+	ts.Check(err)
+	r, err := db.Exec(args[1])
+	ts.Check(err)
+	if n, err := r.RowsAffected(); err != nil || n == 0 {
+		ts.Fatalf("nothing was damaged: %v", err)
+	}
+	ts.Check(db.Close())
+}
