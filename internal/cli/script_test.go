@@ -33,6 +33,8 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
+			// The race detector holds every process up for a second at its end, and here are a hundred.
+			e.Setenv("GORACE", "atexit_sleep_ms=0 exitcode=66")
 			e.Setenv("BAILMENT_HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("BAILMENT_AGENT", filepath.Join(e.WorkDir, "agent.sock"))
 			return nil

@@ -262,7 +262,7 @@ func checkLeaf(index uint64, e store.Entry, want tlog.Hash) error {
 // was acknowledged before. Meanwhile Commit refuses.
 func (l *Log[S]) reload(cause error) {
 	l.stats.Reloads.Add(1)
-	l.broken.Store(l.commitProblem(errors.Join(store.ErrNotDone, cause)))
+	l.broken.Store(closedFor(cause))
 	l.cfg.Logger.Error("the store failed and is opened again", "err", cause)
 	before := l.published.Load()
 	if err := before.store.Close(); err != nil {
@@ -278,6 +278,8 @@ func (l *Log[S]) reload(cause error) {
 			l.cfg.Logger.Error("opening the store again failed", "err", err, "retry_in", wait)
 			if problem.Is(err, problem.ReasonTampered) {
 				l.broken.Store(problem.As(err))
+			} else {
+				l.broken.Store(closedFor(err))
 			}
 		}
 		select {
@@ -286,6 +288,16 @@ func (l *Log[S]) reload(cause error) {
 			return
 		}
 	}
+}
+
+// closedFor is the answer to whoever comes while the store is being opened again. Nothing of theirs was begun, so it is never
+// "unknown outcome", whatever the failed batch was told.
+func closedFor(cause error) *problem.Problem {
+	reason := problem.ReasonStore
+	if errors.Is(cause, store.ErrFull) {
+		reason = problem.ReasonStoreFull
+	}
+	return problem.Wrap(cause, reason, "the store failed and is being opened again").WithRetryAfter(time.Second)
 }
 
 func (l *Log[S]) refuseQueued() {

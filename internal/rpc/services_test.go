@@ -346,8 +346,13 @@ func TestRoutes(t *testing.T) {
 		method, path string
 		code         int
 	}{
-		{http.MethodGet, "/livez", 200}, {http.MethodGet, "/readyz", 200}, {http.MethodPost, "/livez", 404}, {http.MethodGet, "/metrics", 404},
-		{http.MethodGet, "/", 404}, {http.MethodPost, "/bailment.v1.SecretService/Nothing", 404}, {http.MethodGet, "/bailment.v1.SecretService/Get", 405},
+		{http.MethodGet, "/livez", 200},
+		{http.MethodGet, "/readyz", 200},
+		{http.MethodPost, "/livez", 404},
+		{http.MethodGet, "/metrics", 404},
+		{http.MethodGet, "/", 404},
+		{http.MethodPost, "/bailment.v1.SecretService/Nothing", 404},
+		{http.MethodGet, "/bailment.v1.SecretService/Get", 405},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), x.method, h.URL()+x.path, nil)
 		if err != nil {

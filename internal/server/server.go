@@ -226,7 +226,7 @@ func (s *Server) drain() error {
 	s.api.Stop()
 	limit, cancel := context.WithTimeout(context.Background(), s.cfg.Timeouts.Shutdown)
 	defer cancel()
-	err := s.main.Shutdown(limit)
+	err := shutdown(limit, s.main)
 	if err != nil {
 		err = errors.Join(fmt.Errorf("requests were broken off after %s: %w", s.cfg.Timeouts.Shutdown, err), s.main.Close())
 	}
@@ -236,6 +236,23 @@ func (s *Server) drain() error {
 		}
 	}
 	return err
+}
+
+// shutdownRound is how long one call of http.Server.Shutdown may take.
+const shutdownRound = 500 * time.Millisecond
+
+// shutdown repeats http.Server.Shutdown until all is quiet. One call is not enough: an HTTP/2 connection
+// whose handshake ends while it runs is not told to go away, and net/http takes it for active from then
+// on. The next call tells it.
+func shutdown(ctx context.Context, h *http.Server) error {
+	for {
+		round, cancel := context.WithTimeout(ctx, shutdownRound)
+		err := h.Shutdown(round)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // Close ends the background work and closes the environments. A second call does nothing.

@@ -20,6 +20,8 @@ type feeder struct {
 	rnd *rand.Rand
 	// log keeps what was applied, if it is not nil.
 	log [][]byte
+	// direct applies events as the committer does, without forks: an entry must not be refused then.
+	direct bool
 }
 
 func newFeeder(t testing.TB, seed uint64) *feeder {
@@ -29,6 +31,9 @@ func newFeeder(t testing.TB, seed uint64) *feeder {
 }
 
 func (f *feeder) apply(ev Event) error {
+	if f.direct {
+		return f.s.Apply(f.s.Next, nil, &Entry{Time: f.now, Event: ev})
+	}
 	body, err := Encode(&Entry{Time: f.now, Event: ev})
 	if err != nil {
 		f.t.Fatal(err)
@@ -267,7 +272,7 @@ func TestSnapshotGoesOn(t *testing.T) {
 // What is alive decides the size, not how much happened.
 func TestMemoryFollowsTheLiving(t *testing.T) {
 	f := newFeeder(t, 1)
-	f.log = nil
+	f.log, f.direct = nil, true
 	f.must(&SecretWritten{Secret: "db/a", Version: 1, State: Current})
 	rows := func() int {
 		n := 0
