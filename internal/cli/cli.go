@@ -195,8 +195,9 @@ func (a *app) root() *cobra.Command {
 		a.secretCommand(), a.leaseCommand(), a.nodeCommand(), a.identityCommand(),
 		a.bundleCommand(), a.changeCommand(), a.revokeCommand(), a.revocationCommand(), a.explainCommand(),
 		a.ledgerCommand(), a.receiptCommand(), a.keyCommand(),
-		a.completionCommand(), a.versionCommand(), a.genCommand(),
+		a.quickstartCommand(), a.completionCommand(), a.versionCommand(), a.genCommand(),
 	)
+	root.AddCommand(a.demoCommands()...)
 	checkUsage(root)
 	return root
 }

@@ -11,7 +11,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -21,7 +20,7 @@ import (
 
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
-	"github.com/bailment/bailment/internal/sshsig"
+	"github.com/bailment/bailment/test/site"
 	"github.com/bailment/bailment/verify"
 )
 
@@ -50,7 +49,7 @@ func main() {
 
 // bench is one run of all measurements.
 type bench struct {
-	s     *site
+	s     *site.Site
 	admin *client.Client
 	alice *client.Session
 	nodes []*client.Session
@@ -73,14 +72,14 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many in
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	if err := s.start(); err != nil {
+	defer s.Kill()
+	if err := s.Start(); err != nil {
 		return err
 	}
-	if err := s.connect(ctx); err != nil {
+	if err := s.Connect(ctx); err != nil {
 		return err
 	}
-	idle := rssOf(s.cmd.Process.Pid)
+	idle := rssOf(s.PID())
 	b := &bench{s: s, each: each, only: only}
 	if err := b.prepare(ctx); err != nil {
 		return err
@@ -106,10 +105,10 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many in
 
 func (b *bench) prepare(ctx context.Context) error {
 	var err error
-	if b.alice, err = b.s.login(ctx); err != nil {
+	if b.alice, err = b.s.Login(ctx); err != nil {
 		return err
 	}
-	if b.admin, err = b.s.dial(b.alice); err != nil {
+	if b.admin, err = b.s.Dial(b.alice); err != nil {
 		return err
 	}
 	value := make([]byte, 1024)
@@ -118,7 +117,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		if _, err := b.admin.Secrets.Put(ctx, &bailmentv1.PutRequest{Secret: fmt.Sprintf("app/s%d", i), Value: value}); err != nil {
 			return err
 		}
-		node, err := b.s.node(ctx, b.admin, fmt.Sprintf("n%d", i))
+		node, err := b.s.Node(ctx, b.admin, fmt.Sprintf("n%d", i))
 		if err != nil {
 			return err
 		}
@@ -146,7 +145,7 @@ func (b *bench) row(name string, workers []*worker, check func(int, []byte) erro
 	if err != nil {
 		return err
 	}
-	r, err := measure(name, b.s.cmd.Process.Pid, workers, b.each, check)
+	r, err := measure(name, b.s.PID(), workers, b.each, check)
 	if err != nil {
 		return err
 	}
@@ -173,7 +172,7 @@ func (b *bench) workers(n int, session func(i int) *client.Session, path, conten
 	out := make([]*worker, n)
 	for i := range out {
 		seq := 0
-		out[i] = &worker{addr: b.s.addr, tls: b.s.tls(session(i)), next: func() []byte {
+		out[i] = &worker{addr: b.s.Addr, tls: tlsOf(b.s, session(i)), next: func() []byte {
 			seq++
 			return request(envName, procedures+path, contentType, body(i, seq))
 		}}
@@ -207,7 +206,7 @@ func (b *bench) table() error {
 		if len(m.Receipt) == 0 {
 			return fmt.Errorf("no receipt")
 		}
-		_, err := verify.VerifyReceipt(m.Receipt, b.s.trust.CheckpointKeys...)
+		_, err := verify.VerifyReceipt(m.Receipt, b.s.Trust.CheckpointKeys...)
 		return err
 	}
 	if err := b.row("secret read, 1 KiB", b.workers(clients, node, "SecretService/Get", "application/proto", get(1000)), receipt); err != nil {
@@ -256,22 +255,19 @@ func (b *bench) table() error {
 func (b *bench) logins() error {
 	ctx, cancel := context.WithTimeout(context.Background(), b.each)
 	defer cancel()
-	cpu, began, n := cpuOf(b.s.cmd.Process.Pid), time.Now(), 0
-	c, err := b.s.dial(nil)
+	cpu, began, n := cpuOf(b.s.PID()), time.Now(), 0
+	c, err := b.s.Dial(nil)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	for ctx.Err() == nil {
-		if _, err := c.Login(context.Background(), "alice", func(namespace string, text []byte) (string, error) {
-			sig, err := sshsig.Sign(b.s.alice, namespace, text)
-			return string(sig), err
-		}); err != nil {
+		if _, err := c.Login(context.Background(), "alice", b.s.Sign); err != nil {
 			return err
 		}
 		n++
 	}
-	each := (cpuOf(b.s.cmd.Process.Pid) - cpu) / time.Duration(n)
+	each := (cpuOf(b.s.PID()) - cpu) / time.Duration(n)
 	fmt.Printf("| login (challenge, SSHSIG, certificate), one client | 1 | %.0f | | | | %d µs | |\n", float64(n)/time.Since(began).Seconds(), each.Microseconds())
 	return nil
 }
@@ -292,7 +288,7 @@ func (b *bench) startWith(ctx context.Context, many int) error {
 	errs := make(chan error, clients)
 	for i := range clients {
 		go func() {
-			c, err := b.s.dial(b.alice)
+			c, err := b.s.Dial(b.alice)
 			if err != nil {
 				errs <- err
 				return
@@ -314,16 +310,12 @@ func (b *bench) startWith(ctx context.Context, many int) error {
 	}
 	for _, how := range []string{"after a graceful stop", "after a kill"} {
 		if how == "after a kill" {
-			_ = b.s.cmd.Process.Kill()
-			_ = b.s.cmd.Wait()
-			b.s.cmd = nil
-		} else if err := b.s.stop(); err != nil {
+			b.s.Kill()
+		} else if err := b.s.Stop(); err != nil {
 			return err
 		}
 		began := time.Now()
-		b.s.cmd = exec.Command(b.s.bin, "server", "--config", b.s.config)
-		b.s.cmd.Stderr = &b.s.logs
-		if err := b.s.cmd.Start(); err != nil {
+		if err := b.s.Launch(); err != nil {
 			return err
 		}
 		w := b.workers(1, func(int) *client.Session { return b.nodes[0] }, "SecretService/Get", "application/proto", func(int, int) []byte {
@@ -336,11 +328,11 @@ func (b *bench) startWith(ctx context.Context, many int) error {
 				}
 			}
 			if time.Since(began) > time.Minute {
-				return fmt.Errorf("no read after the start: %s", b.s.logs.String())
+				return fmt.Errorf("no read after the start: %s", b.s.Logs)
 			}
 			<-time.After(time.Millisecond)
 		}
-		fmt.Printf("start to first read with %d secrets, %s: %s; resident %.0f MiB\n", many, how, short(time.Since(began)), float64(rssOf(b.s.cmd.Process.Pid))/(1<<20))
+		fmt.Printf("start to first read with %d secrets, %s: %s; resident %.0f MiB\n", many, how, short(time.Since(began)), float64(rssOf(b.s.PID()))/(1<<20))
 		w.conn.Close()
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/test/site/sitetest"
 	"github.com/bailment/bailment/verify"
 )
 
@@ -58,50 +59,51 @@ func rounds(t *testing.T, usual int) int {
 // TestKill kills the server in the middle of load, again and again, and compares what is left with what was said.
 func TestKill(t *testing.T) {
 	s := newSite(t, "", "")
-	s.start()
-	s.connect()
+	s.Start()
+	s.Connect()
 	a := &acked{puts: map[string]string{}, releases: map[uint64]string{}}
 	var workload *client.Session
 	for round := range rounds(t, 20) {
 		if round > 0 {
-			s.start()
+			s.Start()
 		}
-		admin := s.dial(s.login())
+		admin := s.Dial(s.Login())
 		if workload == nil {
 			for i := range 8 {
-				value := random()
+				value := sitetest.Random()
 				out, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: fmt.Sprintf("app/s%d", i), Value: []byte(value)})
-				s.check(err)
+				s.Check(err)
 				a.put(out.Secret, out.Version, value)
 			}
 		}
-		workload = s.workload(admin, fmt.Sprintf("n%d", round))
+		workload = s.Workload(admin, fmt.Sprintf("n%d", round))
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for i := range 16 {
-			wg.Go(func() { s.load(ctx, admin, s.dial(workload), i, a) })
+			reader := s.Dial(workload)
+			wg.Go(func() { load(ctx, admin, reader, i, a) })
 		}
 		moment := time.NewTimer(time.Duration(20+mrand.IntN(150)) * time.Millisecond)
 		<-moment.C
-		s.kill()
+		s.Kill()
 		cancel()
 		wg.Wait()
 	}
-	s.start()
+	s.Start()
 	puts, releases := a.counts()
 	if puts < 20 || releases < 20 {
 		t.Fatalf("only %d writes and %d releases were acknowledged: that tests nothing", puts, releases)
 	}
 	t.Logf("%d writes and %d releases were acknowledged", puts, releases)
-	s.audit(a)
+	audit(s, a)
 }
 
 // load writes and reads until the server is gone.
-func (s *site) load(ctx context.Context, admin, reader *client.Client, i int, a *acked) {
+func load(ctx context.Context, admin, reader *client.Client, i int, a *acked) {
 	for n := 0; ctx.Err() == nil; n++ {
 		secret := fmt.Sprintf("app/s%d", (i+n)%8)
 		if i%4 == 0 {
-			value := random()
+			value := sitetest.Random()
 			out, err := admin.Secrets.Put(ctx, &bailmentv1.PutRequest{Secret: secret, Value: []byte(value)})
 			if err != nil {
 				return
@@ -118,25 +120,25 @@ func (s *site) load(ctx context.Context, admin, reader *client.Client, i int, a 
 }
 
 // audit reads the whole ledger over the wire and compares it with what was acknowledged.
-func (s *site) audit(a *acked) {
-	s.t.Helper()
-	ctx := s.t.Context()
-	c := s.dial(s.login())
+func audit(s *sitetest.Site, a *acked) {
+	s.T.Helper()
+	ctx := s.T.Context()
+	c := s.Dial(s.Login())
 	replayed := state.New()
 	written := map[string]bool{}
 	for from := uint64(0); ; {
 		page, err := c.Ledger.GetEntries(ctx, &bailmentv1.GetEntriesRequest{From: from, Limit: 1000})
-		s.check(err)
+		s.Check(err)
 		for _, e := range page.Entries {
-			s.check(replayed.Apply(e.Index, e.Body, nil))
+			s.Check(replayed.Apply(e.Index, e.Body, nil))
 			entry, err := state.Decode(e.Body)
-			s.check(err)
+			s.Check(err)
 			switch x := entry.Event.(type) {
 			case *state.SecretWritten:
 				written[fmt.Sprintf("%s#%d", x.Secret, x.Version)] = true
 			case *state.SecretReleased:
 				if want, ok := a.releases[e.Index]; ok && want != x.Secret {
-					s.t.Fatalf("entry %d releases %s; the client was given %s under it", e.Index, x.Secret, want)
+					s.T.Fatalf("entry %d releases %s; the client was given %s under it", e.Index, x.Secret, want)
 				}
 				delete(a.releases, e.Index)
 			}
@@ -148,15 +150,15 @@ func (s *site) audit(a *acked) {
 	}
 	for key := range a.puts {
 		if !written[key] {
-			s.t.Errorf("%s was acknowledged and is not in the ledger", key)
+			s.T.Errorf("%s was acknowledged and is not in the ledger", key)
 		}
 	}
 	for index, secret := range a.releases {
-		s.t.Errorf("%s was delivered under entry %d, which is not such a release", secret, index)
+		s.T.Errorf("%s was delivered under entry %d, which is not such a release", secret, index)
 	}
 	cp, err := c.Ledger.GetCheckpoint(ctx, &bailmentv1.GetCheckpointRequest{})
-	s.check(err)
-	if _, err := verify.OpenCheckpoint([]byte(cp.Checkpoint), verifiers(s.t, s.trust)...); err != nil {
-		s.t.Fatal(err)
+	s.Check(err)
+	if _, err := verify.OpenCheckpoint([]byte(cp.Checkpoint), verifiers(s.T, s.Trust)...); err != nil {
+		s.T.Fatal(err)
 	}
 }

@@ -18,20 +18,22 @@ import (
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/test/site"
+	"github.com/bailment/bailment/test/site/sitetest"
 )
 
 // attach lets strace make system calls of the running server fail.
-func (s *site) attach(inject, trace string) (detach func()) {
-	s.t.Helper()
-	cmd := exec.Command("strace", "-f", "-y", "-s", "0", "-e", "signal=none", "-P", filepath.Join(s.data, envName, "store.db-wal"),
-		"-e", "trace=pwrite64,fsync,fdatasync", "-e", "inject="+inject, "-o", trace, "-p", strconv.Itoa(s.serverPID()))
-	logs := &logBuffer{}
+func attach(s *sitetest.Site, inject, trace string) (detach func()) {
+	s.T.Helper()
+	cmd := exec.Command("strace", "-f", "-y", "-s", "0", "-e", "signal=none", "-P", filepath.Join(s.Dir(), "store.db-wal"),
+		"-e", "trace=pwrite64,fsync,fdatasync", "-e", "inject="+inject, "-o", trace, "-p", strconv.Itoa(s.PID()))
+	logs := &site.Log{}
 	cmd.Stderr = logs
-	s.check(cmd.Start())
+	s.Check(cmd.Start())
 	deadline := time.Now().Add(10 * time.Second)
 	for !strings.Contains(logs.String(), "attached") {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("strace does not attach: %s", logs)
+			s.T.Fatalf("strace does not attach: %s", logs)
 		}
 		<-time.After(time.Millisecond)
 	}
@@ -65,25 +67,25 @@ func again[T any](t testing.TB, call func() (T, error)) T {
 // server recovers by itself; and every state replays.
 func TestFailingSystemCalls(t *testing.T) {
 	s := newSite(t, "", "")
-	s.start()
-	s.connect()
-	admin := s.dial(s.login())
+	s.Start()
+	s.Connect()
+	admin := s.Dial(s.Login())
 	a := &acked{puts: map[string]string{}, releases: map[uint64]string{}}
 	put := func(i int) error {
-		value := random()
+		value := sitetest.Random()
 		out, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: fmt.Sprintf("app/s%d", i%8), Value: []byte(value)})
 		if err == nil {
 			a.put(out.Secret, out.Version, value)
 		}
 		return err
 	}
-	s.check(put(0))
+	s.Check(put(0))
 	failed := 0
 	for _, call := range []string{"pwrite64", "fsync,fdatasync"} {
 		for _, errno := range []string{"EIO", "ENOSPC"} {
 			for n := 1; n <= 8; n++ {
 				trace := filepath.Join(t.TempDir(), "trace")
-				detach := s.attach(fmt.Sprintf("%s:error=%s:when=%d", call, errno, n), trace)
+				detach := attach(s, fmt.Sprintf("%s:error=%s:when=%d", call, errno, n), trace)
 				for i := range 8 {
 					err := put(i)
 					if err == nil {
@@ -102,10 +104,10 @@ func TestFailingSystemCalls(t *testing.T) {
 	if failed < 20 {
 		t.Fatalf("only %d calls failed: that tests nothing", failed)
 	}
-	s.audit(a)
-	s.kill()
-	s.start()
-	s.audit(a)
+	audit(s, a)
+	s.Kill()
+	s.Start()
+	audit(s, a)
 }
 
 // TestFullDisk fills the disk below the server: it refuses clearly, and recovers when there is room. Where a small file
@@ -113,19 +115,19 @@ func TestFailingSystemCalls(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	for _, way := range []struct {
 		name  string
-		make  func(*testing.T) (s *site, fill, free func())
+		make  func(*testing.T) (s *sitetest.Site, fill, free func())
 		stays bool
 	}{{"file system", onSmallDisk, os.Geteuid() == 0}, {"file size limit", underLimit, false}} {
 		t.Run(way.name, func(t *testing.T) {
 			s, fill, free := way.make(t)
-			s.start()
-			s.connect()
-			admin := s.dial(s.login())
+			s.Start()
+			s.Connect()
+			admin := s.Dial(s.Login())
 			put := func() error {
-				_, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(random())})
+				_, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(sitetest.Random())})
 				return err
 			}
-			s.check(put())
+			s.Check(put())
 			fill()
 			err := untilFull(t, put)
 			if k := problem.KindOf(err); k != problem.Unavailable && k != problem.UnknownOutcome {
@@ -134,7 +136,7 @@ func TestFullDisk(t *testing.T) {
 			// The limited file has room again as soon as the store was opened anew; a full file system has not.
 			deadline := time.Now().Add(20 * time.Second)
 			for way.stays {
-				ok, why := s.ready()
+				ok, why := s.Ready()
 				if !ok && strings.Contains(why, string(problem.ReasonStoreFull)) {
 					break
 				}
@@ -160,7 +162,7 @@ func untilFull(t *testing.T, put func() error) error {
 	return nil
 }
 
-func onSmallDisk(t *testing.T) (*site, func(), func()) {
+func onSmallDisk(t *testing.T) (*sitetest.Site, func(), func()) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=24m"); err != nil {
 		if !errors.Is(err, unix.EPERM) {
@@ -171,11 +173,11 @@ func onSmallDisk(t *testing.T) (*site, func(), func()) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	s := newSite(t, "", dir)
-	t.Cleanup(s.kill) // before the unmount
+	t.Cleanup(s.Kill) // before the unmount
 	ballast := filepath.Join(dir, "ballast")
 	fill := func() {
 		f, err := os.Create(ballast)
-		s.check(err)
+		s.Check(err)
 		defer f.Close()
 		block := make([]byte, 1<<16)
 		for {
@@ -184,19 +186,19 @@ func onSmallDisk(t *testing.T) (*site, func(), func()) {
 			}
 		}
 	}
-	return s, fill, func() { s.check(os.Remove(ballast)) }
+	return s, fill, func() { s.Check(os.Remove(ballast)) }
 }
 
-func underLimit(t *testing.T) (*site, func(), func()) {
+func underLimit(t *testing.T) (*sitetest.Site, func(), func()) {
 	s := newSite(t, "", "")
 	limit := func(n uint64) {
 		l := unix.Rlimit{Cur: n, Max: unix.RLIM_INFINITY}
-		s.check(unix.Prlimit(s.serverPID(), unix.RLIMIT_FSIZE, &l, nil))
+		s.Check(unix.Prlimit(s.PID(), unix.RLIMIT_FSIZE, &l, nil))
 	}
-	wal := filepath.Join(s.data, envName, "store.db-wal")
+	wal := filepath.Join(s.Dir(), "store.db-wal")
 	fill := func() {
 		info, err := os.Stat(wal)
-		s.check(err)
+		s.Check(err)
 		limit(uint64(info.Size()) + 10_000) // in the middle of a page, so that a write is cut short
 	}
 	return s, fill, func() { limit(unix.RLIM_INFINITY) }
@@ -207,29 +209,28 @@ func TestCore(t *testing.T) {
 	s := newSite(t, "", "")
 	dir := t.TempDir()
 	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
-	s.check(err)
-	s.start("sh", "-c", `cd "$0" && ulimit -c unlimited && exec "$@"`, dir)
-	s.connect()
-	admin := s.dial(s.login())
-	_, err = admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(random())})
-	s.check(err)
-	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", s.serverPID()))
-	s.check(err)
+	s.Check(err)
+	s.Start("sh", "-c", `cd "$0" && ulimit -c unlimited && exec "$@"`, dir)
+	s.Connect()
+	admin := s.Dial(s.Login())
+	_, err = admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(sitetest.Random())})
+	s.Check(err)
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", s.PID()))
+	s.Check(err)
 	for line := range strings.Lines(string(limits)) {
 		if f := strings.Fields(line); strings.HasPrefix(line, "Max core file size") && f[4] != "0" {
 			t.Fatalf("the server may dump core: %s", line)
 		}
 	}
-	s.check(syscall.Kill(s.serverPID(), syscall.SIGABRT))
+	s.Check(syscall.Kill(s.PID(), syscall.SIGABRT))
 	var exit *exec.ExitError
-	if err := <-s.exited; !errors.As(err, &exit) {
+	if err := s.Wait(); !errors.As(err, &exit) {
 		t.Fatalf("the server ended with %v", err)
 	} else if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.CoreDump() {
 		t.Fatal("a core was dumped")
 	}
-	s.cmd = nil
 	left, err := filepath.Glob(filepath.Join(dir, "*core*"))
-	s.check(err)
+	s.Check(err)
 	if len(left) > 0 {
 		t.Fatalf("left %v (core_pattern %s)", left, pattern)
 	}
@@ -239,16 +240,16 @@ func TestCore(t *testing.T) {
 // release, and no release in scope has an index after the cutoff's.
 func TestRevocationRace(t *testing.T) {
 	s := newSite(t, "", "")
-	s.start()
-	s.connect()
-	admin := s.dial(s.login())
-	_, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(random())})
-	s.check(err)
-	session := s.workload(admin, "n1")
+	s.Start()
+	s.Connect()
+	admin := s.Dial(s.Login())
+	_, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(sitetest.Random())})
+	s.Check(err)
+	session := s.Workload(admin, "n1")
 	race(t, s, admin, session)
 }
 
-func race(t *testing.T, s *site, admin *client.Client, session *client.Session) {
+func race(t *testing.T, s *sitetest.Site, admin *client.Client, session *client.Session) {
 	t.Helper()
 	const readers = 64
 	type seen struct {
@@ -261,7 +262,7 @@ func race(t *testing.T, s *site, admin *client.Client, session *client.Session) 
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	for range readers {
-		c := s.dial(session)
+		c := s.Dial(session)
 		go func() {
 			var got []seen
 			refusedLate := 0
@@ -290,7 +291,7 @@ func race(t *testing.T, s *site, admin *client.Client, session *client.Session) 
 	}
 	out, err := admin.Revocations.Revoke(t.Context(), &bailmentv1.RevokeRequest{Scope: "identity:/workload/api", Reason: "race"})
 	close(flag)
-	s.check(err)
+	s.Check(err)
 	total := 0
 	for range readers {
 		for _, x := range <-results {
@@ -312,15 +313,15 @@ func race(t *testing.T, s *site, admin *client.Client, session *client.Session) 
 // cutoff, the retry is refused.
 func TestOneEffect(t *testing.T) {
 	s := newSite(t, "", "")
-	s.start()
-	s.connect()
-	session := s.login()
-	value := random()
+	s.Start()
+	s.Connect()
+	session := s.Login()
+	value := sitetest.Random()
 	retry := func(n int) {
 		errs := make(chan error, 32)
 		for range 32 {
+			c := s.Dial(session)
 			go func() {
-				c := s.dial(session)
 				for range n {
 					out, err := c.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte(value), IdempotencyKey: "once"})
 					if err == nil && out.Version != 1 {
@@ -335,31 +336,31 @@ func TestOneEffect(t *testing.T) {
 			}()
 		}
 		for range 32 {
-			s.check(<-errs)
+			s.Check(<-errs)
 		}
 	}
 	retry(11)
-	s.kill()
-	s.start()
+	s.Kill()
+	s.Start()
 	retry(11)
-	s.stop()
-	s.start()
+	s.Stop()
+	s.Start()
 	retry(11)
-	admin := s.dial(session)
+	admin := s.Dial(session)
 	list, err := admin.Secrets.List(t.Context(), &bailmentv1.ListSecretsRequest{Prefix: "app/s0"})
-	s.check(err)
+	s.Check(err)
 	if len(list.Secrets) != 1 || len(list.Secrets[0].Versions) != 1 {
 		t.Fatalf("%v", list)
 	}
-	reader := s.dial(s.workload(admin, "n1"))
+	reader := s.Dial(s.Workload(admin, "n1"))
 	get := func() error {
 		_, err := reader.Secrets.Get(t.Context(), &bailmentv1.GetRequest{Secret: "app/s0", IdempotencyKey: "r"})
 		return err
 	}
-	s.check(get())
-	s.check(get())
+	s.Check(get())
+	s.Check(get())
 	_, err = admin.Revocations.Revoke(t.Context(), &bailmentv1.RevokeRequest{Scope: "identity:/workload/api", Hold: bailmentv1.RevokeRequest_HOLD_NO, Reason: "test"})
-	s.check(err)
+	s.Check(err)
 	if err := get(); !problem.Is(err, problem.ReasonCutoff) {
 		t.Fatalf("the retry after a cutoff: %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/test/site/sitetest"
 	"github.com/bailment/bailment/verify"
 )
 
@@ -114,30 +115,30 @@ func traced(t *testing.T, tags string) []event {
 	t.Helper()
 	s := newSite(t, tags, "")
 	trace := filepath.Join(t.TempDir(), "trace")
-	s.start("strace", "-f", "-y", "-s", "0", "-e", "signal=none", "-e", "trace=pwrite64,fsync,fdatasync,write,writev,sendto,sendmsg", "-o", trace)
-	s.connect()
-	admin := s.dial(s.login())
+	s.Start("strace", "-f", "-y", "-s", "0", "-e", "signal=none", "-e", "trace=pwrite64,fsync,fdatasync,write,writev,sendto,sendmsg", "-o", trace)
+	s.Connect()
+	admin := s.Dial(s.Login())
 	put := func(i int) {
-		_, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: fmt.Sprintf("app/s%d", i%4), Value: []byte(random())})
-		s.check(err)
+		_, err := admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: fmt.Sprintf("app/s%d", i%4), Value: []byte(sitetest.Random())})
+		s.Check(err)
 	}
 	put(0) // the connection is up
-	reader := s.dial(s.workload(admin, "n1"))
+	reader := s.Dial(s.Workload(admin, "n1"))
 	_, err := reader.Secrets.Get(t.Context(), &bailmentv1.GetRequest{Secret: "app/s0"})
-	s.check(err)
+	s.Check(err)
 	before := len(readTrace(t, trace))
 	const loops = 60
 	for i := range loops {
 		put(i)
 		_, err := reader.Secrets.Get(t.Context(), &bailmentv1.GetRequest{Secret: "app/s0"})
-		s.check(err)
+		s.Check(err)
 	}
 	// The last answer before the loop may be written down late: the loop begins with its first write.
 	events := readTrace(t, trace)[before:]
 	for len(events) > 0 && events[0].kind == "answer" {
 		events = events[1:]
 	}
-	s.kill()
+	s.Kill()
 	answers := 0
 	for _, e := range events {
 		if e.kind == "answer" {

@@ -1,0 +1,319 @@
+// Package quickstart shows the whole of Bailment on this machine: an environment comes to life, this
+// machine and processes on it prove what they are, a reviewed policy says yes, a real secret reaches
+// a real process, the receipt verifies offline, and a revocation stops the next hand-over.
+//
+// Guaranteed: everything happens through the public commands of the same binary, so what it shows is
+// what a user gets; it touches one directory, which it made itself, and loopback addresses; what it
+// started it stops, unless told to keep it. Not guaranteed: that the environment is good for anything
+// but learning: it is of the development class, with its root key in a file.
+//
+// Its place: below the command line, beside the roles; it knows them only as processes.
+package quickstart
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/examples"
+	"github.com/bailment/bailment/internal/durable"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
+)
+
+// Options of a quickstart. Dir, Exe and Out are required.
+type Options struct {
+	Dir  string    // made if it is not there; must be empty or an earlier quickstart's
+	Exe  string    // this program
+	Keep bool      // leave server and agent running
+	Out  io.Writer // what is told
+}
+
+// The directory's files.
+const (
+	marker     = "this-is-a-bailment-quickstart"
+	envName    = "payments-dev"
+	secretName = "db/password"
+	startup    = 20 * time.Second
+)
+
+// show is one run.
+type show struct {
+	o     Options
+	dir   string
+	step  int
+	addr  string
+	procs []*exec.Cmd
+}
+
+// Run shows it all. It is safe to run twice: what an earlier run left in the directory is stopped and removed first.
+func Run(ctx context.Context, o Options) (err error) {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "the directory")
+	}
+	s := &show{o: o, dir: dir}
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil || !o.Keep {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	for _, step := range []func(context.Context) error{
+		s.found, s.serve, s.login, s.join, s.makeSecret, s.handOver, s.verify, s.revoke, s.audit,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	s.goodbye()
+	return nil
+}
+
+func (s *show) path(elem ...string) string { return filepath.Join(append([]string{s.dir}, elem...)...) }
+
+// say begins a step in plain words.
+func (s *show) say(format string, args ...any) {
+	s.step++
+	fmt.Fprintf(s.o.Out, "\n%d. %s\n", s.step, fmt.Sprintf(format, args...))
+}
+
+// note adds what came of it.
+func (s *show) note(format string, args ...any) {
+	fmt.Fprintf(s.o.Out, "   %s\n", fmt.Sprintf(format, args...))
+}
+
+// prepare makes the directory, after clearing away an earlier run.
+func (s *show) prepare() error {
+	entries, err := os.ReadDir(s.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return problem.Wrap(err, problem.ReasonInvalid, "reading %s", s.dir)
+	case len(entries) > 0:
+		if _, err := os.Stat(s.path(marker)); err != nil {
+			return problem.New(problem.ReasonExists, "%s is not empty and not an earlier quickstart", s.dir).WithFix("choose another directory with --dir")
+		}
+		if err := s.stopEarlier(); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(s.dir); err != nil {
+			return problem.Wrap(err, problem.ReasonStore, "removing the earlier quickstart")
+		}
+	}
+	if err := durable.MkdirAll(s.dir, 0o700); err != nil {
+		return problem.Wrap(err, problem.ReasonStore, "making %s", s.dir)
+	}
+	return s.write(marker, []byte("Made by bailment quickstart, which may remove this directory.\n"))
+}
+
+func (s *show) write(name string, data []byte) error {
+	path := s.path(name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return problem.Wrap(err, problem.ReasonStore, "making %s", filepath.Dir(path))
+	}
+	if err := durable.WriteFile(path, data, 0o600); err != nil {
+		return problem.Wrap(err, problem.ReasonStore, "writing %s", path)
+	}
+	return nil
+}
+
+// pids are the processes of a kept quickstart, by role.
+var pids = []string{"server", "agent", "database"}
+
+// stopEarlier ends what a kept run left running, if it is still ours.
+func (s *show) stopEarlier() error {
+	for _, role := range pids {
+		text, err := os.ReadFile(s.path(role + ".pid"))
+		if err != nil {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil || pid <= 1 {
+			continue
+		}
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || !bytes.Contains(args, []byte(s.dir)) {
+			continue // gone, or somebody else's by now
+		}
+		p, err := os.FindProcess(pid)
+		if err != nil {
+			continue
+		}
+		if err := p.Signal(syscall.SIGTERM); err != nil {
+			continue
+		}
+		for deadline := time.Now().Add(startup); p.Signal(syscall.Signal(0)) == nil; {
+			if time.Now().After(deadline) {
+				return problem.New(problem.ReasonConflict, "the earlier quickstart's %s (process %d) does not stop", role, pid)
+			}
+			<-time.After(20 * time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// stop ends what this run started, the last first.
+func (s *show) stop() error {
+	var failed error
+	for i := len(s.procs) - 1; i >= 0; i-- {
+		p := s.procs[i]
+		if err := p.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		_ = p.Wait() // ended by the signal that we sent
+	}
+	return failed
+}
+
+// command runs one public command and returns its standard output.
+func (s *show) command(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, s.o.Exe, args...)
+	cmd.Env = s.environ()
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	cmd.Dir = s.dir
+	if err := cmd.Run(); err != nil {
+		return out.Bytes(), problem.Wrap(err, problem.ReasonInternal, "bailment %s: %s", strings.Join(args, " "), strings.TrimSpace(errOut.String()))
+	}
+	return out.Bytes(), nil
+}
+
+// environ points the commands at this environment, and is what the reader would set by hand.
+func (s *show) environ() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "BAILMENT_") {
+			env = append(env, kv)
+		}
+	}
+	return append(env, "BAILMENT_HOME="+s.path("home"), "BAILMENT_AGENT="+s.path("agent.sock"), "BAILMENT_SSH_KEY="+s.path("alice"), "BAILMENT_ADDR="+s.addr,
+		"BAILMENT_BOOTSTRAP="+s.bootstrap(), "BAILMENT_ENV="+envName)
+}
+
+func (s *show) bootstrap() string {
+	b, err := os.ReadFile(s.path("bootstrap"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// start runs a role in the background, with its log in a file, until ready says so.
+func (s *show) start(ctx context.Context, role string, ready func() bool, args ...string) error {
+	log, err := os.OpenFile(s.path(role+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonStore, "making the log of the %s", role)
+	}
+	defer log.Close()
+	exe := s.o.Exe
+	if role == "database" {
+		exe = s.o.Exe
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = s.environ(), s.dir, log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: s.o.Keep} // a kept one outlives the terminal
+	if err := cmd.Start(); err != nil {
+		return problem.Wrap(err, problem.ReasonInternal, "starting the %s", role)
+	}
+	s.procs = append(s.procs, cmd)
+	if err := s.write(role+".pid", []byte(strconv.Itoa(cmd.Process.Pid)+"\n")); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(startup); !ready(); {
+		if err := ctx.Err(); err != nil {
+			return problem.Wrap(err, problem.ReasonCanceled, "starting the %s", role)
+		}
+		if time.Now().After(deadline) {
+			text, _ := os.ReadFile(s.path(role + ".log"))
+			return problem.New(problem.ReasonUnreachable, "the %s does not get ready; its log ends: %s", role, tail(text))
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	return nil
+}
+
+func tail(b []byte) string { return string(b[max(0, len(b)-2000):]) }
+
+func exists(path string) func() bool {
+	return func() bool {
+		_, err := os.Stat(path)
+		return err == nil
+	}
+}
+
+// decode reads a command's JSON.
+func decode[T any](b []byte) (T, error) {
+	var v T
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, problem.Wrap(err, problem.ReasonInternal, "reading a command's output")
+	}
+	return v, nil
+}
+
+// operatorKey makes alice's SSH key, as ssh-keygen would, and puts it into the bundle.
+func (s *show) operatorKey() (string, error) {
+	src, err := seal.NewSource(nil)
+	if err != nil {
+		return "", err
+	}
+	key, err := seal.GenerateEd25519(src)
+	if err != nil {
+		return "", err
+	}
+	block, err := ssh.MarshalPrivateKey(key, "alice@quickstart")
+	if err != nil {
+		return "", problem.Wrap(err, problem.ReasonInternal, "writing the SSH key")
+	}
+	if err := s.write("alice", pem.EncodeToMemory(block)); err != nil {
+		return "", err
+	}
+	pub, err := ssh.NewPublicKey(key.Public().(ed25519.PublicKey))
+	if err != nil {
+		return "", problem.Wrap(err, problem.ReasonInternal, "writing the SSH key")
+	}
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub)))
+	return line, s.write("alice.pub", []byte(line+" alice@quickstart\n"))
+}
+
+// bundle copies examples/payments, with this alice's key in place of the example's.
+func (s *show) bundle(key string) error {
+	const root = "payments"
+	return fs.WalkDir(examples.FS, root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := fs.ReadFile(examples.FS, path)
+		if err != nil {
+			return err
+		}
+		if path == root+"/operators.yaml" {
+			lines := strings.SplitAfter(string(data), "\n")
+			for i, line := range lines {
+				if at := strings.Index(line, "ssh-ed25519 "); at >= 0 {
+					lines[i] = line[:at] + key + " alice@quickstart\n"
+				}
+			}
+			data = []byte(strings.Join(lines, ""))
+		}
+		return s.write(filepath.Join("bundle", strings.TrimPrefix(path, root+"/")), data)
+	})
+}
