@@ -173,7 +173,7 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: "change.propose", target: p.text.Action, session: x}
 	}
-	first, err := t.idempotent(x.Identity, idem)
+	first, err := t.idempotent(x, idem)
 	if err != nil {
 		return nil, err
 	}
@@ -281,9 +281,6 @@ func (t *turn) holdOf(action, target string) (*state.Hold, error) {
 	h, ok := t.s.Holds.Get(target)
 	if !ok || (h.Until != 0 && t.now >= h.Until) {
 		return nil, problem.New(problem.ReasonNotFound, "there is no hold on %s", limitText(target))
-	}
-	if action == ActionConfirmCut && h.Until == 0 {
-		return nil, problem.New(problem.ReasonConflict, "the hold on %s is not provisional", target)
 	}
 	return h, nil
 }
@@ -412,6 +409,9 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		scope, err := state.ParseScope(ch.Target)
 		if err != nil {
 			return err
+		}
+		if p := t.lastQuorum(scope); p != nil {
+			return p
 		}
 		seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
 		survey(t.s, scope, t.now, 0, seen)

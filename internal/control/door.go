@@ -322,13 +322,22 @@ func sshAnchor(fingerprint string) string { return "ssh:" + fingerprint }
 
 // idempotent looks a key up. It returns the first effect if the same request had it, nil if the
 // key is new or empty, and a refusal if it was another request's or there are too many.
-func (t *turn) idempotent(identity string, k *state.IdemKey) (*state.Idempotent, error) {
+//
+// A cutoff over what had the first effect beats the key, also for who has proved itself anew since.
+func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent, error) {
 	if k == nil {
 		return nil, nil
 	}
+	identity := x.Identity
 	if first, ok := t.s.Idem.Get(state.IdemName(identity, k.Key)); ok && t.now < first.Expires {
 		if first.Request != k.Request {
 			return nil, problem.New(problem.ReasonKeyReused, "idempotency key %q was used for another request", k.Key)
+		}
+		was := state.SubjectOf(x)
+		was.Own = min(was.Own, first.Index)
+		if scope, index, dead := t.s.CutoffOver(was); dead {
+			p := problem.New(problem.ReasonCutoff, "what this key did first was revoked by entry %d (%s)", index, scope)
+			return nil, &denied{problem: p, action: "retry", target: k.Key, session: x}
 		}
 		return first, nil
 	}

@@ -25,7 +25,7 @@ func (t *turn) ownLease(x *state.Session, id uint64, action string) (*state.Leas
 		return &denied{problem: problem.New(reason, format, args...), action: action, target: strconv.FormatUint(id, 10), session: x}
 	}
 	l, ok := t.s.Leases.Get(id)
-	if !ok || l.Identity != x.Identity || l.Node != x.Node {
+	if !ok || l.Identity != x.Identity || l.Node != x.Node || l.Returned != 0 {
 		return nil, refuse(problem.ReasonNotFound, "%s has no lease %d", x.Identity, id)
 	}
 	if scope, dead := leaseRevoked(t.s, l); dead {
@@ -80,7 +80,7 @@ func (e *Environment) ReturnLease(ctx context.Context, c Caller, id uint64) (*Le
 			return nil, err
 		}
 		l, ok := t.s.Leases.Get(id)
-		if !ok || l.Identity != x.Identity || l.Node != x.Node {
+		if !ok || l.Identity != x.Identity || l.Node != x.Node || l.Returned != 0 {
 			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "%s has no lease %d", x.Identity, id), action: "lease.return", target: strconv.FormatUint(id, 10), session: x}
 		}
 		index, err := t.enter(&state.LeaseReturned{Lease: id, Actor: actorOf(x)})
@@ -96,7 +96,7 @@ func (e *Environment) ReturnLease(ctx context.Context, c Caller, id uint64) (*Le
 // LeaseView is a lease with its state as of now.
 type LeaseView struct {
 	*state.Lease
-	State string // active | expired | revoked
+	State string // active | expired | returned | revoked
 }
 
 // ListLeases lists the caller's own leases or, for who has the duty audit or revoke, anybody's.
@@ -145,6 +145,9 @@ func (e *Environment) ListLeases(_ context.Context, c Caller, of string, page Pa
 func leaseState(s *state.State, l *state.Lease, now state.Millis) string {
 	if _, dead := leaseRevoked(s, l); dead {
 		return "revoked"
+	}
+	if l.Returned != 0 {
+		return "returned"
 	}
 	if now >= l.Expires {
 		return "expired"

@@ -41,7 +41,8 @@ const provisionalHold = 15 * time.Minute
 type covered struct {
 	next       uint64
 	identities map[string]bool
-	horizon    state.Millis
+	horizon    state.Millis // end of the last live session or lease that was seen
+	bound      state.Millis // no renewal of a lease that was seen goes beyond
 	rotate     map[string]bool
 }
 
@@ -59,8 +60,10 @@ func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c 
 	})
 	s.Leases.From(from, func(_ uint64, l *state.Lease) bool {
 		if l.Expires > now && scope.Covers(state.SubjectOfLease(l)) {
-			c.identities[l.Identity] = true
-			c.horizon = max(c.horizon, l.Expires)
+			if l.Returned == 0 {
+				c.identities[l.Identity] = true
+				c.horizon, c.bound = max(c.horizon, l.Expires), max(c.bound, l.Max)
+			}
 			if len(c.rotate) < maxRotate {
 				c.rotate[l.Secret] = true
 			}
@@ -68,6 +71,16 @@ func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c 
 		return true
 	})
 	c.next = s.Next
+}
+
+// surveyed looks at what came since the survey, and gives the horizon at the head.
+func (t *turn) surveyed(scope state.Scope, seen *covered) state.Millis {
+	renewed := seen.next != t.s.Next
+	survey(t.s, scope, t.now, seen.next, seen)
+	if renewed { // a lease that was seen may have been renewed since
+		return max(seen.horizon, seen.bound, t.now)
+	}
+	return max(seen.horizon, t.now)
 }
 
 // Revoke sets a cutoff, a hold, or both, in one commit whatever the number of credentials. What lives is looked
@@ -109,10 +122,10 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 	if _, err := t.duty(x, policy.DutyRevoke); err != nil {
 		return nil, err
 	}
-	survey(t.s, scope, t.now, seen.next, seen)
-	out := &Revoked{Covers: len(seen.identities), Cutoff: !r.HoldOnly, Hold: hold, Horizon: max(seen.horizon, t.now).Time()}
+	horizon := t.surveyed(scope, seen)
+	out := &Revoked{Covers: len(seen.identities), Cutoff: !r.HoldOnly, Hold: hold, Horizon: horizon.Time()}
 	ev := &state.RevocationRecorded{
-		Scope: scope.String(), Cutoff: out.Cutoff, Hold: hold, Horizon: max(seen.horizon, t.now), Covers: out.Covers,
+		Scope: scope.String(), Cutoff: out.Cutoff, Hold: hold, Horizon: horizon, Covers: out.Covers,
 		Reason: r.Reason, Actor: actorOf(x), Ruling: t.ruling(""),
 	}
 	if limit := t.prog.Environment().BlastLimit; out.Covers > limit {
@@ -125,11 +138,10 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 			return nil, &denied{problem: p, action: "revoke", target: scope.String(), session: x}
 		}
 	}
-	if old, ok := t.s.Holds.Get(ev.Scope); ok && ev.Hold && ev.Until != 0 && old.Until == 0 {
-		ev.Hold, ev.Until = false, 0 // a hold without end stands already
-		if !ev.Cutoff {
-			return nil, problem.New(problem.ReasonExists, "there is a hold on %s already", ev.Scope)
-		}
+	if old, ok := t.s.Holds.Get(ev.Scope); ok && ev.Until != 0 && (old.Until == 0 || t.now < old.Until) {
+		// One person can't prolong a provisional hold by repeating it.
+		return nil, problem.New(problem.ReasonExists, "there is a hold on %s already", ev.Scope).
+			WithFix("propose a change with the action %s to make it a cutoff", ActionConfirmCut)
 	}
 	if out.Cutoff {
 		for path := range seen.rotate {

@@ -173,7 +173,7 @@ func (t *turn) release(c Caller, r GetRequest, idem *state.IdemKey, p *preparedV
 	if err != nil {
 		return nil, err
 	}
-	first, err := t.idempotent(x.Identity, idem)
+	first, err := t.idempotent(x, idem)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,7 @@ func (t *turn) lease(x *state.Session, v *state.Version, r GetRequest, grant pol
 		l, _ := t.s.Leases.Get(id)
 		_, dead := leaseRevoked(t.s, l)
 		sameEffect := first == nil || first.Lease == id // a retry is not served under a lease that it did not make
-		if sameEffect && !dead && t.now < l.Expires && l.Anchor == x.Anchor && l.Root == x.Root {
+		if sameEffect && !dead && l.Live(t.now) && l.Anchor == x.Anchor && l.Root == x.Root {
 			return l, nil
 		}
 	}
@@ -396,7 +396,7 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: string(w.action), target: w.secret, grant: grant.Grant, session: x}
 	}
-	first, err := t.idempotent(x.Identity, w.idem)
+	first, err := t.idempotent(x, w.idem)
 	if err != nil {
 		return nil, err
 	}

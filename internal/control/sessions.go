@@ -149,7 +149,11 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 			Via: viaWorkload, Identity: match.Path, Method: policy.MethodWorkload, Anchor: node.Anchor, Assurance: node.Assurance,
 			Node: node.Identity, NodeSession: node.Index, Root: node.Root, Claims: claims, Rule: match.Rule,
 		}
-		out, err := t.open(opening{event: ev, ttl: match.Session}, key, random)
+		ttl := match.Session
+		if id, ok := t.s.Identities.Get(node.Identity); ok && id.Lifetime != 0 {
+			ttl = min(ttl, id.Lifetime.Time().Sub(t.now.Time())) // it ends no later than what it derives from
+		}
+		out, err := t.open(opening{event: ev, ttl: ttl}, key, random)
 		if p := problem.As(err); p != nil {
 			return nil, refuse(p)
 		}
@@ -224,7 +228,7 @@ func (e *Environment) CreateToken(ctx context.Context, c Caller, r TokenRequest)
 		if _, err := t.duty(x, policy.DutyAdmit); err != nil {
 			return time.Time{}, err
 		}
-		first, err := t.idempotent(x.Identity, idem)
+		first, err := t.idempotent(x, idem)
 		if err != nil {
 			return time.Time{}, err
 		}

@@ -24,15 +24,15 @@ var Invariants = []string{
 type metrics struct {
 	registry *prometheus.Registry
 
-	requests   *prometheus.CounterVec
-	seconds    *prometheus.HistogramVec
-	inFlight   prometheus.Gauge
-	open       prometheus.Gauge
-	refused    *prometheus.CounterVec
-	handshakes *prometheus.CounterVec
-	panics     prometheus.Counter
-	undeliverd prometheus.Counter
-	violations *prometheus.CounterVec
+	requests    *prometheus.CounterVec
+	seconds     *prometheus.HistogramVec
+	inFlight    prometheus.Gauge
+	open        prometheus.Gauge
+	refused     *prometheus.CounterVec
+	handshakes  *prometheus.CounterVec
+	panics      prometheus.Counter
+	undelivered prometheus.Counter
+	violations  *prometheus.CounterVec
 }
 
 func newMetrics(version string) *metrics {
@@ -53,8 +53,8 @@ func newMetrics(version string) *metrics {
 		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bailment_handshakes_refused_total", Help: "Connections that never came to a request, by the reason.",
 		}, []string{"reason"}),
-		panics:     prometheus.NewCounter(prometheus.CounterOpts{Name: "bailment_panics_total", Help: "Methods that panicked; expected 0."}),
-		undeliverd: prometheus.NewCounter(prometheus.CounterOpts{Name: "bailment_deliveries_failed_total", Help: "Releases that were entered and whose value could not be sent."}),
+		panics:      prometheus.NewCounter(prometheus.CounterOpts{Name: "bailment_panics_total", Help: "Methods that panicked; expected 0."}),
+		undelivered: prometheus.NewCounter(prometheus.CounterOpts{Name: "bailment_deliveries_failed_total", Help: "Releases that were entered and whose value could not be sent."}),
 		violations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bailment_invariant_violations_total", Help: "Violations found by the running checks; expected 0.",
 		}, []string{"invariant"}),
@@ -70,7 +70,7 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.requests, m.seconds, m.inFlight, m.open, m.refused, m.handshakes, m.panics, m.undeliverd, m.violations, build,
+	m.registry.MustRegister(m.requests, m.seconds, m.inFlight, m.open, m.refused, m.handshakes, m.panics, m.undelivered, m.violations, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -83,7 +83,7 @@ func (m *metrics) connected(delta int)            { m.open.Add(float64(delta)) }
 func (m *metrics) connectionRefused(limit string) { m.refused.WithLabelValues(limit).Inc() }
 func (m *metrics) HandshakeRefused(reason string) { m.handshakes.WithLabelValues(reason).Inc() }
 func (m *metrics) Panicked()                      { m.panics.Inc() }
-func (m *metrics) DeliveryFailed()                { m.undeliverd.Inc() }
+func (m *metrics) DeliveryFailed()                { m.undelivered.Inc() }
 func (m *metrics) meter(service, method string) rpc.Meter {
 	return &meter{metrics: m, service: service, method: method, seconds: m.seconds.WithLabelValues(service, method), ok: m.requests.WithLabelValues(service, method, "ok")}
 }

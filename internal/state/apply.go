@@ -102,12 +102,11 @@ func (e *BundleInForce) apply(s *State, m Meta) error {
 	if e.Previous != s.Bundle {
 		return fmt.Errorf("it replaces another bundle than the one in force")
 	}
-	if c, ok := s.Changes.Get(e.Change); ok {
-		if !c.Complete() || c.State != Proposed || c.Manifest != e.Manifest {
-			return fmt.Errorf("change %d does not bring this bundle into force", e.Change)
-		}
-		s.setChange(c, InForce)
+	c, ok := s.Changes.Get(e.Change)
+	if !ok || !c.Complete() || c.State != Proposed || c.Manifest != e.Manifest {
+		return fmt.Errorf("change %d does not bring this bundle into force", e.Change)
 	}
+	s.setChange(c, InForce)
 	s.Changes.All(func(_ uint64, c *Change) bool {
 		if c.State == InForce && c.Index != e.Change {
 			s.setChange(c, Superseded)
@@ -389,7 +388,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 		s.Leases.set(l.ID, l)
 		s.LeaseOf.set(k, l.ID)
 		s.enqueue(l.Expires+keepLease, qLease, indexKey(l.ID))
-	} else if l, ok := s.Leases.Get(e.Lease); !ok || l.Expires != e.Expires {
+	} else if l, ok := s.Leases.Get(e.Lease); !ok || l.Expires != e.Expires || !l.Live(m.Time) {
 		return fmt.Errorf("lease %d is not as the release says", e.Lease)
 	}
 	if e.Idem != nil && e.Idem.First == 0 {
@@ -404,7 +403,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 
 func (e *LeaseRenewed) apply(s *State, m Meta) error {
 	l, ok := s.Leases.Get(e.Lease)
-	if !ok || l.Expires <= m.Time {
+	if !ok || !l.Live(m.Time) {
 		return fmt.Errorf("lease %d is not active", e.Lease)
 	}
 	if e.Expires > l.Max {
@@ -416,11 +415,14 @@ func (e *LeaseRenewed) apply(s *State, m Meta) error {
 	return nil
 }
 
-func (e *LeaseReturned) apply(s *State, _ Meta) error {
-	if !s.Leases.Has(e.Lease) {
-		return fmt.Errorf("no lease %d", e.Lease)
+func (e *LeaseReturned) apply(s *State, m Meta) error {
+	l, ok := s.Leases.Get(e.Lease)
+	if !ok || l.Returned != 0 {
+		return fmt.Errorf("no lease %d to return", e.Lease)
 	}
-	s.dropLease(e.Lease)
+	n := *l
+	n.Returned = m.Time
+	s.Leases.set(n.ID, &n)
 	return nil
 }
 
@@ -437,7 +439,11 @@ func (e *RevocationRecorded) apply(s *State, m Meta) error {
 			s.enqueue(e.Until, qHold, e.Scope)
 		}
 	}
-	if c, ok := s.Changes.Get(e.Change); ok && e.Change != 0 {
+	if e.Change != 0 {
+		c, ok := s.Changes.Get(e.Change)
+		if !ok || !c.Complete() || c.State != Proposed || c.Target != e.Scope {
+			return fmt.Errorf("change %d does not confirm a revocation of %s", e.Change, e.Scope)
+		}
 		s.setChange(c, Done)
 	}
 	s.Control = m.Index
@@ -449,10 +455,12 @@ func (e *HoldLifted) apply(s *State, m Meta) error {
 	if !ok || h.Index != e.Hold {
 		return fmt.Errorf("there is no such hold on %s", e.Scope)
 	}
-	s.Holds.del(e.Scope)
-	if c, ok := s.Changes.Get(e.Change); ok {
-		s.setChange(c, Done)
+	c, ok := s.Changes.Get(e.Change)
+	if !ok || !c.Complete() || c.State != Proposed || c.Target != e.Scope {
+		return fmt.Errorf("change %d does not lift the hold on %s", e.Change, e.Scope)
 	}
+	s.Holds.del(e.Scope)
+	s.setChange(c, Done)
 	s.Control = m.Index
 	return nil
 }

@@ -13,7 +13,7 @@ type ScopeKind string
 // The closed set of scopes.
 const (
 	ScopeEverything ScopeKind = "everything"
-	ScopeIdentity   ScopeKind = "identity" // an identity or a subtree of them
+	ScopeIdentity   ScopeKind = "identity" // an identity or a subtree of them, and what they speak for
 	ScopeNode       ScopeKind = "node"     // nodes, and whatever they speak for
 	ScopeIssuer     ScopeKind = "issuer"   // what vouched: x509:AUTHORITY, join-token:ID, ssh:FINGERPRINT
 	ScopeSecret     ScopeKind = "secret"   // a secret or a subtree of them
@@ -107,7 +107,7 @@ func (s Scope) Covers(x Subject) bool {
 	case ScopeEverything:
 		return true
 	case ScopeIdentity:
-		return matchPath(s.Value, x.Identity)
+		return matchPath(s.Value, x.Identity) || (x.Node != "" && matchPath(s.Value, x.Node))
 	case ScopeNode:
 		return x.Node != "" && matchPath(s.Value, x.Node)
 	case ScopeIssuer:
@@ -141,6 +141,7 @@ func (s *State) CutoffOver(x Subject) (scope string, index uint64, dead bool) {
 	eachPattern("identity:", x.Identity, func(k string) bool { return try(k, x.Own) })
 	if x.Node != "" {
 		eachPattern("node:", x.Node, func(k string) bool { return try(k, x.Root) })
+		eachPattern("identity:", x.Node, func(k string) bool { return try(k, x.Root) })
 	}
 	try("issuer:"+x.Anchor, x.Root)
 	if x.Secret != "" {
@@ -171,6 +172,9 @@ func (s *State) HoldOver(x Subject, now Millis) (*Hold, bool) {
 	eachPattern("identity:", x.Identity, try)
 	if found == nil && x.Node != "" {
 		eachPattern("node:", x.Node, try)
+	}
+	if found == nil && x.Node != "" {
+		eachPattern("identity:", x.Node, try)
 	}
 	if found == nil {
 		try("issuer:" + x.Anchor)

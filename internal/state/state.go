@@ -117,7 +117,13 @@ type Lease struct {
 	Created  Millis `json:"created"`
 	Expires  Millis `json:"expires"`
 	Max      Millis `json:"max"` // no renewal goes beyond
+	// Returned says when it was given back. The row stays until its time is over: what was handed
+	// out as a value is known to its taker all the same, and a revocation must name it.
+	Returned Millis `json:"returned,omitempty"`
 }
+
+// Live reports whether the lease is active at a moment, revocations aside.
+func (l *Lease) Live(now Millis) bool { return l.Returned == 0 && now < l.Expires }
 
 // Session is a short-lived proof of an attested identity, bound to a key.
 type Session struct {

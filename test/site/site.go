@@ -217,7 +217,7 @@ func (s *Site) Start(wrap ...string) error {
 func (s *Site) Launch(wrap ...string) error {
 	args := append(append([]string(nil), wrap...), s.Bin, "server", "--config", s.Config)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: len(wrap) > 0} // wrapper and server are killed together
 	logs := &Log{}
 	cmd.Stderr, cmd.Stdout = logs, logs
 	if err := cmd.Start(); err != nil {
@@ -240,12 +240,16 @@ func (s *Site) Ready() (bool, string) {
 	return err == nil && resp.StatusCode == http.StatusOK, string(b)
 }
 
-// Kill ends the whole process group at once, as a power cut of the process would.
+// Kill ends the server and its wrapper at once, as a power cut of the process would.
 func (s *Site) Kill() {
 	if s.Cmd == nil {
 		return
 	}
-	_ = syscall.Kill(-s.Cmd.Process.Pid, syscall.SIGKILL) // it may be gone already
+	pid := s.Cmd.Process.Pid
+	if s.Cmd.SysProcAttr.Setpgid {
+		pid = -pid
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone already
 	<-s.exited
 	s.Cmd = nil
 }
