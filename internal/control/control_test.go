@@ -129,8 +129,13 @@ func TestOneLease(t *testing.T) {
 	}
 	_, err = w.Env.RenewLease(ctx, api.Caller, lease)
 	wantReason(t, err, problem.ReasonNotFound)
-	if n := w.Env.State().Leases.Len(); n != 0 {
-		t.Fatalf("%d leases after the return", n)
+	if l, ok := w.Env.State().Leases.Get(lease); !ok || l.Live(state.At(w.Now())) {
+		t.Fatalf("after the return: %+v", l)
+	}
+	// Its value is known to whoever had it: a revocation names the secret all the same.
+	out, err := w.Env.Revoke(ctx, alice.Caller, control.RevokeRequest{Scope: "identity:/workload/api", Reason: "test"})
+	if err != nil || len(out.Rotate) != 1 || out.Rotate[0] != "db/password" {
+		t.Fatalf("%+v %v", out, err)
 	}
 }
 

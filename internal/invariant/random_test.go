@@ -349,7 +349,7 @@ func TestRandom(t *testing.T) {
 		}
 		live := 0
 		w.Env.State().Leases.All(func(_ uint64, l *state.Lease) bool {
-			if _, _, dead := w.Env.State().CutoffOver(state.SubjectOfLease(l)); !dead && l.Expires > state.At(w.Now()) {
+			if _, _, dead := w.Env.State().CutoffOver(state.SubjectOfLease(l)); !dead && l.Live(state.At(w.Now())) {
 				live++
 			}
 			return true

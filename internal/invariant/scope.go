@@ -46,8 +46,8 @@ func (s scope) covers(x subject) bool {
 	switch s.kind {
 	case "everything":
 		return true
-	case "identity":
-		return within(s.segments, x.identity)
+	case "identity": // and what it speaks for
+		return within(s.segments, x.identity) || within(s.segments, x.node)
 	case "node":
 		return within(s.segments, x.node)
 	case "issuer":
@@ -65,7 +65,9 @@ func (s scope) kills(x subject, index uint64) bool {
 		return false
 	}
 	switch s.kind {
-	case "identity", "secret":
+	case "identity":
+		return within(s.segments, x.identity) && x.own < index || within(s.segments, x.node) && x.root < index
+	case "secret":
 		return x.own < index
 	case "everything":
 		return x.own < index || x.root < index

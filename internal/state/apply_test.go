@@ -88,7 +88,7 @@ func (f *feeder) release(identity, purpose string) *SecretReleased {
 		Expires: f.now.Add(30 * time.Minute), Max: f.now.Add(time.Hour),
 	}
 	if id, ok := f.s.LeaseOf.Get(LeaseKey(identity, "", "db/a", 1, purpose)); ok {
-		if l, _ := f.s.Leases.Get(id); f.now < l.Expires {
+		if l, _ := f.s.Leases.Get(id); l.Live(f.now) {
 			e.Lease, e.Max, e.Expires = id, 0, l.Expires
 		}
 	}

@@ -47,7 +47,7 @@ func TestCovers(t *testing.T) {
 	x := Subject{Identity: "/workload/api", Node: "/node/join-token/web-1", Anchor: "join-token:abc", Secret: "db/password"}
 	for text, want := range map[string]bool{
 		"everything": true, "identity:/workload/api": true, "identity:/workload/*": true, "identity:/*": true,
-		"identity:/workload/api/*": false, "identity:/workload/ap": false, "identity:/work/*": false, "identity:/node/join-token/web-1": false,
+		"identity:/workload/api/*": false, "identity:/workload/ap": false, "identity:/work/*": false, "identity:/node/join-token/web-1": true,
 		"node:/node/join-token/web-1": true, "node:/node/*": true, "node:/*": true, "node:/node/join-token/web-10": false, "node:/node/join-token/web-1/*": false,
 		"issuer:join-token:abc": true, "issuer:join-token": false, "issuer:join-token:abcd": false,
 		"secret:db/password": true, "secret:db/*": true, "secret:*": true, "secret:db": false, "secret:d/*": false,
@@ -142,7 +142,7 @@ func TestLookupsEqualScans(t *testing.T) {
 		s.Cutoffs.All(func(text string, at uint64) bool {
 			scope, _ := ParseScope(text)
 			born := x.Root
-			if scope.Kind == ScopeIdentity || scope.Kind == ScopeSecret {
+			if scope.Kind == ScopeSecret || scope.Kind == ScopeIdentity && !matchPath(scope.Value, x.Node) {
 				born = x.Own
 			}
 			if scope.Kind == ScopeEverything {
