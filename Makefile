@@ -63,7 +63,8 @@ crash: deps
 fuzz:
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz
 
-bench:
+bench: build
+	go run ./test/bench -bin bin/bailment
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 1h $(OURS)
 
 generate:

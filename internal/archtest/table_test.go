@@ -46,7 +46,7 @@ var table = []archtest.Row{
 	{"internal/store/sqlite", "internal/problem internal/store internal/durable", "modernc.org/sqlite golang.org/x/sys"},
 	{"internal/store/storetest", "internal/store", "golang.org/x/mod pgregory.net/rapid"},
 
-	{"internal/custody", "internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
+	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
 
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
@@ -84,7 +84,7 @@ var table = []archtest.Row{
 	},
 	{
 		"internal/server/servertest", "internal/server internal/config internal/control internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest " +
-			"internal/attest/jointoken internal/attest/methods client api/... verify",
+			"internal/attest/jointoken internal/attest/methods internal/store client api/... verify",
 		"golang.org/x/crypto connectrpc.com/connect google.golang.org/protobuf",
 	},
 	{"internal/quickstart", "examples internal/durable internal/problem internal/identity internal/sshsig internal/seal", "golang.org/x/crypto golang.org/x/sys"},
@@ -99,5 +99,7 @@ var table = []archtest.Row{
 	// Tests of the whole binary.
 	{"test/e2e", "", ""},
 	{"test/faults", "", ""},
-	{"test/bench", "api/... client verify internal/...", "golang.org/x/crypto google.golang.org/protobuf"},
+	{"test/site", "api/... client verify internal/...", "golang.org/x/crypto golang.org/x/mod"},
+	{"test/site/sitetest", "api/... client verify internal/... test/site", "golang.org/x/crypto golang.org/x/mod golang.org/x/sys"},
+	{"test/bench", "api/... client verify internal/... test/site", "golang.org/x/crypto google.golang.org/protobuf"},
 }

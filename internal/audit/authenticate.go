@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/verify"
@@ -67,6 +68,7 @@ type key struct {
 	verifier note.Verifier
 	created  uint64 // the entry that added it
 	trusted  bool   // by what was pinned
+	vouched  bool   // the key before it signed for it
 }
 
 // authenticate compares the checkpoints with the tree, and finds out how far what was pinned vouches for it.
@@ -110,7 +112,7 @@ func (r *run) keys(origin string) ([]*key, error) {
 	})
 	slices.SortFunc(rows, func(a, b *state.PublicKey) int { return cmp.Compare(a.Created, b.Created) })
 	var keys []*key
-	for _, row := range rows {
+	for i, row := range rows {
 		if len(row.Public) != ed25519.PublicKeySize {
 			return nil, fault(row.Created, "the key %s is not an Ed25519 public key", row.Name)
 		}
@@ -123,7 +125,17 @@ func (r *run) keys(origin string) ([]*key, error) {
 			return nil, fault(row.Created, "the key %s: %v", row.Name, err)
 		}
 		r.report.Keys = append(r.report.Keys, vkey)
-		keys = append(keys, &key{verifier: v, created: row.Created, trusted: row.Created == 0 && !r.o.Genesis.IsZero()})
+		k := &key{verifier: v, created: row.Created, trusted: row.Created == 0 && !r.o.Genesis.IsZero()}
+		if i > 0 {
+			env := r.state.Env
+			text := ceremony.CheckpointKey{
+				Scope: ceremony.Scope{Environment: env.Name, Genesis: env.Genesis, Epoch: env.Epoch}, Name: row.Name, Public: row.Public,
+			}.Text()
+			if k.vouched = ed25519.Verify(rows[i-1].Public, []byte(text), row.Cross); !k.vouched {
+				return nil, fault(row.Created, "the key %s is not vouched for by %s", row.Name, rows[i-1].Name)
+			}
+		}
+		keys = append(keys, k)
 	}
 	for _, vkey := range r.o.Vkeys {
 		v, err := verify.ParseVerifier(vkey)
@@ -201,11 +213,16 @@ func (r *run) prove(ctx context.Context, c checkpoint, keys []*key) {
 	}
 }
 
-// spread lets trust go from what was pinned to what it signed: a checkpoint by a trusted key vouches for every entry
-// under it, and so for the keys that those entries added.
+// spread lets trust go from what was pinned to what it signed: a trusted key vouches for the key that followed it, and a
+// checkpoint by a trusted key for every entry under it, and so for the keys that those entries added.
 func (r *run) spread(keys []*key) {
 	for again := true; again; {
 		again = false
+		for i, k := range keys {
+			if i > 0 && !k.trusted && k.vouched && keys[i-1].trusted {
+				k.trusted, again = true, true
+			}
+		}
 		for _, c := range r.checkpoints {
 			signed := slices.ContainsFunc(keys, func(k *key) bool {
 				if !k.trusted {

@@ -226,3 +226,20 @@ func ParseGenesis(text string, want [32]byte) (Genesis, error) {
 	}
 	return g, nil
 }
+
+// CheckpointKey is what a checkpoint key signs for the one that follows it, so that whoever trusts genesis can follow the
+// rotations without trusting the ledger's own word for them.
+type CheckpointKey struct {
+	Scope
+	Name   string // checkpoint/N
+	Public []byte // Ed25519
+}
+
+// Text is the text to sign.
+func (k CheckpointKey) Text() string {
+	var b strings.Builder
+	k.lines(&b, "bailment checkpoint key v1")
+	b.WriteString("name " + k.Name + "\n")
+	b.WriteString("public " + hex.EncodeToString(k.Public) + "\n")
+	return b.String()
+}

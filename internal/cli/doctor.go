@@ -24,8 +24,9 @@ func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "doctor", Short: "Check what a command on this machine needs", Args: cobra.NoArgs,
 		Long: `Checks, in order: what is pinned, that the server can be reached and is the one that is pinned,
-that clocks agree, the login, the SSH key, and the agent on this machine. It changes nothing,
-and exits with 1 if a check failed. What is off (no login, no agent) is not a failure.`,
+that clocks agree, the login, the SSH key, and the agent on this machine. What rests on a check
+that failed is left out. It changes nothing, and exits with 1 if a check failed. What is off (no
+login, no SSH key, no agent) is not a failure.`,
 		Example: "  bailment doctor\n  bailment doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found := a.diagnose(cmd.Context())
@@ -68,17 +69,11 @@ func off(check string, err error) finding {
 const maxSkew = 30 * time.Second
 
 func (a *app) diagnose(ctx context.Context) []finding {
-	out := []finding{a.diagnoseAgent(ctx)}
-	if a.flags.key == "" && a.getenv("SSH_AUTH_SOCK") == "" {
-		out = append(out, finding{"ssh key", "off", "neither BAILMENT_SSH_KEY nor an ssh-agent", "set BAILMENT_SSH_KEY to log in or sign"})
-	} else if a.flags.key != "" {
-		if s, err := a.signer(ctx, nil); err != nil {
-			out = append(out, failed("ssh key", err))
-		} else {
-			out = append(out, finding{"ssh key", "ok", s.Source, ""})
-			_ = s.Close() // it was only looked at
-		}
-	}
+	return append(a.diagnoseServer(ctx), a.diagnoseKey(ctx), a.diagnoseAgent(ctx))
+}
+
+// diagnoseServer goes from the pin to the login, and stops at what makes the rest impossible.
+func (a *app) diagnoseServer(ctx context.Context) (out []finding) {
 	c, t, err := a.dial(ctx)
 	if err != nil {
 		return append(out, failed("pinned environment", err))
@@ -111,6 +106,30 @@ func diagnoseClock(ctx context.Context, challenge func(context.Context, *v1.Chal
 		return finding{"clock", "failed", fmt.Sprintf("a new challenge expires in %s by this clock", left.Round(time.Second)), "synchronise the clocks of this machine and of the server"}
 	}
 	return finding{"clock", "ok", "agrees with the server's", ""}
+}
+
+// diagnoseKey opens the key file that is set. Which of an ssh-agent's keys is meant is known only when a person
+// logs in, so an agent is only knocked at.
+func (a *app) diagnoseKey(ctx context.Context) finding {
+	if a.flags.key != "" {
+		s, err := a.signer(ctx, nil)
+		if err != nil {
+			return failed("ssh key", err)
+		}
+		_ = s.Close() // it was only looked at
+		return finding{"ssh key", "ok", s.Source, ""}
+	}
+	socket := a.getenv("SSH_AUTH_SOCK")
+	if socket == "" {
+		return finding{"ssh key", "off", "neither BAILMENT_SSH_KEY nor an ssh-agent", "set BAILMENT_SSH_KEY to log in or sign"}
+	}
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return finding{"ssh key", "off", "no ssh-agent listens on $SSH_AUTH_SOCK", "start ssh-agent, or set BAILMENT_SSH_KEY"}
+	}
+	_ = conn.Close() // it was only knocked at
+	return finding{"ssh key", "ok", "an ssh-agent listens on " + socket, ""}
 }
 
 func (a *app) diagnoseAgent(ctx context.Context) finding {

@@ -40,11 +40,17 @@ left there is stopped and removed.`,
 func (a *app) demoCommands() []*cobra.Command {
 	return []*cobra.Command{
 		{
-			Use: "quickstart-database ADDRESS-FILE", Short: "The quickstart's database", Hidden: true, Args: cobra.ExactArgs(1),
-			RunE: func(cmd *cobra.Command, args []string) error { return quickstart.Database(cmd.Context(), args[0]) },
+			Use: "quickstart-database ADDRESS-FILE", Short: "The quickstart's database", Hidden: true,
+			Long:    "Serves HTTP with basic authentication by the password in $DB_PASSWORD.",
+			Example: "  bailment run --secret db/password=DB_PASSWORD -- bailment quickstart-database address",
+			Args:    cobra.ExactArgs(1),
+			RunE:    func(cmd *cobra.Command, args []string) error { return quickstart.Database(cmd.Context(), args[0]) },
 		},
 		{
-			Use: "quickstart-service DATABASE", Short: "The quickstart's service", Hidden: true, Args: cobra.ExactArgs(1),
+			Use: "quickstart-service DATABASE", Short: "The quickstart's service", Hidden: true,
+			Long:    "Logs in to the quickstart's database, with a guessed password and with the one in $DB_PASSWORD.",
+			Example: "  bailment run --secret db/password=DB_PASSWORD -- bailment quickstart-service 127.0.0.1:8080",
+			Args:    cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if err := quickstart.Service(cmd.Context(), args[0], cmd.OutOrStdout()); err != nil {
 					return fmt.Errorf("the quickstart's service: %w", err)

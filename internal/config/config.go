@@ -70,13 +70,11 @@ type Log struct {
 
 // Agent is the configuration of `bailment agent`.
 type Agent struct {
-	Bootstrap string        `yaml:"bootstrap" doc:"Bootstrap string, bailment1:HOST:PORT/ENV#GENESIS. Empty: $BAILMENT_BOOTSTRAP."`
-	Data      string        `yaml:"data" default:"/var/lib/bailment-agent" doc:"Directory for the node's key and certificate. Readable by the agent's user only."`
-	Socket    string        `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask."`
-	Attest    Attestation   `yaml:"attest" doc:"How this machine proves what it is."`
-	OpsListen string        `yaml:"ops_listen" default:"none" doc:"Address of /livez, /readyz and /metrics in plain HTTP; it must be a loopback address. \"none\" turns it off."`
-	Timeout   time.Duration `yaml:"timeout" default:"30s" min:"1s" max:"10m" doc:"One call to the server."`
-	Log       Log           `yaml:"log" doc:"Structured log on standard error. It never holds values."`
+	Bootstrap string      `yaml:"bootstrap" doc:"Bootstrap string, bailment1:HOST:PORT/ENV#GENESIS. Empty: $BAILMENT_BOOTSTRAP."`
+	Data      string      `yaml:"data" default:"/var/lib/bailment-agent" doc:"Directory for the node's key and certificate. Readable by the agent's user only."`
+	Socket    string      `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask."`
+	Attest    Attestation `yaml:"attest" doc:"How this machine proves what it is."`
+	Log       Log         `yaml:"log" doc:"Structured log on standard error. It never holds values."`
 }
 
 // Attestation is the method of an agent and what it needs.

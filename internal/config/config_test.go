@@ -112,7 +112,8 @@ func TestAgentFindings(t *testing.T) {
 		"bootstrap: bailment1:x":                 "f.yaml:1:1: bootstrap: is not a bootstrap string",
 		"socket: agent.sock":                     "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
 		"attest: {files: {token: here}}":         "attest.files.token: \"here\" is not an absolute path",
-		"ops_listen: 192.0.2.1:1":                "is not a loopback address",
+		"ops_listen: 127.0.0.1:8402":             "f.yaml:1:1: ops_listen: there is no such field",
+		"timeout: 30s":                           "f.yaml:1:1: timeout: there is no such field",
 		"attest: {files: {token: /a, token: b}}": "f.yaml:1:",
 	} {
 		if _, err := ParseAgent("f.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {

@@ -56,6 +56,7 @@ type proposal struct {
 	sig      state.Signature
 	bundle   *state.Signature
 	base     state.Digest
+	bad      error // why it is refused: the decision enters that
 }
 
 // Propose opens a change. It has no effect until it is approved.
@@ -85,22 +86,22 @@ func (e *Environment) Propose(ctx context.Context, c Caller, r ProposeRequest) (
 
 func (e *Environment) prepareProposal(ctx context.Context, s *state.State, c Caller, r ProposeRequest, text ceremony.Change) (*proposal, error) {
 	// Reading and compiling a bundle is dear: only an operator may have it done.
-	now := state.At(e.cfg.Now())
-	x, err := e.judge(s, c, now)
-	if err != nil {
-		return nil, err
+	p := &proposal{text: text, base: s.Bundle}
+	x, err := e.judge(s, c, state.At(e.cfg.Now()))
+	if p.bad = err; err != nil {
+		return p, nil
 	}
 	prog, err := e.program(ctx, s.Bundle)
 	if err != nil {
 		return nil, err
 	}
-	if _, p := dutyOf(prog, x, policy.DutyPropose); p != nil {
-		return nil, p
+	if _, bad := dutyOf(prog, x, policy.DutyPropose); bad != nil {
+		p.bad = bad
+		return p, nil
 	}
-	p := &proposal{text: text, base: s.Bundle}
 	fingerprint, err := verifyPerson(prog, text.Person, ceremony.NamespaceChange, r.Text, r.SSHSIG)
-	if err != nil {
-		return nil, err
+	if p.bad = err; err != nil {
+		return p, nil
 	}
 	p.sig = state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
 	if text.Action != ActionBundle {
@@ -172,6 +173,9 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	}
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: "change.propose", target: p.text.Action, session: x}
+	}
+	if p.bad != nil {
+		return nil, refuse(problem.As(p.bad).Reason, "%s", problem.As(p.bad).Message)
 	}
 	first, err := t.idempotent(x, idem)
 	if err != nil {
@@ -296,6 +300,7 @@ type ApproveRequest struct {
 type approval struct {
 	text ceremony.Change
 	sig  state.Signature
+	bad  error // why it is refused: the decision enters that
 }
 
 // Approve adds the caller's approval and, when it is the last one needed, carries the change out in the same commit.
@@ -307,16 +312,16 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (approval, error) {
 			a := approval{text: text}
-			if _, err := e.judge(s, c, state.At(e.cfg.Now())); err != nil {
-				return a, err
+			if _, a.bad = e.judge(s, c, state.At(e.cfg.Now())); a.bad != nil {
+				return a, nil
 			}
 			prog, err := e.program(ctx, s.Bundle)
 			if err != nil {
 				return a, err
 			}
 			fingerprint, err := verifyPerson(prog, text.Person, ceremony.NamespaceChange, r.Text, r.SSHSIG)
-			if err != nil {
-				return a, err
+			if a.bad = err; a.bad != nil {
+				return a, nil
 			}
 			a.sig = state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
 			if ch, ok := s.Changes.Get(r.Change); ok && ch.Action == ActionBundle {
@@ -344,6 +349,9 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	}
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: "change.approve", target: a.text.Action, session: x}
+	}
+	if a.bad != nil {
+		return nil, refuse(problem.As(a.bad).Reason, "%s", problem.As(a.bad).Message)
 	}
 	ch, ok := t.s.Changes.Get(r.Change)
 	if !ok {

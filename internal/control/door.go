@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/bailment/bailment/internal/identity"
@@ -254,6 +255,11 @@ func decidePermit(s *state.State, prog *policy.Program, claims *claimCache, x *s
 	if h, held := s.HoldOver(subject, now); held {
 		return policy.Decision{}, problem.New(problem.ReasonHeld, "held by entry %d (%s)", h.Index, h.Scope)
 	}
+	if strings.HasPrefix(x.Identity, identity.PrefixHuman) {
+		if _, p := operatorOf(prog, x); p != nil {
+			return policy.Decision{}, p
+		}
+	}
 	in, err := inputOf(s, claims, x, action, secret, purpose, now)
 	if err != nil {
 		return policy.Decision{}, problem.Wrap(err, problem.ReasonCondition, "reading the session's claims")
@@ -297,6 +303,15 @@ func (t *turn) duty(x *state.Session, d policy.Duty) (policy.Operator, error) {
 }
 
 func dutyOf(prog *policy.Program, x *state.Session, d policy.Duty) (policy.Operator, *problem.Problem) {
+	op, p := operatorOf(prog, x)
+	if p == nil && !op.Has(d) {
+		p = problem.New(problem.ReasonDuty, "%s does not have the duty %s", op.Name, d)
+	}
+	return op, p
+}
+
+// operatorOf is the person of a session, if the bundle in force still lists him with the key of the login.
+func operatorOf(prog *policy.Program, x *state.Session) (policy.Operator, *problem.Problem) {
 	const prefix = identity.PrefixHuman
 	if len(x.Identity) <= len(prefix) || x.Identity[:len(prefix)] != prefix {
 		return policy.Operator{}, problem.New(problem.ReasonDuty, "%s is not an operator", x.Identity)
@@ -311,9 +326,6 @@ func dutyOf(prog *policy.Program, x *state.Session, d policy.Duty) (policy.Opera
 	}
 	if !listed {
 		return op, problem.New(problem.ReasonDuty, "the key of this login is no longer listed for %s", op.Name)
-	}
-	if !op.Has(d) {
-		return op, problem.New(problem.ReasonDuty, "%s does not have the duty %s", op.Name, d)
 	}
 	return op, nil
 }

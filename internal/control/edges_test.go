@@ -163,9 +163,11 @@ func TestDestroyedVersionsMakeRoom(t *testing.T) {
 
 // The horizon of a fork's cutoff covers the leases that the node and its workloads hold.
 func TestForkHorizon(t *testing.T) {
-	w := controltest.New(t, controltest.Options{Extra: policy.Files{"identities/node.yaml": []byte(
-		"apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: nodes}\nspec:\n  method: join-token\n  path: /node/join-token/{claims.name}\n  session: 10m\n"),
-		"environment.yaml": fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  sessions: {node: 10m, workload: 10m, operator: 10m}\n", controltest.EnvName)}})
+	w := controltest.New(t, controltest.Options{Extra: policy.Files{
+		"identities/node.yaml": []byte(
+			"apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: nodes}\nspec:\n  method: join-token\n  path: /node/join-token/{claims.name}\n  session: 10m\n"),
+		"environment.yaml": fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  sessions: {node: 10m, workload: 10m, operator: 10m}\n", controltest.EnvName),
+	}})
 	alice := w.Login("alice")
 	node := w.Node(alice, "web-1")
 	w.Put(alice, "db/a", "one")

@@ -123,8 +123,11 @@ func explainSession(s *state.State, r ExplainRequest, now state.Millis) (*state.
 		p = problem.New(problem.ReasonSessionExpired, "the newest session of %s is over", r.Identity)
 		x.Method, x.Assurance, x.Anchor, x.Claims = id.Method, id.Assurance, id.Anchor, id.Claims
 	}
-	if r.Node != "" {
+	if r.Node != "" && r.Node != x.Node {
 		x.Node = r.Node
+		if node, ok := s.Identities.Get(r.Node); ok {
+			x.Anchor, x.Root, x.Assurance = node.Anchor, node.Root, node.Assurance
+		}
 	}
 	if r.Claims != nil {
 		x.Claims, x.Index = r.Claims, s.Next

@@ -74,7 +74,7 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 			if err != nil {
 				return made{}, err
 			}
-			facts, row, err := e.vault().Make(ctx, e.keys.Load(), kind, last+1, s.Env.Name, e.cfg.Source, e.cfg.Now())
+			facts, row, err := e.vault().Make(ctx, e.keys.Load(), kind, last+1, e.scope(s), e.cfg.Source, e.cfg.Now())
 			return made{facts, row}, err
 		},
 		func(t *turn, m made) (string, error) {
@@ -128,7 +128,7 @@ func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapPr
 	if _, p := dutyOf(e.Program(), x, policy.DutyKeys); p != nil {
 		return p
 	}
-	if err := e.rewrapNamed(ctx); err != nil {
+	if err := e.rewrapNamed(ctx, c); err != nil {
 		return err
 	}
 	to := e.keys.Load().KEK()
@@ -141,7 +141,7 @@ func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapPr
 		if len(ids) == 0 {
 			break
 		}
-		if err := e.rewrapIDs(ctx, to, ids, false); err != nil {
+		if err := e.rewrapIDs(ctx, c, to, ids, false); err != nil {
 			return err
 		}
 		after = ids[len(ids)-1]
@@ -150,7 +150,7 @@ func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapPr
 			return err
 		}
 	}
-	if err := e.rewrapIDs(ctx, to, nil, true); err != nil {
+	if err := e.rewrapIDs(ctx, c, to, nil, true); err != nil {
 		return err
 	}
 	progress.Finished = true
@@ -167,7 +167,7 @@ func versionsOf(s *state.State) int {
 }
 
 // rewrapIDs moves some versions' data keys, and enters how many. The context of each is found by its ID in the state.
-func (e *Environment) rewrapIDs(ctx context.Context, to *seal.KEK, ids []uint64, done bool) error {
+func (e *Environment) rewrapIDs(ctx context.Context, c Caller, to *seal.KEK, ids []uint64, done bool) error {
 	var moved []store.Rewrap
 	if len(ids) > 0 {
 		where := e.locate(ids)
@@ -193,9 +193,21 @@ func (e *Environment) rewrapIDs(ctx context.Context, to *seal.KEK, ids []uint64,
 	}
 	_, _, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (struct{}, error) {
 		t.draft.Rewraps = moved
-		_, err := t.enter(&state.KeysRewrapped{To: custody.Name(custody.KEK, to.Number()), Count: len(moved), Done: done})
-		return struct{}{}, err
+		return struct{}{}, t.rewrapped(c, custody.Name(custody.KEK, to.Number()), len(moved), done)
 	})
+	return err
+}
+
+// rewrapped enters a part of a rewrap, if the caller may still have it done.
+func (t *turn) rewrapped(c Caller, to string, count int, done bool) error {
+	x, err := t.session(c)
+	if err != nil {
+		return err
+	}
+	if _, err := t.duty(x, policy.DutyKeys); err != nil {
+		return err
+	}
+	_, err = t.enter(&state.KeysRewrapped{To: to, Count: count, Done: done, Actor: actorOf(x), Ruling: t.ruling("")})
 	return err
 }
 
@@ -222,7 +234,7 @@ func (e *Environment) locate(ids []uint64) map[uint64]place {
 }
 
 // rewrapNamed moves the environment's own keys under the current key-encryption key.
-func (e *Environment) rewrapNamed(ctx context.Context) error {
+func (e *Environment) rewrapNamed(ctx context.Context, c Caller) error {
 	k := e.keys.Load()
 	names := []string{custody.Name(custody.MAC, 1)}
 	e.log.State().Keys.All(func(name string, _ *state.PublicKey) bool {
@@ -235,8 +247,7 @@ func (e *Environment) rewrapNamed(ctx context.Context) error {
 	}
 	_, _, err = do(ctx, e, nothing, func(t *turn, _ struct{}) (struct{}, error) {
 		t.draft.Keys = rows
-		_, err := t.enter(&state.KeysRewrapped{To: custody.Name(custody.KEK, k.KEK().Number()), Count: len(rows)})
-		return struct{}{}, err
+		return struct{}{}, t.rewrapped(c, custody.Name(custody.KEK, k.KEK().Number()), len(rows), false)
 	})
 	return err
 }

@@ -158,6 +158,9 @@ func (t *turn) lastQuorum(scope state.Scope) *problem.Problem {
 	if scope.Kind == state.ScopeEverything || scope.Kind == state.ScopeSecret || scope.Kind == state.ScopeNode {
 		return nil // these holds do not cover persons
 	}
+	if server := (state.Subject{Identity: identity.PrefixServer + t.e.cfg.ServerID, Anchor: viaServer, Own: t.at.Index, Root: t.at.Index}); scope.Covers(server) {
+		return problem.New(problem.ReasonLastQuorum, "this would keep the server itself from serving, and nobody could lift it")
+	}
 	env := t.prog.Environment()
 	need := max(env.Approvals, 1)
 	if env.Class == policy.Production {

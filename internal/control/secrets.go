@@ -39,12 +39,11 @@ type Released struct {
 // deliveryDeadline is how old a release's entry may be when its delivery begins (invariant "revoked").
 const deliveryDeadline = 5 * time.Second
 
-// prepared is a version that was opened before the decision.
+// preparedValue is a version that was opened before the decision.
 type preparedValue struct {
 	number uint64
 	sealed uint64
 	value  seal.Secret
-	err    error
 }
 
 // Get releases a version of a secret under a lease. The value is decrypted first, then the release is decided

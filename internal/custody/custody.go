@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/seal"
@@ -332,8 +333,9 @@ func (v Vault) wrapKEK(ctx context.Context, k *seal.KEK) (store.Key, error) {
 	return store.Key{Name: Name(KEK, k.Number()), Data: data}, err
 }
 
-// Make makes the key that follows `last` of a kind: what the ledger enters of it, and its wrapped form.
-func (v Vault) Make(ctx context.Context, k *Keys, kind string, n uint32, env string, src *seal.Source, now time.Time) (state.KeyFacts, store.Key, error) {
+// Make makes the next key of a kind: what the ledger enters of it, and its wrapped form. The key before it vouches for a CA
+// and for a checkpoint key.
+func (v Vault) Make(ctx context.Context, k *Keys, kind string, n uint32, scope ceremony.Scope, src *seal.Source, now time.Time) (state.KeyFacts, store.Key, error) {
 	facts := state.KeyFacts{Name: Name(kind, n)}
 	switch kind {
 	case KEK:
@@ -349,6 +351,10 @@ func (v Vault) Make(ctx context.Context, k *Keys, kind string, n uint32, env str
 			return facts, store.Key{}, err
 		}
 		facts.Public = key.Public().(ed25519.PublicKey)
+		text := ceremony.CheckpointKey{Scope: scope, Name: facts.Name, Public: facts.Public}.Text()
+		if facts.Cross, err = k.signers[0].Sign([]byte(text)); err != nil {
+			return facts, store.Key{}, problem.Wrap(err, problem.ReasonInternal, "vouching for the new checkpoint key")
+		}
 		row, err := v.wrapSigner(k.kek, kind, n, key)
 		return facts, row, err
 	case CA:
@@ -356,10 +362,10 @@ func (v Vault) Make(ctx context.Context, k *Keys, kind string, n uint32, env str
 		if err != nil {
 			return facts, store.Key{}, err
 		}
-		if facts.Cert, err = signCA(env, n, key.Public(), nil, key, now); err != nil {
+		if facts.Cert, err = signCA(scope.Environment, n, key.Public(), nil, key, now); err != nil {
 			return facts, store.Key{}, err
 		}
-		if facts.Cross, err = signCA(env, n, key.Public(), k.caCert, k.ca, now); err != nil {
+		if facts.Cross, err = signCA(scope.Environment, n, key.Public(), k.caCert, k.ca, now); err != nil {
 			return facts, store.Key{}, err
 		}
 		row, err := v.wrapSigner(k.kek, kind, n, key)

@@ -127,12 +127,29 @@ func TestPatterns(t *testing.T) {
 		path string
 		want bool
 	}{
-		{id("/a/b"), "/a/b", true}, {id("/a/b"), "/a/b/c", false}, {id("/a/b"), "/a", false},
-		{id("/a/*"), "/a/b", true}, {id("/a/*"), "/a/b/c", true}, {id("/a/*"), "/a", false}, {id("/a/*"), "/ab", false},
-		{id("/a/*"), "/ab/c", false}, {id("/a/*"), "/a/", false}, {id("/*"), "/a", true}, {id("/*"), "/", false}, {id("/*"), "", false}, {id("/*"), "a", false},
-		{secret("a"), "a", true}, {secret("a"), "a/b", false}, {secret("a/*"), "a/b", true}, {secret("a/*"), "a", false},
-		{secret("a/*"), "ab/c", false}, {secret("*"), "a/b", true}, {secret("*"), "", false}, {secret("*"), "/a", false},
-		{Pattern{}, "", false}, {Pattern{}, "/a", false},
+		{id("/a/b"), "/a/b", true},
+		{id("/a/b"), "/a/b/c", false},
+		{id("/a/b"), "/a", false},
+		{id("/a/*"), "/a/b", true},
+		{id("/a/*"), "/a/b/c", true},
+		{id("/a/*"), "/a", false},
+		{id("/a/*"), "/ab", false},
+		{id("/a/*"), "/ab/c", false},
+		{id("/a/*"), "/a/", false},
+		{id("/*"), "/a", true},
+		{id("/*"), "/", false},
+		{id("/*"), "", false},
+		{id("/*"), "a", false},
+		{secret("a"), "a", true},
+		{secret("a"), "a/b", false},
+		{secret("a/*"), "a/b", true},
+		{secret("a/*"), "a", false},
+		{secret("a/*"), "ab/c", false},
+		{secret("*"), "a/b", true},
+		{secret("*"), "", false},
+		{secret("*"), "/a", false},
+		{Pattern{}, "", false},
+		{Pattern{}, "/a", false},
 	} {
 		if got := c.p.Match(c.path); got != c.want {
 			t.Errorf("%q matches %q: %v", c.p, c.path, got)

@@ -74,10 +74,17 @@ func (c *Checker) onceKey(st *step, fail failure) {
 
 // moves is this package's own table of a version's legal transitions (DESIGN §9).
 var moves = []struct{ from, to state.VersionState }{
-	{state.Staged, state.Current}, {state.Staged, state.Retired}, {state.Staged, state.Compromised},
-	{state.Current, state.Retiring}, {state.Current, state.Retired}, {state.Current, state.Compromised},
-	{state.Retiring, state.Current}, {state.Retiring, state.Retired}, {state.Retiring, state.Compromised},
-	{state.Retired, state.Destroyed}, {state.Retired, state.Compromised},
+	{state.Staged, state.Current},
+	{state.Staged, state.Retired},
+	{state.Staged, state.Compromised},
+	{state.Current, state.Retiring},
+	{state.Current, state.Retired},
+	{state.Current, state.Compromised},
+	{state.Retiring, state.Current},
+	{state.Retiring, state.Retired},
+	{state.Retiring, state.Compromised},
+	{state.Retired, state.Destroyed},
+	{state.Retired, state.Compromised},
 	{state.Compromised, state.Retired},
 }
 

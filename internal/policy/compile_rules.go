@@ -49,7 +49,12 @@ func (c *compiler) secrets() {
 	}
 }
 
-// recipe checks how values are made. The least lengths give 95 bits of entropy or more.
+// leastLengths are the shortest values with 128 bits, by recipe: 22 characters (128 / log2(62) = 21.5),
+// or 16 random bytes. What makes values refuses shorter ones too: a bundle that asks for them must
+// not come into force and then fail at its use.
+var leastLengths = map[string]int{"password": 22, "alphanumeric": 22, "token": 16, "hex": 16, "base64": 16}
+
+// recipe checks how values are made.
 func (c *compiler) recipe(s *secretSpec, out *Secret) {
 	g := &s.Generate
 	if !g.Recipe.set {
@@ -62,8 +67,8 @@ func (c *compiler) recipe(s *secretSpec, out *Secret) {
 		}
 	}
 	length := 0
-	if name != "uuid" {
-		length = c.count(g.Length, "length", 32, 16, 512)
+	if least, ok := leastLengths[name]; ok {
+		length = c.count(g.Length, "length", 32, least, 512)
 	}
 	out.Recipe = Recipe{name, length}
 	if size := out.Recipe.Size(); size > out.MaxBytes {

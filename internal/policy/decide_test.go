@@ -411,7 +411,7 @@ func TestDeclarations(t *testing.T) {
 	p := mustCompile(t, with(t,
 		"Secret bench/* type: opaque, maxBytes: 10",
 		"Secret bench/a/* type: opaque, maxBytes: 20, lease: {ttl: 5m, max: 10m}",
-		"Secret bench/a/b type: opaque, maxBytes: 30, generate: {recipe: alphanumeric, length: 20}",
+		"Secret bench/a/b type: opaque, maxBytes: 30, generate: {recipe: alphanumeric, length: 22}",
 	))
 	for path, want := range map[string]int{"bench/x": 10, "bench/x/y": 10, "bench/a": 10, "bench/a/c": 20, "bench/a/b": 30, "bench/a/b/c": 20, "db/password": 65536, "bench": 0, "benchx/a": 0, "": 0} {
 		s, ok := p.Secret(path)

@@ -122,7 +122,7 @@ type (
 		Generate struct {
 			At     Pos
 			Recipe text   `yaml:"recipe" need:"true" enum:"password,token,hex,base64,uuid,alphanumeric" doc:"How the server makes a value."`
-			Length number `yaml:"length" doc:"Characters of a password or alphanumeric value (16 to 512), random bytes of a token, hex or base64 value (16 to 512). Not for uuid. Default 32."`
+			Length number `yaml:"length" doc:"Characters of a password or alphanumeric value (22 to 512), random bytes of a token, hex or base64 value (16 to 512). Not for uuid. Default 32."`
 		} `yaml:"generate" doc:"How the server makes a value."`
 		MaxBytes number `yaml:"maxBytes" doc:"Size of a value in bytes; by default the environment's limit."`
 		Retain   period `yaml:"retain" doc:"How long the previous version stays readable after a new one, up to 8760h. Default 0: not at all."`

@@ -31,7 +31,7 @@ func (d Digest) IsZero() bool { return d == Digest{} }
 func ParseDigest(s string) (Digest, error) {
 	rest, ok := strings.CutPrefix(s, "sha256:")
 	if !ok {
-		return Digest{}, fmt.Errorf("digest %.80q does not begin with sha256:", s)
+		return Digest{}, fmt.Errorf("digest %.80q has no sha256: before it", s)
 	}
 	return parseHex(rest)
 }

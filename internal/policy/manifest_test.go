@@ -45,8 +45,12 @@ func TestManifestText(t *testing.T) {
 		}
 	}
 	for _, h := range []Header{
-		{"", Digest{}, 1, Digest{}}, {"x", Digest{}, 0, Digest{}}, {"x", Digest{1}, 1, Digest{}},
-		{"x", Digest{}, 2, Digest{1}}, {"x", Digest{1}, 2, Digest{}}, {"x", Digest{}, 1, Digest{1}},
+		{"", Digest{}, 1, Digest{}},
+		{"x", Digest{}, 0, Digest{}},
+		{"x", Digest{1}, 1, Digest{}},
+		{"x", Digest{}, 2, Digest{1}},
+		{"x", Digest{1}, 2, Digest{}},
+		{"x", Digest{}, 1, Digest{1}},
 	} {
 		if _, err := BuildManifest(Files{"a": nil}, h); err == nil {
 			t.Errorf("accepted %+v", h)

@@ -252,13 +252,15 @@ func (s *show) revoke(ctx context.Context) error {
 		return err
 	}
 	v, err := decode[struct {
-		Entry   entry  `json:"entry"`
-		Horizon string `json:"horizon"`
+		Entry   entry    `json:"entry"`
+		Horizon string   `json:"horizon"`
+		Rotate  []string `json:"rotate"`
 	}](out)
 	if err != nil {
 		return err
 	}
 	s.note("Acknowledged in one commit; everything it covers is dead by %s.   [ledger entry %s]", v.Horizon, v.Entry.Index)
+	s.note("What it had as a value it still knows, so the answer says what to rotate: %s.", strings.Join(v.Rotate, ", "))
 	told, err := s.run(ctx, io.Discard, s.o.Exe, "quickstart-service", "unused")
 	if err == nil {
 		return problem.New(problem.ReasonInternal, "a revoked service got the password")
@@ -281,12 +283,12 @@ func (s *show) audit(ctx context.Context) error {
 		return err
 	}
 	v, derr := decode[struct {
-		Entries uint64 `json:"entries"`
+		Size uint64 `json:"size"`
 	}](out)
 	if derr != nil {
 		return derr
 	}
-	s.note("%d entries: every hash, every signature and the state that they amount to are right.", v.Entries)
+	s.note("%d entries: every hash, every signature and the state that they amount to are right.", v.Size)
 	return nil
 }
 

@@ -248,9 +248,11 @@ type KeyAdded struct {
 
 // KeysRewrapped is progress of a rewrap.
 type KeysRewrapped struct {
-	To    string `json:"to"`
-	Count int    `json:"count"`
-	Done  bool   `json:"done"`
+	To     string `json:"to"`
+	Count  int    `json:"count"`
+	Done   bool   `json:"done"`
+	Actor  Actor  `json:"actor"`
+	Ruling Ruling `json:"ruling"`
 }
 
 // StateRootSet commits to the reduced state after the entry Index.

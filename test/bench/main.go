@@ -105,7 +105,7 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many in
 
 func (b *bench) prepare(ctx context.Context) error {
 	var err error
-	if b.alice, err = b.s.Login(ctx); err != nil {
+	if b.alice, err = b.s.Login(ctx, "alice"); err != nil {
 		return err
 	}
 	if b.admin, err = b.s.Dial(b.alice); err != nil {
@@ -262,7 +262,7 @@ func (b *bench) logins() error {
 	}
 	defer c.Close()
 	for ctx.Err() == nil {
-		if _, err := c.Login(context.Background(), "alice", b.s.Sign); err != nil {
+		if _, err := c.Login(context.Background(), "alice", b.s.Signer("alice")); err != nil {
 			return err
 		}
 		n++

@@ -22,7 +22,6 @@ type acked struct {
 	mu       sync.Mutex
 	puts     map[string]string // secret/version → value
 	releases map[uint64]string // index → secret
-	unsure   int
 }
 
 func (a *acked) put(secret string, version uint64, value string) {

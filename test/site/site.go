@@ -49,6 +49,7 @@ type Options struct {
 	Name   string       // of the environment; default "site.example"
 	Bin    string       // the binary to run
 	Dir    string       // everything is below it; it must exist
+	People []string     // operators beside alice
 	Extra  policy.Files // added to or replacing files of the default bundle
 	Config string       // more lines of the server's configuration
 	// Now is the founding's clock; nil means time.Now.
@@ -63,7 +64,7 @@ type Site struct {
 	Config  string // the server's configuration file
 	Addr    string
 	Ops     string
-	Alice   ssh.Signer
+	People  map[string]ssh.Signer
 	Genesis state.Digest
 	Trust   *client.Trust // after Connect
 	Cmd     *exec.Cmd     // nil while no server runs
@@ -95,7 +96,7 @@ func (l *Log) String() string {
 	return l.b.String()
 }
 
-// New founds an environment with alice as its operator. It starts nothing.
+// New founds an environment with alice and others as its operators. It starts nothing.
 func New(ctx context.Context, o Options) (*Site, error) {
 	if o.Name == "" {
 		o.Name = "site.example"
@@ -103,7 +104,7 @@ func New(ctx context.Context, o Options) (*Site, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Site{Name: o.Name, Bin: o.Bin, Data: filepath.Join(o.Dir, "data"), Config: filepath.Join(o.Dir, "server.yaml"), Logs: &Log{}}
+	s := &Site{Name: o.Name, Bin: o.Bin, Data: filepath.Join(o.Dir, "data"), Config: filepath.Join(o.Dir, "server.yaml"), Logs: &Log{}, People: make(map[string]ssh.Signer)}
 	var err error
 	if s.Addr, err = FreeAddr(); err != nil {
 		return nil, err
@@ -111,18 +112,24 @@ func New(ctx context.Context, o Options) (*Site, error) {
 	if s.Ops, err = FreeAddr(); err != nil {
 		return nil, err
 	}
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	if s.Alice, err = ssh.NewSignerFromKey(key); err != nil {
-		return nil, err
+	for _, name := range append([]string{"alice"}, o.People...) {
+		if s.People[name], err = newPerson(); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.found(ctx, o); err != nil {
 		return nil, err
 	}
 	text := fmt.Sprintf("data: %s\nlisten: %s\nops_listen: %s\nserver_id: s1\n%s", s.Data, s.Addr, s.Ops, o.Config)
 	return s, os.WriteFile(s.Config, []byte(text), 0o600)
+}
+
+func newPerson() (ssh.Signer, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return ssh.NewSignerFromKey(key)
 }
 
 // Dir is the environment's own directory.
@@ -152,7 +159,7 @@ func (s *Site) found(ctx context.Context, o Options) (err error) {
 	s.Genesis, err = control.Found(ctx, control.Founding{
 		Files: files, Holder: holder, Source: src, Store: st, Now: o.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
-			sig, err := s.Sign(namespace, []byte(text))
+			sig, err := s.Signer("alice")(namespace, []byte(text))
 			return "alice", sig, err
 		},
 	})
@@ -163,15 +170,15 @@ func (s *Site) found(ctx context.Context, o Options) (err error) {
 func (s *Site) bundle() policy.Files {
 	return policy.Files{
 		"environment.yaml":    []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + s.Name + "}\nspec:\n  class: development\n  sessions: {operator: 12h, workload: 1h}\n  limits: {versionsPerSecret: 10000}\n"),
-		"operators.yaml":      Operators(map[string]ssh.Signer{"alice": s.Alice}),
+		"operators.yaml":      operators(s.People),
 		"identities/all.yaml": []byte("apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: nodes}\nspec: {method: join-token, path: '/node/join-token/{claims.name}'}\n---\napiVersion: bailment/v1\nkind: Identity\nmetadata: {name: api}\nspec: {method: workload, path: /workload/api, nodes: ['/node/join-token/*']}\n"),
 		"grants/all.yaml":     []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: write}\nspec: {actions: [secret.write, secret.generate, secret.list], identities: [/human/alice], secrets: ['*']}\n---\napiVersion: bailment/v1\nkind: Grant\nmetadata: {name: read}\nspec: {actions: [secret.read], identities: [/workload/api], secrets: ['app/*'], purposes: [runtime]}\n"),
 		"secrets/all.yaml":    []byte("apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: app/*}\nspec: {type: opaque}\n"),
 	}
 }
 
-// Operators is an operators.yaml of persons with every duty, in the order of their names.
-func Operators(persons map[string]ssh.Signer) []byte {
+// operators is an operators.yaml of persons with every duty, in the order of their names.
+func operators(persons map[string]ssh.Signer) []byte {
 	out := []byte("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n")
 	for _, name := range slices.Sorted(maps.Keys(persons)) {
 		key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(persons[name].PublicKey())))
@@ -329,20 +336,22 @@ func (s *Site) Dial(session *client.Session) (*client.Client, error) {
 	return client.Dial(s.Trust, o)
 }
 
-// Sign signs as alice.
-func (s *Site) Sign(namespace string, text []byte) (string, error) {
-	sig, err := sshsig.Sign(s.Alice, namespace, text)
-	return string(sig), err
+// Signer signs as a person, as package client wants it.
+func (s *Site) Signer(person string) func(namespace string, text []byte) (string, error) {
+	return func(namespace string, text []byte) (string, error) {
+		sig, err := sshsig.Sign(s.People[person], namespace, text)
+		return string(sig), err
+	}
 }
 
-// Login logs alice in.
-func (s *Site) Login(ctx context.Context) (*client.Session, error) {
+// Login logs a person in.
+func (s *Site) Login(ctx context.Context, person string) (*client.Session, error) {
 	c, err := s.Dial(nil)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return c.Login(ctx, "alice", s.Sign)
+	return c.Login(ctx, person, s.Signer(person))
 }
 
 // Token admits a machine of a name.

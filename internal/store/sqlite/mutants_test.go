@@ -100,12 +100,14 @@ func (m *mutant) Append(ctx context.Context, b *store.Batch) error {
 	}
 	return m.Store.Append(ctx, b)
 }
+
 func (m *mutant) Head(ctx context.Context) (store.Head, error) {
 	if m.headFn != nil {
 		return m.headFn(ctx)
 	}
 	return m.Store.Head(ctx)
 }
+
 func (m *mutant) Entries(ctx context.Context, from uint64, limit int, fn func(uint64, store.Entry) error) error {
 	if m.entryFn == nil {
 		return m.Store.Entries(ctx, from, limit, fn)
@@ -118,54 +120,63 @@ func (m *mutant) Entries(ctx context.Context, from uint64, limit int, fn func(ui
 		return fn(i, e)
 	})
 }
+
 func (m *mutant) PutCheckpoint(ctx context.Context, signed []byte) error {
 	if m.putCkptFn != nil {
 		return m.putCkptFn(ctx, signed)
 	}
 	return m.Store.PutCheckpoint(ctx, signed)
 }
+
 func (m *mutant) PutSnapshot(ctx context.Context, index uint64, data []byte) error {
 	if m.putSnapFn != nil {
 		return m.putSnapFn(ctx, index, data)
 	}
 	return m.Store.PutSnapshot(ctx, index, data)
 }
+
 func (m *mutant) Snapshot(ctx context.Context, max uint64) (uint64, []byte, error) {
 	if m.snapFn != nil {
 		return m.snapFn(ctx, max)
 	}
 	return m.Store.Snapshot(ctx, max)
 }
+
 func (m *mutant) Sealed(ctx context.Context, id uint64) (store.Sealed, error) {
 	if m.sealedFn != nil {
 		return m.sealedFn(ctx, id)
 	}
 	return m.Store.Sealed(ctx, id)
 }
+
 func (m *mutant) Hashes(ctx context.Context, x []uint64) ([]store.Digest, error) {
 	if m.hashesFn != nil {
 		return m.hashesFn(ctx, x)
 	}
 	return m.Store.Hashes(ctx, x)
 }
+
 func (m *mutant) Blob(ctx context.Context, d store.Digest) ([]byte, error) {
 	if m.blobFn != nil {
 		return m.blobFn(ctx, d)
 	}
 	return m.Store.Blob(ctx, d)
 }
+
 func (m *mutant) Key(ctx context.Context, name string) ([]byte, error) {
 	if m.keyFn != nil {
 		return m.keyFn(ctx, name)
 	}
 	return m.Store.Key(ctx, name)
 }
+
 func (m *mutant) SealedUnder(ctx context.Context, kek uint32, after uint64, limit int) ([]uint64, error) {
 	if m.underFn != nil {
 		return m.underFn(ctx, kek, after, limit)
 	}
 	return m.Store.SealedUnder(ctx, kek, after, limit)
 }
+
 func (m *mutant) Close() error {
 	if m.closeFn != nil {
 		return m.closeFn()
@@ -319,7 +330,8 @@ func failureMutants() map[string]func(store.Store) store.Store {
 	return map[string]func(store.Store) store.Store{
 		"acknowledges without storing": func(s store.Store) store.Store {
 			var head store.Head
-			return &mutant{Store: s,
+			return &mutant{
+				Store: s,
 				appendFn: func(_ context.Context, b *store.Batch) error {
 					if err := b.Check(head); err != nil {
 						return err

@@ -421,6 +421,7 @@ type badStmt struct{ driver.Stmt }
 func (badStmt) ExecContext(context.Context, []driver.NamedValue) (driver.Result, error) {
 	return nil, errInjected
 }
+
 func (badStmt) QueryContext(context.Context, []driver.NamedValue) (driver.Rows, error) {
 	return nil, errInjected
 }

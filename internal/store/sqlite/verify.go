@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"time"
 
@@ -69,5 +68,5 @@ func verify(c *conn) (store.Head, error) {
 
 // corrupt makes an error that is store.ErrCorrupt.
 func corrupt(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", store.ErrCorrupt, errors.New(fmt.Sprintf(format, args...)))
+	return fmt.Errorf("%w: %w", store.ErrCorrupt, fmt.Errorf(format, args...))
 }

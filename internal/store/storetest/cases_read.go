@@ -23,8 +23,21 @@ func testEntriesPaging(t testing.TB, site Site) {
 		from  uint64
 		limit int
 	}{
-		{0, 0}, {0, -1}, {0, 1}, {0, math.MaxInt}, {1, 511}, {1, 512}, {1, 513}, {699, 3},
-		{size - 1, 1}, {size - 1, 5}, {size, 5}, {size + 1, 5}, {math.MaxInt64, 5}, {1 << 63, 5}, {math.MaxUint64, 5},
+		{0, 0},
+		{0, -1},
+		{0, 1},
+		{0, math.MaxInt},
+		{1, 511},
+		{1, 512},
+		{1, 513},
+		{699, 3},
+		{size - 1, 1},
+		{size - 1, 5},
+		{size, 5},
+		{size + 1, 5},
+		{math.MaxInt64, 5},
+		{1 << 63, 5},
+		{math.MaxUint64, 5},
 	} {
 		// Compare's own end computation must not overflow.
 		if err := m.compareEntries(s, c.from, min(c.limit, 1<<20)); err != nil {

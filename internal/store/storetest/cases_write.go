@@ -213,7 +213,8 @@ func testRewrap(t testing.TB, site Site) {
 	b = m.batch(1)
 	id := m.seal(b, 0, 1)
 	b.Rewraps = []store.Rewrap{
-		{ID: 1, WrappedKey: m.bytes(60), KEK: 2}, {ID: 2, WrappedKey: m.bytes(200), KEK: 2},
+		{ID: 1, WrappedKey: m.bytes(60), KEK: 2},
+		{ID: 2, WrappedKey: m.bytes(200), KEK: 2},
 		{ID: id, WrappedKey: m.bytes(60), KEK: 3}, // sealed in this very batch: sealing comes first
 		{ID: 0, WrappedKey: m.bytes(60), KEK: 2},  // not there: no effect, and no failure of others' work
 	}

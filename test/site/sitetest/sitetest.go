@@ -117,7 +117,13 @@ func (s *Site) Dial(session *client.Session) *client.Client {
 // Login logs alice in.
 func (s *Site) Login() *client.Session {
 	s.T.Helper()
-	x, err := s.Site.Login(s.T.Context())
+	return s.LoginAs("alice")
+}
+
+// LoginAs logs a person in.
+func (s *Site) LoginAs(person string) *client.Session {
+	s.T.Helper()
+	x, err := s.Site.Login(s.T.Context(), person)
 	s.Check(err)
 	return x
 }
