@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -111,8 +112,25 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.Open(ctx); err != nil {
 		return err
 	}
+	tuneMemory()
 	err := s.Serve(ctx)
 	return errors.Join(err, s.Close())
+}
+
+// What lives is small and each request leaves some kilobytes behind, so at Go's default the collector runs twenty times
+// a second under load, which is a tenth of the CPU. Four times the live heap, below a soft limit, runs it a quarter as often.
+const (
+	gcPercent  = 400
+	softMemory = 128 << 20
+)
+
+// tuneMemory gives back what opening took, and sets the collector's pace unless the operator has (GOGC, GOMEMLIMIT).
+func tuneMemory() {
+	debug.FreeOSMemory()
+	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetGCPercent(gcPercent)
+		debug.SetMemoryLimit(softMemory)
+	}
 }
 
 // Open opens the environments and the listeners. When it fails, nothing stays open.
