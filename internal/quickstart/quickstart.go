@@ -149,8 +149,7 @@ func (s *show) stopEarlier() error {
 		if err != nil || pid <= 1 {
 			continue
 		}
-		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !bytes.Contains(args, []byte(s.dir)) {
+		if !s.ours(pid) {
 			continue // gone, or somebody else's by now
 		}
 		p, err := os.FindProcess(pid)
@@ -160,7 +159,7 @@ func (s *show) stopEarlier() error {
 		if err := p.Signal(syscall.SIGTERM); err != nil {
 			continue
 		}
-		for deadline := time.Now().Add(startup); p.Signal(syscall.Signal(0)) == nil; {
+		for deadline := time.Now().Add(startup); s.ours(pid); {
 			if time.Now().After(deadline) {
 				return problem.New(problem.ReasonConflict, "the earlier quickstart's %s (process %d) does not stop", role, pid)
 			}
@@ -168,6 +167,12 @@ func (s *show) stopEarlier() error {
 		}
 	}
 	return nil
+}
+
+// ours reports whether a process is one of this directory's. A zombie has no arguments any more and is gone.
+func (s *show) ours(pid int) bool {
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && bytes.Contains(args, []byte(s.dir))
 }
 
 // stop ends what this run started, the last first.
@@ -224,11 +229,7 @@ func (s *show) start(ctx context.Context, role string, ready func() bool, args .
 		return problem.Wrap(err, problem.ReasonStore, "making the log of the %s", role)
 	}
 	defer log.Close()
-	exe := s.o.Exe
-	if role == "database" {
-		exe = s.o.Exe
-	}
-	cmd := exec.Command(exe, args...)
+	cmd := exec.Command(s.o.Exe, args...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = s.environ(), s.dir, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: s.o.Keep} // a kept one outlives the terminal
 	if err := cmd.Start(); err != nil {

@@ -307,7 +307,7 @@ func (s *show) goodbye() {
 	fmt.Fprintf(s.o.Out, `
   bailment explain secret.read db/password --for /workload/payments-api
   bailment revocation lift identity:/workload/payments-api --reason "all clear"
-  bailment change list
+  bailment change list            # then: bailment change approve NUMBER
   echo hello | bailment secret put db/password
   bailment run --secret db/password=DB_PASSWORD -- sh -c 'echo "$DB_PASSWORD"'
   bailment ledger tail

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -157,18 +158,29 @@ func dialFrom(t testing.TB, s *site.Site, ip string, session *client.Session) *c
 	return c
 }
 
-// copyTree copies a data directory.
+// copyTree copies the regular files of a tree: an agent's has a socket.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
-		t.Fatal(err)
-	}
-	// CopyFS makes files that others may read, and the root key refuses that.
-	err := filepath.Walk(to, func(path string, info os.FileInfo, err error) error {
-		if err != nil || !info.Mode().IsRegular() {
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
 			return err
 		}
-		return os.Chmod(path, 0o600)
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		switch {
+		case d.IsDir():
+			return os.MkdirAll(target, 0o700)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(target, b, 0o600)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -70,6 +71,7 @@ type Site struct {
 	Cmd     *exec.Cmd     // nil while no server runs
 	Logs    *Log          // of the newest server
 
+	keys   map[string]ed25519.PrivateKey // of People
 	exited chan error
 }
 
@@ -104,7 +106,7 @@ func New(ctx context.Context, o Options) (*Site, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Site{Name: o.Name, Bin: o.Bin, Data: filepath.Join(o.Dir, "data"), Config: filepath.Join(o.Dir, "server.yaml"), Logs: &Log{}, People: make(map[string]ssh.Signer)}
+	s := &Site{Name: o.Name, Bin: o.Bin, Data: filepath.Join(o.Dir, "data"), Config: filepath.Join(o.Dir, "server.yaml"), Logs: &Log{}, People: make(map[string]ssh.Signer), keys: make(map[string]ed25519.PrivateKey)}
 	var err error
 	if s.Addr, err = FreeAddr(); err != nil {
 		return nil, err
@@ -113,7 +115,10 @@ func New(ctx context.Context, o Options) (*Site, error) {
 		return nil, err
 	}
 	for _, name := range append([]string{"alice"}, o.People...) {
-		if s.People[name], err = newPerson(); err != nil {
+		if _, s.keys[name], err = ed25519.GenerateKey(rand.Reader); err != nil {
+			return nil, err
+		}
+		if s.People[name], err = ssh.NewSignerFromKey(s.keys[name]); err != nil {
 			return nil, err
 		}
 	}
@@ -124,12 +129,16 @@ func New(ctx context.Context, o Options) (*Site, error) {
 	return s, os.WriteFile(s.Config, []byte(text), 0o600)
 }
 
-func newPerson() (ssh.Signer, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
+// KeyFile writes a person's key as ssh-keygen does, for the command line.
+func (s *Site) KeyFile(person, path string) error {
+	block, err := ssh.MarshalPrivateKey(s.keys[person], person)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return ssh.NewSignerFromKey(key)
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(path+".pub", ssh.MarshalAuthorizedKey(s.People[person].PublicKey()), 0o600)
 }
 
 // Dir is the environment's own directory.
