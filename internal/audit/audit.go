@@ -8,7 +8,7 @@
 // number that it asks for; the stored checkpoint, and those kept elsewhere, are signed by keys of this ledger and
 // are of this tree. Report.Authenticated says how many of the entries are vouched for by what the caller pinned.
 // Not guaranteed: that what the entries say happened in the world; that the log shows everybody the same entries
-// (compare checkpoints with others for that); that roots stored with older batches, which nobody reads, are right.
+// (compare checkpoints with others for that).
 //
 // Memory is bounded by the state, not by the ledger. It reads the entries twice. Its place: above the pure packages
 // state, policy, ceremony and sshsig and the leaf verify; the command line and tests use it.
@@ -51,6 +51,15 @@ type Stored struct {
 	Head     store.Head
 	Hashes   func(ctx context.Context, indexes []uint64) ([]store.Digest, error)
 	Snapshot func(ctx context.Context, most uint64) (index uint64, data []byte, err error)
+	// Roots reads the roots that were stored with earlier heads, in order, from a cursor on; nil if none are kept.
+	Roots func(ctx context.Context, cursor uint64, limit int) ([]Root, error)
+}
+
+// Root is a tree's root as it was stored beside the head of its time.
+type Root struct {
+	Cursor uint64 // where the next call goes on
+	Size   uint64
+	Root   store.Digest
 }
 
 // OfStore is the ledger in a store, as of its present head.

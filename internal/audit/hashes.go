@@ -54,11 +54,15 @@ func (m *merkle) root() tlog.Hash {
 func (r *run) hashes(ctx context.Context) error {
 	var m merkle
 	want, ok := r.wantTrees, false
+	roots := rootReader{r: r}
 	for m.size < r.l.Size {
 		from := m.size
 		limit := int(min(slice, r.l.Size-from))
 		stored, err := r.storedHashes(ctx, from, limit)
 		if err != nil {
+			return err
+		}
+		if err := roots.fetch(ctx, from+uint64(limit)); err != nil {
 			return err
 		}
 		err = r.l.Entries(ctx, from, limit, func(index uint64, e store.Entry) error {
@@ -75,6 +79,9 @@ func (r *run) hashes(ctx context.Context) error {
 			if _, ok = want[m.size]; ok {
 				want[m.size] = m.root()
 			}
+			if err := roots.compare(index, &m); err != nil {
+				return err
+			}
 			return r.collectClaim(index, e)
 		})
 		if err != nil {
@@ -87,6 +94,43 @@ func (r *run) hashes(ctx context.Context) error {
 	}
 	r.report.Root = state.Digest(m.root())
 	return r.checkHead(m.root())
+}
+
+// rootReader goes along with the growing tree and compares the roots that were stored with earlier heads.
+type rootReader struct {
+	r       *run
+	cursor  uint64
+	pending []Root
+	done    bool
+}
+
+// fetch reads on until the roots of all trees up to a size are at hand.
+func (x *rootReader) fetch(ctx context.Context, upto uint64) error {
+	if x.r.l.Stored == nil || x.r.l.Stored.Roots == nil {
+		return nil
+	}
+	for !x.done && (len(x.pending) == 0 || x.pending[len(x.pending)-1].Size < upto) {
+		more, err := x.r.l.Stored.Roots(ctx, x.cursor, slice)
+		if err != nil {
+			return storeProblem(err, "reading the roots stored with earlier batches")
+		}
+		if x.done = len(more) == 0; !x.done {
+			x.pending, x.cursor = append(x.pending, more...), more[len(more)-1].Cursor
+		}
+	}
+	return nil
+}
+
+// compare checks the root stored at the tree's size, if there is one.
+func (x *rootReader) compare(index uint64, m *merkle) error {
+	if len(x.pending) == 0 || x.pending[0].Size > m.size {
+		return nil
+	}
+	if x.pending[0].Size != m.size || tlog.Hash(x.pending[0].Root) != m.root() {
+		return fault(index, "the root stored with its batch is not the tree's")
+	}
+	x.pending = x.pending[1:]
+	return nil
 }
 
 // storedHashes reads the hashes that were stored with some entries.

@@ -436,8 +436,17 @@ func (a *app) openLedger(ctx context.Context, dir string, o *audit.Options) (aud
 	ledger, err := audit.OfStore(ctx, st)
 	if err != nil {
 		closer()
+		return ledger, closer, err
 	}
-	return ledger, closer, err
+	ledger.Stored.Roots = func(ctx context.Context, cursor uint64, limit int) ([]audit.Root, error) {
+		roots, err := st.BatchRoots(ctx, cursor, limit)
+		out := make([]audit.Root, len(roots))
+		for i, r := range roots {
+			out[i] = audit.Root(r)
+		}
+		return out, err
+	}
+	return ledger, closer, nil
 }
 
 // openRemote reads entries from the server, under what is pinned here.

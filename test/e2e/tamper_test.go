@@ -173,8 +173,7 @@ func flipEntries(t *testing.T, dir string, verify func(string, ...string) comman
 	}
 }
 
-// flipHashes changes one byte of the hashes of each of many batches, and of the newest batch's root. The
-// roots of batches before it are read by nobody.
+// flipHashes changes one byte of the hashes, or of the root, of each of many batches.
 func flipHashes(t *testing.T, dir string, verify func(string, ...string) command, caught func(*testing.T, command, string, int)) {
 	type batch struct{ id, first, count int64 }
 	var all []batch
@@ -194,7 +193,9 @@ func flipHashes(t *testing.T, dir string, verify func(string, ...string) command
 	caught(t, out, "tampered", 3)
 	for _, i := range mrand.Perm(len(all))[:min(16, len(all))] {
 		b := all[i]
-		out := verify(damaged(t, dir, func(db *sql.DB) { flip(t, db, "batches", "hashes", "hash", b.id) }))
+		out := verify(damaged(t, dir, func(db *sql.DB) { flip(t, db, "batches", "root", "hash", b.id) }))
+		caught(t, out, "tampered", 3)
+		out = verify(damaged(t, dir, func(db *sql.DB) { flip(t, db, "batches", "hashes", "hash", b.id) }))
 		caught(t, out, "tampered", 3)
 		m := named.FindStringSubmatch(out.stderr)
 		if m == nil {

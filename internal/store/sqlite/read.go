@@ -235,3 +235,33 @@ func (s *Store) sealedSlice(ctx context.Context, after uint64, fn func(id uint64
 	}
 	return after, nil
 }
+
+// A BatchRoot is the root that was stored with one batch: of the tree with Size leaves.
+type BatchRoot struct {
+	Cursor uint64 // where the next call goes on
+	Size   uint64
+	Root   store.Digest
+}
+
+// BatchRoots reads the roots that were stored with the batches, in order, from a cursor on (0: from the
+// first), at most limit of them. Only the newest is the head's; an auditor compares them all.
+func (s *Store) BatchRoots(ctx context.Context, cursor uint64, limit int) ([]BatchRoot, error) {
+	if err := s.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer s.release()
+	var out []BatchRoot
+	err := s.c.query(func(row []driver.Value) error {
+		var hash, end int64
+		var root []byte
+		if err := scan(row, &hash, &end, &root); err != nil {
+			return corrupt("batch row: %v", err)
+		}
+		if len(root) != len(store.Digest{}) || end < 0 {
+			return corrupt("batch row %d is malformed", hash)
+		}
+		out = append(out, BatchRoot{Cursor: uint64(hash) + 1, Size: uint64(end), Root: store.Digest(root)})
+		return nil
+	}, `SELECT hash, first + count, root FROM batches WHERE hash >= ? ORDER BY hash LIMIT ?`, int64(cursor), int64(limit))
+	return out, err
+}
