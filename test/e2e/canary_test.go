@@ -91,23 +91,6 @@ func searchTree(t *testing.T, dir, value string) []string {
 	return found
 }
 
-// searchProcess looks at a process's arguments and environment.
-func searchProcess(t *testing.T, pid int, value string) []string {
-	t.Helper()
-	var found []string
-	for _, name := range []string{"cmdline", "environ"} {
-		path := fmt.Sprintf("/proc/%d/%s", pid, name)
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range search(data, value) {
-			found = append(found, path+" ("+f+")")
-		}
-	}
-	return found
-}
-
 // The search itself must find a leak of each kind, wherever it begins.
 func TestSearchFindsPlantedLeaks(t *testing.T) {
 	dresses := map[string]func(string) string{

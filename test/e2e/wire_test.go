@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -299,7 +298,7 @@ func (h *hostile) flood(t *testing.T) {
 	if limited.Load() == 0 || judged.Load() < 50 {
 		t.Errorf("of %d bad logins %d were judged and %d limited", most, judged.Load(), limited.Load())
 	}
-	t.Log(fmt.Sprintf("%d judged, %d limited", judged.Load(), limited.Load()))
+	t.Logf("%d judged, %d limited", judged.Load(), limited.Load())
 	if _, err := h.Site.Site.Login(t.Context(), "alice"); err != nil {
 		t.Errorf("a login from another source: %v", err)
 	}
