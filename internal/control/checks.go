@@ -18,15 +18,20 @@ import (
 const (
 	checkEvery  = time.Second
 	replayEvery = time.Hour
-	checkSlice  = 128 // entries between two rests: some milliseconds
-	restIdle    = 4   // rests are so many times as long as the work: a fifth of one core
-	restBusy    = 19  // a twentieth, while entries arrive faster than they are checked
-	loudest     = 100 // violations of one invariant that are logged whole; all are counted
+	checkSlice  = 128  // entries between two rests: some milliseconds
+	restIdle    = 4    // rests are so many times as long as the work: a fifth of one core
+	restBusy    = 19   // a twentieth, while entries arrive
+	loudest     = 100  // violations of one invariant that are logged whole; all are counted
+	keepRecent  = 8192 // entries kept for the checks, some MB; beyond it they are read back
+	wakeRecent  = 1024 // entries after which the checks don't wait for their second
 )
 
-// checks are the running checks of the invariants (DESIGN §3): every entry is read back from the store, compared with its leaf
-// hash, and judged by package invariant, which knows nothing of this one.
+// checks are the running checks of the invariants (DESIGN §3): every entry is judged by package invariant, which knows nothing of
+// this one. After a start all are read back from the store and compared with their leaf hashes; what is entered from then on is
+// judged as it was committed, because to read it back costs ten times what judging it costs. The hourly replay reads everything
+// back.
 type checks struct {
+	recent    recent
 	delivered atomic.Uint64 // values handed out since the start
 	next      atomic.Uint64 // index of the first entry that was not checked yet
 	replayed  atomic.Uint64 // entries of the last state that was compared with a replay
@@ -60,12 +65,63 @@ func (e *Environment) startChecks() {
 	c.checker = invariant.New(invariant.Options{
 		Program: func(d state.Digest) *policy.Program { return c.programs[d] }, Genesis: e.genesis, CountFrom: e.log.Size(),
 	})
-	e.background.Go(func() { e.repeat(checkEvery, "checking the invariants", e.checkGently) })
-	e.background.Go(func() { e.repeat(replayEvery, "replaying the ledger", e.replayGently) })
+	e.background.Go(func() { e.repeat(checkEvery, c.recent.wake, "checking the invariants", e.checkGently) })
+	e.background.Go(func() { e.repeat(replayEvery, nil, "replaying the ledger", e.replayGently) })
 }
 
-// repeat runs a job again and again until the environment is closed. An error is of the store or the context, and passes.
-func (e *Environment) repeat(every time.Duration, what string, job func(context.Context) error) {
+// recent keeps the newest entries until the checks took them. The committer adds; one pass takes.
+type recent struct {
+	wake chan struct{} // holds one
+
+	mu      sync.Mutex
+	first   uint64 // index of entries[0], or of the next one
+	entries []*state.Entry
+}
+
+// add takes a draft's records. What has no decoded event, or is too much, is left to be read back.
+func (r *recent) add(first uint64, records []ledger.Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if first != r.first+uint64(len(r.entries)) || len(r.entries)+len(records) > keepRecent {
+		r.first, r.entries = first, nil
+	}
+	for i, x := range records {
+		entry, ok := x.Event.(*state.Entry)
+		if !ok {
+			r.first, r.entries = first+uint64(i)+1, nil
+			continue
+		}
+		r.entries = append(r.entries, entry)
+	}
+	if len(r.entries) >= wakeRecent {
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// take gives the entries from the index on, and forgets them; none if that one is not here.
+func (r *recent) take(from uint64) []*state.Entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if from < r.first || from >= r.first+uint64(len(r.entries)) {
+		return nil
+	}
+	out := r.entries[from-r.first:]
+	r.first, r.entries = r.first+uint64(len(r.entries)), nil
+	return out
+}
+
+// before is the index up to which entries must be read back.
+func (r *recent) before() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.first
+}
+
+// repeat runs a job again and again, and when it is woken, until the environment is closed. An error is of the store or the context, and passes.
+func (e *Environment) repeat(every time.Duration, wake <-chan struct{}, what string, job func(context.Context) error) {
 	t := time.NewTimer(every)
 	defer t.Stop()
 	for {
@@ -73,6 +129,7 @@ func (e *Environment) repeat(every time.Duration, what string, job func(context.
 		case <-e.run.Done():
 			return
 		case <-t.C:
+		case <-wake:
 		}
 		if err := job(e.run); err != nil && e.run.Err() == nil {
 			e.logger.Warn(what+" was interrupted", "err", err)
@@ -97,7 +154,7 @@ func (e *Environment) replayGently(ctx context.Context) error {
 // rest yields after a slice, the longer the busier the ledger is.
 func (e *Environment) rest(ctx context.Context, worked time.Duration, arrived uint64) {
 	times := restIdle
-	if arrived > checkSlice {
+	if arrived > 0 {
 		times = restBusy
 	}
 	t := time.NewTimer(time.Duration(times) * worked)
@@ -132,21 +189,37 @@ func (e *Environment) check(ctx context.Context, rest resting) (found []invarian
 		found = append(found, more...)
 		e.report(more)
 	}
-	// The counters first, then the size: so whatever was counted has its entry below the size.
-	counts := invariant.Counts{Delivered: c.delivered.Load()}
-	size := e.log.Size()
-	err = e.readSlices(ctx, c.checker.Next(), size, rest, func(index uint64, body []byte) error {
-		entry, err := state.Decode(body)
-		if err != nil {
-			return problem.Wrap(err, problem.ReasonTampered, "entry %d", index)
-		}
+	judge := func(index uint64, entry *state.Entry) error {
 		if err := e.provide(ctx, entry.Event); err != nil {
 			return err
 		}
 		report(c.checker.Feed(index, entry)...)
 		c.next.Store(index + 1)
 		return nil
-	})
+	}
+	// The counters first, then the size: so whatever was counted has its entry below the size.
+	counts := invariant.Counts{Delivered: c.delivered.Load()}
+	for size := e.log.Size(); err == nil && c.checker.Next() < size; {
+		from := c.checker.Next()
+		entries := c.recent.take(from)
+		for i := 0; i < len(entries) && err == nil; i++ {
+			err = judge(from+uint64(i), entries[i])
+		}
+		if len(entries) > 0 {
+			continue
+		}
+		to := size
+		if kept := c.recent.before(); kept > from {
+			to = min(to, kept)
+		}
+		err = e.readSlices(ctx, from, to, rest, func(index uint64, body []byte) error {
+			entry, err := state.Decode(body)
+			if err != nil {
+				return problem.Wrap(err, problem.ReasonTampered, "entry %d", index)
+			}
+			return judge(index, entry)
+		})
+	}
 	switch {
 	case problem.Is(err, problem.ReasonTampered):
 		// What comes after a damaged entry can't be judged, since it rests on it.

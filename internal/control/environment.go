@@ -91,10 +91,11 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	e := &Environment{cfg: cfg, logger: cfg.Logger}
 	e.claims.g.most, e.values.g.most = maxCachedClaims, maxCachedBytes
 	e.run, e.stop = context.WithCancel(context.Background())
+	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
 		Open: cfg.OpenStore, New: state.New, Restore: state.Restore, Confirm: confirmSnapshot,
 		Origin:    func(s *state.State) string { return ledger.OriginOf(s.Env.Name, s.Env.Genesis, s.Env.Epoch) },
-		Published: e.published, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now,
+		Published: e.published, Committed: e.checks.recent.add, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the environment: %w", err)

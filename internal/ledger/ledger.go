@@ -81,6 +81,10 @@ type Config[S Machine[S]] struct {
 	Origin func(S) string
 	// Published is called with each newly published state, from the committer: it must be quick.
 	Published func(S)
+	// Committed is called with each draft's records once they are durable and before its caller is answered, in the ledger's
+	// order, from the committer: it must be quick, and keep nothing but the records' events. A batch whose outcome was
+	// unknown may be in the ledger without a call.
+	Committed func(first uint64, records []Record)
 	Logger    *slog.Logger
 
 	Limits Limits

@@ -34,10 +34,14 @@ func (c *codec) MarshalAppend(dst []byte, m any) ([]byte, error) {
 	if !ok {
 		return nil, problem.New(problem.ReasonInternal, "%T is not a message", m)
 	}
-	if c.json {
-		return protojson.MarshalOptions{}.MarshalAppend(dst, msg)
+	return encode(dst, msg, c.json)
+}
+
+func encode(dst []byte, m proto.Message, asJSON bool) ([]byte, error) {
+	if asJSON {
+		return protojson.MarshalOptions{}.MarshalAppend(dst, m)
 	}
-	return proto.MarshalOptions{}.MarshalAppend(dst, msg)
+	return proto.MarshalOptions{}.MarshalAppend(dst, m)
 }
 
 func (c *codec) Unmarshal(data []byte, m any) error {
@@ -45,21 +49,29 @@ func (c *codec) Unmarshal(data []byte, m any) error {
 	if !ok {
 		return problem.New(problem.ReasonInternal, "%T is not a message", m)
 	}
-	if c.json {
+	if p := decode(data, msg, c.json); p != nil {
+		c.bad.note(m, p)
+	}
+	return nil
+}
+
+// decode reads a message strictly, and tells nothing of what it could not read but where it stands.
+func decode(data []byte, m proto.Message, asJSON bool) *problem.Problem {
+	if asJSON {
 		if len(data) == 0 {
 			data = []byte("{}")
 		}
-		if err := (protojson.UnmarshalOptions{}).Unmarshal(data, msg); err != nil {
-			c.bad.note(m, problem.New(problem.ReasonInvalid, "the body is not the JSON form of %s%s", msg.ProtoReflect().Descriptor().Name(), where.FindString(err.Error())))
+		if err := (protojson.UnmarshalOptions{}).Unmarshal(data, m); err != nil {
+			return problem.New(problem.ReasonInvalid, "the body is not the JSON form of %s%s", m.ProtoReflect().Descriptor().Name(), where.FindString(err.Error()))
 		}
 		return nil
 	}
-	switch err := proto.Unmarshal(data, msg); {
+	switch err := proto.Unmarshal(data, m); {
 	case err != nil:
-		c.bad.note(m, problem.New(problem.ReasonInvalid, "the body is not the binary form of %s", msg.ProtoReflect().Descriptor().Name()))
-	case len(msg.ProtoReflect().GetUnknown()) > 0:
-		c.bad.note(m, problem.New(problem.ReasonUnsupported, "the request has fields of %s that this server does not know", msg.ProtoReflect().Descriptor().Name()).
-			WithFix("upgrade the server first, then the clients"))
+		return problem.New(problem.ReasonInvalid, "the body is not the binary form of %s", m.ProtoReflect().Descriptor().Name())
+	case len(m.ProtoReflect().GetUnknown()) > 0:
+		return problem.New(problem.ReasonUnsupported, "the request has fields of %s that this server does not know", m.ProtoReflect().Descriptor().Name()).
+			WithFix("upgrade the server first, then the clients")
 	}
 	return nil
 }

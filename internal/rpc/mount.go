@@ -35,12 +35,15 @@ func (a *API) mount(options []connect.HandlerOption) {
 	add(api.NewLedgerServiceHandler(ledgers{a}, options...))
 	add(api.NewKeyServiceHandler(keys{a}, options...))
 	add(api.NewWatchServiceHandler(watches{a}, options...))
+	direct := a.directs()
 	services := pb.File_bailment_v1_bailment_proto.Services()
 	for i := range services.Len() {
 		s := services.Get(i)
 		h := handlers["/"+string(s.FullName())+"/"]
 		for j := range s.Methods().Len() {
-			a.routes[procedure(s.Methods().Get(j))] = a.routeOf(h, s, s.Methods().Get(j))
+			path := procedure(s.Methods().Get(j))
+			a.routes[path] = a.routeOf(h, s, s.Methods().Get(j))
+			a.routes[path].direct = direct[path]
 		}
 	}
 }

@@ -104,6 +104,7 @@ type site struct {
 // route is one method.
 type route struct {
 	handler http.Handler
+	direct  direct // nil: everything goes to handler
 	meter   Meter
 	public  bool   // asks for no session
 	proof   string // what a public method proves; empty: nothing
@@ -214,8 +215,6 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the client went away
 	}
 	defer a.putBody(in)
-	r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
-	r.Body, r.ContentLength = in, int64(len(in.data))
 	if rt.secret {
 		w = &secretWriter{ResponseWriter: w, call: c}
 	}
@@ -223,6 +222,20 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = &deadlineWriter{ResponseWriter: w, each: a.o.Limits.Write}
 	}
 	defer c.end()
+	ctx := context.WithValue(r.Context(), callKey{}, c)
+	if rt.direct != nil {
+		if contentType, timeout, ok := plain(r); ok {
+			if timeout >= 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, timeout)
+				defer cancel()
+			}
+			a.serveDirect(ctx, w, r, c, in, contentType)
+			return
+		}
+	}
+	r = r.WithContext(ctx)
+	r.Body, r.ContentLength = in, int64(len(in.data))
 	rt.handler.ServeHTTP(w, r)
 }
 
@@ -287,21 +300,33 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, conn *connection,
 func (a *API) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
 		c := callOf(ctx)
-		defer func() {
-			if x := recover(); x != nil {
-				res, err = nil, a.fail(c, a.panicked(req.Spec().Procedure, x))
+		err = a.guarded(c, req.Spec().Procedure, func() (err error) {
+			if err := a.malformed.take(req.Any()); err != nil {
+				return err
 			}
-		}()
-		if err := a.malformed.take(req.Any()); err != nil {
-			return nil, a.fail(c, err)
+			c.begun = true
+			res, err = next(ctx, req)
+			return err
+		})
+		if err != nil {
+			return nil, err
 		}
-		c.begun = true
-		if res, err = next(ctx, req); err != nil {
-			return nil, a.fail(c, err)
-		}
-		c.code = "ok"
 		return res, nil
 	}
+}
+
+// guarded runs a method, and turns its failure or panic into what goes over the wire.
+func (a *API) guarded(c *call, procedure string, method func() error) (err error) {
+	defer func() {
+		if x := recover(); x != nil {
+			err = a.fail(c, a.panicked(procedure, x))
+		}
+	}()
+	if err := method(); err != nil {
+		return a.fail(c, err)
+	}
+	c.code = "ok"
+	return nil
 }
 
 // WrapStreamingHandler is WrapUnary for streams, which also end when the server stops.

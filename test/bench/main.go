@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"time"
@@ -32,7 +33,7 @@ func main() {
 	bin := flag.String("bin", "bin/bailment", "the server's binary")
 	dir := flag.String("dir", "", "directory on the disk to measure; default: a temporary one")
 	each := flag.Duration("d", 5*time.Second, "length of one run")
-	only := flag.String("only", "", "measure only rows whose name contains this")
+	only := flag.String("only", "", "measure only rows whose name matches this regular expression")
 	many := flag.Int("secrets", 100_000, "secrets for the start measurement; 0: leave it out")
 	flag.Parse()
 	var err error
@@ -56,10 +57,14 @@ type bench struct {
 	min   func() []*worker
 	minPD int
 	each  time.Duration
-	only  string
+	only  *regexp.Regexp
 }
 
 func run(ctx context.Context, bin, dir, only string, each time.Duration, many int) error {
+	rows, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
 	if dir == "" {
 		tmp, err := os.MkdirTemp("", "bailment-bench")
 		if err != nil {
@@ -80,7 +85,7 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many in
 		return err
 	}
 	idle := rssOf(s.PID())
-	b := &bench{s: s, each: each, only: only}
+	b := &bench{s: s, each: each, only: rows}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
@@ -138,7 +143,7 @@ func (b *bench) head(bin string, idle int64) {
 
 // row measures a target between two runs of the yardstick.
 func (b *bench) row(name string, workers []*worker, check func(int, []byte) error) error {
-	if !strings.Contains(name, b.only) {
+	if !b.only.MatchString(name) {
 		return nil
 	}
 	before, err := measure("minimal TLS server", b.minPD, b.min(), b.each/2, nil)
@@ -245,7 +250,7 @@ func (b *bench) table() error {
 	if err := b.row("workload attested, X.509-SVID issued", b.workers(clients, node, "AttestationService/AttestWorkload", "application/proto", issue), nil); err != nil {
 		return err
 	}
-	if !strings.Contains("login", b.only) {
+	if !b.only.MatchString("login") {
 		return nil
 	}
 	return b.logins()

@@ -1,0 +1,110 @@
+package rpc
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	api "github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// The methods that machines call all the time, answered without connect's machinery when they come in
+// Connect's plain unary form, which is nothing but a POST of the message. That machinery (streams of one
+// message, peers, trailers, its own copies) costs a read as much as its decision and its sealing
+// together (docs/benchmarks.md). What comes otherwise (gRPC, a compressed body, a version to come) goes to
+// connect, and gets the same answer: TestDirect compares the two.
+func (a *API) directs() map[string]direct {
+	s := secrets{a}
+	return map[string]direct{
+		api.SecretServiceGetProcedure:                 directly(s.Get),
+		api.SecretServicePutProcedure:                 directly(s.Put),
+		api.SecretServiceRenewLeaseProcedure:          directly(s.RenewLease),
+		api.SecretServiceReturnLeaseProcedure:         directly(s.ReturnLease),
+		api.AttestationServiceAttestWorkloadProcedure: directly(attestations{a}.AttestWorkload),
+	}
+}
+
+// direct is a unary method over messages of any type: read fills the request.
+type direct func(ctx context.Context, read func(proto.Message) error) (proto.Message, error)
+
+func directly[T any, Q interface {
+	*T
+	proto.Message
+}, A proto.Message](method func(context.Context, Q) (A, error)) direct {
+	return func(ctx context.Context, read func(proto.Message) error) (proto.Message, error) {
+		q := Q(new(T))
+		if err := read(q); err != nil {
+			return nil, err
+		}
+		return method(ctx, q)
+	}
+}
+
+// plain says whether a request has Connect's plain unary form (https://connectrpc.com/docs/protocol,
+// Unary-Request) in an encoding of ours, and its timeout: none, or below 0.
+func plain(r *http.Request) (contentType string, timeout time.Duration, ok bool) {
+	h := r.Header
+	contentType, timeout = h.Get("Content-Type"), -1
+	if contentType != "application/proto" && contentType != "application/json" {
+		return "", 0, false
+	}
+	if len(h["Content-Encoding"]) > 0 {
+		return "", 0, false
+	}
+	if v := h["Connect-Protocol-Version"]; len(v) > 0 && (len(v) > 1 || v[0] != "1") {
+		return "", 0, false
+	}
+	if v := h["Connect-Timeout-Ms"]; len(v) > 0 {
+		if len(v) > 1 || len(v[0]) > 10 {
+			return "", 0, false
+		}
+		ms, err := strconv.ParseUint(v[0], 10, 63)
+		if err != nil {
+			return "", 0, false
+		}
+		timeout = time.Duration(ms) * time.Millisecond
+	}
+	return contentType, timeout, true
+}
+
+// serveDirect answers a plain request of a method that has a direct way.
+func (a *API) serveDirect(ctx context.Context, w http.ResponseWriter, r *http.Request, c *call, in *body, contentType string) {
+	asJSON := contentType == "application/json"
+	var answer proto.Message
+	err := a.guarded(c, r.URL.Path, func() (err error) {
+		answer, err = c.route.direct(ctx, func(m proto.Message) error {
+			if p := decode(in.data, m, asJSON); p != nil {
+				return p
+			}
+			c.begun = true
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		_ = a.errors.Write(w, r, err) // the client may be gone: there is nobody to tell
+		return
+	}
+	buf := answers.Get().(*[]byte)
+	out, err := encode((*buf)[:0], answer, asJSON)
+	if err != nil {
+		_ = a.errors.Write(w, r, a.fail(c, problem.Wrap(err, problem.ReasonInternal, "encoding the answer")))
+		return
+	}
+	h := w.Header()
+	h["Content-Type"] = []string{contentType}
+	h["Content-Length"] = []string{strconv.Itoa(len(out))}
+	_, _ = w.Write(out) // as above
+	if cap(out) <= keepBody {
+		*buf = out
+		answers.Put(buf)
+	}
+}
+
+// answers are buffers of encoded messages. One that held a value was wiped by secretWriter.
+var answers = sync.Pool{New: func() any { return new([]byte) }}
