@@ -184,14 +184,14 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 	st.deed = c.m.deedOf(e.Event)
 	c.judge(st)
 	var out []Violation
+	var name Name
+	fail := func(format string, args ...any) {
+		out = append(out, Violation{name, index, e.Event.Kind().Type + ": " + fmt.Sprintf(format, args...)})
+	}
 	for i := range Table {
-		if Table[i].entry == nil {
-			continue
+		if name = Table[i].Name; Table[i].entry != nil {
+			Table[i].entry(c, st, fail)
 		}
-		name := Table[i].Name
-		Table[i].entry(c, st, func(format string, args ...any) {
-			out = append(out, Violation{name, index, e.Event.Kind().Type + ": " + fmt.Sprintf(format, args...)})
-		})
 	}
 	c.m.learn(st)
 	if d, changed := manifestOf(e.Event); changed {

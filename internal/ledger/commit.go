@@ -207,7 +207,7 @@ func (l *Log[S]) commitBatch(batch []*proposal[S]) {
 // what did not fit into the batch any more.
 func (l *Log[S]) decideAll(batch []*proposal[S], now time.Time) (accepted, rest []*proposal[S], out *store.Batch, err error) {
 	fork := l.work.Fork()
-	out = &store.Batch{First: l.tree.size, Time: now}
+	out = &store.Batch{First: l.tree.size, Time: now, Entries: make([]store.Entry, 0, len(batch))}
 	accepted = make([]*proposal[S], 0, len(batch))
 	bytes := 0
 	for i, p := range batch {

@@ -41,9 +41,8 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, rt *route) (*body
 		most = a.o.Limits.BundleBytes
 		a.extend(w, a.o.Limits.ReadBundle)
 	}
-	tooLarge := problem.New(problem.ReasonTooLarge, "a request of this method has at most %d bytes", most)
 	if r.ContentLength > most {
-		return nil, tooLarge
+		return nil, tooLarge(most)
 	}
 	in := a.bodies.Get().(*body)
 	if cap(in.data) == 0 {
@@ -61,7 +60,7 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, rt *route) (*body
 		in.data = in.data[:len(in.data)+n]
 		if int64(len(in.data)) > most {
 			a.putBody(in)
-			return nil, tooLarge
+			return nil, tooLarge(most)
 		}
 		if err == io.EOF {
 			break
@@ -81,6 +80,10 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, rt *route) (*body
 		_, _ = c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})
 	}
 	return in, nil
+}
+
+func tooLarge(most int64) *problem.Problem {
+	return problem.New(problem.ReasonTooLarge, "a request of this method has at most %d bytes", most)
 }
 
 // extend gives a request more time than the server's own.

@@ -322,10 +322,7 @@ func (m Millis) String() string { return m.Time().Format(millisLayout) }
 
 // MarshalJSON writes RFC 3339 with milliseconds, always UTC.
 func (m Millis) MarshalJSON() ([]byte, error) {
-	b := make([]byte, 0, len(millisLayout)+2)
-	b = append(b, '"')
-	b = m.Time().AppendFormat(b, millisLayout)
-	return append(b, '"'), nil
+	return m.append(make([]byte, 0, len(millisLayout)+2)), nil
 }
 
 // UnmarshalJSON reads exactly what MarshalJSON writes.

@@ -74,29 +74,6 @@ type Entry struct {
 // MaxBody is the largest body of an entry, in bytes. Larger documents are blobs.
 const MaxBody = 32 << 10
 
-// Encode writes an entry's body: {"type":…,"v":…,"time":…,"body":{…}}.
-func Encode(e *Entry) ([]byte, error) {
-	k := e.Event.Kind()
-	body, err := json.Marshal(e.Event)
-	if err != nil {
-		return nil, fmt.Errorf("encoding %s: %w", k, err)
-	}
-	b := make([]byte, 0, len(body)+len(k.Type)+64)
-	b = append(b, `{"type":"`...)
-	b = append(b, k.Type...)
-	b = append(b, `","v":`...)
-	b = strconv.AppendInt(b, int64(k.Version), 10)
-	b = append(b, `,"time":"`...)
-	b = e.Time.Time().AppendFormat(b, millisLayout)
-	b = append(b, `","body":`...)
-	b = append(b, body...)
-	b = append(b, '}')
-	if len(b) > MaxBody {
-		return nil, problem.New(problem.ReasonTooLarge, "a %s entry of %d bytes is over the limit of %d", k, len(b), MaxBody)
-	}
-	return b, nil
-}
-
 type envelope struct {
 	Type string          `json:"type"`
 	V    int             `json:"v"`
@@ -123,7 +100,13 @@ func Decode(b []byte) (*Entry, error) {
 	if err := strict(env.Body, ev); err != nil {
 		return nil, problem.Wrap(err, problem.ReasonTampered, "reading a %s entry", k)
 	}
-	return &Entry{Time: env.Time, Event: ev}, nil
+	e := &Entry{Time: env.Time, Event: ev}
+	// One entry, one form: a key that is there twice, in another case, or null would otherwise be read by
+	// one program so and by another so.
+	if again, err := Encode(e); err != nil || !bytes.Equal(again, b) {
+		return nil, problem.New(problem.ReasonTampered, "a %s entry is not in its canonical form", k)
+	}
+	return e, nil
 }
 
 func strict(b []byte, v any) error {
