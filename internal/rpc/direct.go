@@ -78,6 +78,9 @@ func (a *API) serveDirect(ctx context.Context, w http.ResponseWriter, r *http.Re
 	var answer proto.Message
 	err := a.guarded(c, r.URL.Path, func() (err error) {
 		answer, err = c.route.direct(ctx, func(m proto.Message) error {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
 			if p := decode(in.data, m, asJSON); p != nil {
 				return p
 			}

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"runtime"
+	"sync"
 )
 
 // snapshotVersion is that of the format below. A snapshot of another version is not read: the
@@ -56,13 +58,9 @@ func RootOf(snapshot []byte) Digest { return sha256.Sum256(snapshot) }
 // Restore reads a snapshot strictly.
 func Restore(data []byte) (*State, error) {
 	s := New()
-	r := bufio.NewReaderSize(bytes.NewReader(data), 1<<16)
-	line, err := r.ReadBytes('\n')
-	if err != nil {
-		return nil, fmt.Errorf("reading a state snapshot: %w", err)
-	}
+	r := &lines{rest: data}
 	var h head
-	if err := strict(line, &h); err != nil {
+	if err := r.next(&h); err != nil {
 		return nil, fmt.Errorf("reading a state snapshot: %w", err)
 	}
 	if h.Format != snapshotVersion {
@@ -75,13 +73,34 @@ func Restore(data []byte) (*State, error) {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
 		}
 	}
-	if _, err := r.ReadByte(); err != io.EOF {
+	if len(r.rest) > 0 {
 		return nil, fmt.Errorf("trailing data after a state snapshot")
 	}
 	if err := s.checkShape(); err != nil {
 		return nil, fmt.Errorf("reading a state snapshot: %w", err)
 	}
 	return s, nil
+}
+
+// lines are the lines of a snapshot that are still to be read.
+type lines struct{ rest []byte }
+
+func (l *lines) take() ([]byte, error) {
+	n := bytes.IndexByte(l.rest, '\n')
+	if n < 0 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	line := l.rest[:n]
+	l.rest = l.rest[n+1:]
+	return line, nil
+}
+
+func (l *lines) next(v any) error {
+	line, err := l.take()
+	if err != nil {
+		return err
+	}
+	return strict(line, v)
 }
 
 // checkShape refuses what the reducers would stumble over: a snapshot is applied to before it is confirmed.
@@ -113,7 +132,7 @@ func (s *State) checkShape() error {
 type tableIO struct {
 	name  string
 	write func(*bufio.Writer, *json.Encoder) error
-	read  func(*bufio.Reader) error
+	read  func(*lines) error
 }
 
 // tables lists every table in the order of the snapshot.
@@ -161,43 +180,76 @@ func tableOf[K cmp.Ordered, V any](name string, t Table[K, V]) tableIO {
 			})
 			return err
 		},
-		read: func(r *bufio.Reader) error {
-			line, err := r.ReadBytes('\n')
-			if err != nil {
-				return err
-			}
+		read: func(r *lines) error {
 			var h tableHead
-			if err := strict(line, &h); err != nil {
+			if err := r.next(&h); err != nil {
 				return err
 			}
 			if h.Table != name {
 				return fmt.Errorf("found table %q", h.Table)
 			}
-			for range h.Rows {
-				if line, err = r.ReadBytes('\n'); err != nil {
+			for left := h.Rows; left > 0; left -= readAhead {
+				if err := readRows(r, min(left, readAhead), t); err != nil {
 					return err
 				}
-				var got row[V]
-				if err := strict(line, &got); err != nil {
-					return err
-				}
-				if v := reflect.ValueOf(got.Value); v.Kind() == reflect.Pointer && v.IsNil() {
-					return fmt.Errorf("a row has no value")
-				}
-				var k K
-				switch p := any(&k).(type) {
-				case *string:
-					b, err := hex.DecodeString(got.Key)
-					if err != nil {
-						return err
-					}
-					*p = string(b)
-				case *uint64:
-					*p = got.Index
-				}
-				t.set(k, got.Value)
 			}
 			return nil
 		},
 	}
+}
+
+// readAhead is how many rows are read before they are set: enough to be worth all cores, since a
+// start waits for it, and a few MB.
+const readAhead = 8192
+
+// readRows decodes rows on all cores and sets them in their order.
+func readRows[K cmp.Ordered, V any](r *lines, n int, t Table[K, V]) error {
+	texts, keys, values := make([][]byte, 0, min(n, len(r.rest))), make([]K, n), make([]V, n)
+	for range n {
+		line, err := r.take()
+		if err != nil {
+			return err
+		}
+		texts = append(texts, line)
+	}
+	workers := min(runtime.GOMAXPROCS(0), 1+n/256)
+	errs := make([]error, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w * n / workers; i < (w+1)*n/workers && errs[w] == nil; i++ {
+				errs[w] = readRow(texts[i], &keys[i], &values[i])
+			}
+		})
+	}
+	wg.Wait()
+	if err := cmp.Or(errs...); err != nil {
+		return err
+	}
+	for i := range keys {
+		t.m.Load(keys[i], values[i]) // quick for ascending keys, and right for others
+	}
+	return nil
+}
+
+func readRow[K cmp.Ordered, V any](line []byte, key *K, value *V) error {
+	var got row[V]
+	if err := strict(line, &got); err != nil {
+		return err
+	}
+	if v := reflect.ValueOf(got.Value); v.Kind() == reflect.Pointer && v.IsNil() {
+		return fmt.Errorf("a row has no value")
+	}
+	*value = got.Value
+	switch p := any(key).(type) {
+	case *string:
+		b, err := hex.DecodeString(got.Key)
+		if err != nil {
+			return err
+		}
+		*p = string(b)
+	case *uint64:
+		*p = got.Index
+	}
+	return nil
 }

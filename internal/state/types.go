@@ -2,10 +2,10 @@ package state
 
 import (
 	"bytes"
-	"encoding/json"
-	"fmt"
-	"io"
 	"strconv"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -75,10 +75,10 @@ type Entry struct {
 const MaxBody = 32 << 10
 
 type envelope struct {
-	Type string          `json:"type"`
-	V    int             `json:"v"`
-	Time Millis          `json:"time"`
-	Body json.RawMessage `json:"body"`
+	Type string         `json:"type"`
+	V    int            `json:"v"`
+	Time Millis         `json:"time"`
+	Body jsontext.Value `json:"body"`
 }
 
 // Decode reads an entry's body strictly: an unknown type, version or field is an error, because a
@@ -109,14 +109,7 @@ func Decode(b []byte) (*Entry, error) {
 	return e, nil
 }
 
+// strict reads one JSON document: no unknown, repeated or differently cased key, nothing after it, and UTF-8 only (RFC 7493).
 func strict(b []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return fmt.Errorf("trailing data after the document")
-	}
-	return nil
+	return json.Unmarshal(b, v, json.RejectUnknownMembers(true))
 }
