@@ -34,13 +34,14 @@ func main() {
 	dir := flag.String("dir", "", "directory on the disk to measure; default: a temporary one")
 	each := flag.Duration("d", 5*time.Second, "length of one run")
 	only := flag.String("only", "", "measure only rows whose name matches this regular expression")
-	many := flag.Int("secrets", 100_000, "secrets for the start measurement; 0: leave it out")
+	many := flag.Int("secrets", 100_000, "secrets for the start measurement")
+	leases := flag.Int("leases", 100_000, "leases for the revocation measurement")
 	flag.Parse()
 	var err error
 	if *minimal != "" {
 		err = minimalServer(*minimal, *minimalCert)
 	} else {
-		err = run(context.Background(), *bin, *dir, *only, *each, *many)
+		err = run(context.Background(), *bin, *dir, *only, *each, *many, *leases)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -60,7 +61,7 @@ type bench struct {
 	only  *regexp.Regexp
 }
 
-func run(ctx context.Context, bin, dir, only string, each time.Duration, many int) error {
+func run(ctx context.Context, bin, dir, only string, each time.Duration, many, leases int) error {
 	rows, err := regexp.Compile(only)
 	if err != nil {
 		return err
@@ -96,14 +97,25 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many in
 	defer func() { _ = cmd.Process.Kill() }()
 	b.min, b.minPD = workers, cmd.Process.Pid
 	b.head(bin, idle)
-	if err := b.table(); err != nil || only != "" {
+	if err := b.table(); err != nil {
 		return err
 	}
-	if err := b.revocation(ctx); err != nil {
-		return err
-	}
-	if many > 0 {
-		return b.startWith(ctx, many)
+	for _, m := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"login", b.logins},
+		{"push", b.push},
+		{"start small", func(context.Context) error { return b.starts("a small environment") }},
+		{"start with many", func(ctx context.Context) error { return b.startWith(ctx, many) }},
+		{"revocation", func(ctx context.Context) error { return b.revocation(ctx, leases) }},
+	} {
+		if !b.only.MatchString(m.name) {
+			continue
+		}
+		if err := m.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
 	}
 	return nil
 }
@@ -247,44 +259,7 @@ func (b *bench) table() error {
 		}
 	}
 	issue := func(i, _ int) []byte { return encode(&bailmentv1.AttestWorkloadRequest{Workload: "api", Csr: csrs[i]}) }
-	if err := b.row("workload attested, X.509-SVID issued", b.workers(clients, node, "AttestationService/AttestWorkload", "application/proto", issue), nil); err != nil {
-		return err
-	}
-	if !b.only.MatchString("login") {
-		return nil
-	}
-	return b.logins()
-}
-
-// logins are sequential pairs of calls with client-side keys and signatures, so they are timed apart.
-func (b *bench) logins() error {
-	ctx, cancel := context.WithTimeout(context.Background(), b.each)
-	defer cancel()
-	cpu, began, n := cpuOf(b.s.PID()), time.Now(), 0
-	c, err := b.s.Dial(nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for ctx.Err() == nil {
-		if _, err := c.Login(context.Background(), "alice", b.s.Signer("alice")); err != nil {
-			return err
-		}
-		n++
-	}
-	each := (cpuOf(b.s.PID()) - cpu) / time.Duration(n)
-	fmt.Printf("| login (challenge, SSHSIG, certificate), one client | 1 | %.0f | | | | %d µs | |\n", float64(n)/time.Since(began).Seconds(), each.Microseconds())
-	return nil
-}
-
-func (b *bench) revocation(ctx context.Context) error {
-	began := time.Now()
-	out, err := b.admin.Revocations.Revoke(ctx, &bailmentv1.RevokeRequest{Scope: "identity:/workload/*", Reason: "bench"})
-	if err != nil {
-		return err
-	}
-	fmt.Printf("\nrevoking every workload session issued above (%d identities, entry %d): acknowledged in %s\n", out.Covers, out.Entry.Index, short(time.Since(began)))
-	return nil
+	return b.row("workload attested, X.509-SVID issued", b.workers(clients, node, "AttestationService/AttestWorkload", "application/proto", issue), nil)
 }
 
 // startWith writes many secrets and measures from the process's start to the first read.
@@ -313,6 +288,11 @@ func (b *bench) startWith(ctx context.Context, many int) error {
 			return err
 		}
 	}
+	return b.starts(fmt.Sprintf("%d secrets", many))
+}
+
+// starts measures from the process's start to the first read.
+func (b *bench) starts(with string) error {
 	for _, how := range []string{"after a graceful stop", "after a kill"} {
 		if how == "after a kill" {
 			b.s.Kill()
@@ -337,7 +317,7 @@ func (b *bench) startWith(ctx context.Context, many int) error {
 			}
 			<-time.After(time.Millisecond)
 		}
-		fmt.Printf("start to first read with %d secrets, %s: %s; resident %.0f MiB\n", many, how, short(time.Since(began)), float64(rssOf(b.s.PID()))/(1<<20))
+		fmt.Printf("start to first read with %s, %s: %s; resident %.0f MiB\n", with, how, short(time.Since(began)), float64(rssOf(b.s.PID()))/(1<<20))
 		w.conn.Close()
 	}
 	return nil

@@ -21,10 +21,19 @@ func newSite(ctx context.Context, dir, bin string) (*site.Site, error) {
 	return site.New(ctx, site.Options{Name: envName, Bin: bin, Dir: dir, Config: limits, Extra: bundle()})
 }
 
+// batches are purposes, to make many leases with few secrets.
+func batches() []string {
+	out := make([]string, 30)
+	for i := range out {
+		out[i] = fmt.Sprintf("batch-%d", i)
+	}
+	return out
+}
+
 // bundle has a thousand grants that do not match beside those that do, as a real one would.
 func bundle() policy.Files {
 	var grants strings.Builder
-	grants.WriteString("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: write}\nspec: {actions: [secret.write, secret.list], identities: [/human/alice], secrets: ['*']}\n---\napiVersion: bailment/v1\nkind: Grant\nmetadata: {name: read}\nspec: {actions: [secret.read], identities: ['/node/join-token/*'], secrets: ['app/*'], purposes: [runtime], when: 'claims.name.startsWith(\"n\") && identity.env == \"" + envName + "\"'}\n")
+	grants.WriteString("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: write}\nspec: {actions: [secret.write, secret.list], identities: [/human/alice], secrets: ['*']}\n---\napiVersion: bailment/v1\nkind: Grant\nmetadata: {name: read}\nspec: {actions: [secret.read], identities: ['/node/join-token/*'], secrets: ['app/*'], purposes: [runtime, " + strings.Join(batches(), ", ") + "], when: 'claims.name.startsWith(\"n\") && identity.env == \"" + envName + "\"'}\n")
 	for i := range 1000 {
 		fmt.Fprintf(&grants, "---\napiVersion: bailment/v1\nkind: Grant\nmetadata: {name: other-%d}\nspec: {actions: [secret.read], identities: [/node/join-token/other-%d], secrets: [other/s%d], purposes: [runtime]}\n", i, i, i)
 	}
