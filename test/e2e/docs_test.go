@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -45,7 +46,7 @@ var (
 	commandKinds = []string{"console", "sh"}
 	textKinds    = []string{"", "json", "yaml"}
 	// commandLike is a line that somebody would type, in a block that does not say so.
-	commandLike = regexp.MustCompile(`^\s*(\$ |((sudo|export|[A-Z_]+=\S+) )?(bailment|docker|systemctl|curl|ssh-keygen|install|make|go) )`)
+	commandLike = regexp.MustCompile(`^(\$ |((sudo|export|[A-Z_]+=\S+) )?(bailment|docker|systemctl|curl|ssh-keygen|install|make|go) )`)
 )
 
 // consoles reads a document's blocks of commands. A block that nobody would run is an error, so that a
@@ -72,7 +73,7 @@ func consoles(text string) ([]block, error) {
 				return nil, fmt.Errorf("line %d: a block of the unknown kind %q", i+1, kind)
 			}
 		case fence == "":
-			if strings.HasPrefix(line, "    ") && commandLike.MatchString(line) {
+			if code, ok := strings.CutPrefix(line, "    "); ok && commandLike.MatchString(strings.TrimSpace(code)) {
 				return nil, fmt.Errorf("line %d: a command outside of a block", i+1)
 			}
 		case line == fence:
@@ -511,4 +512,104 @@ func TestQuickstart(t *testing.T) {
 			t.Errorf("the kept %s still runs", role)
 		}
 	}
+}
+
+// inline is a command that is named in a sentence, and option a flag of one.
+var (
+	inline = regexp.MustCompile("`(bailment [a-z][^`]*)`")
+	format = regexp.MustCompile(` v[0-9]+$`) // the first line of a text of ours is no command
+	option = regexp.MustCompile(`(?:^| )(--?[a-z][a-z-]*)`)
+)
+
+// misnamed checks the commands that a document names in its sentences against the reference: they are there, and so are
+// their flags. page gives a page of the reference, or an empty text.
+func misnamed(text string, page func(name string) string) (found int, bad []string) {
+	for _, m := range inline.FindAllStringSubmatch(text, -1) {
+		if format.MatchString(m[1]) {
+			continue
+		}
+		found++
+		command, _, _ := strings.Cut(m[1], " -- ") // what follows is another program's
+		words := strings.Fields(command)
+		name, help := words[0], ""
+		for _, w := range words[1:] {
+			longer := page(name + "-" + w)
+			if longer == "" {
+				break
+			}
+			name, help = name+"-"+w, longer
+		}
+		// A word that is no command is an argument, where the command takes one: its usage says so in capitals.
+		rest := words[strings.Count(name, "-")+1:]
+		argument := len(rest) > 0 && !strings.HasPrefix(rest[0], "-")
+		_, usage, _ := strings.Cut(help, "\n"+strings.ReplaceAll(name, "-", " "))
+		usage, _, _ = strings.Cut(usage, "\n")
+		if help == "" || argument && strings.ToLower(usage) == usage {
+			bad = append(bad, m[1]+": there is no such command")
+			continue
+		}
+		for _, f := range option.FindAllStringSubmatch(command, -1) {
+			if !strings.Contains(help, f[1]+" ") && !strings.Contains(help, f[1]+",") {
+				bad = append(bad, m[1]+": there is no flag "+f[1])
+			}
+		}
+	}
+	return found, bad
+}
+
+// Sentences name commands and flags that there are.
+func TestNamedCommands(t *testing.T) {
+	reference := os.DirFS("../../docs/reference/cli")
+	page := func(name string) string {
+		text, err := fs.ReadFile(reference, name+".md")
+		if err != nil {
+			return ""
+		}
+		return string(text)
+	}
+	for text, want := range map[string]string{
+		"`bailment status`, `bailment run -- x --nonsense`, `bailment ledger show 7`": "",
+		"`bailment gone`":                 "no such command",
+		"`bailment ledger gone`":          "no such command",
+		"`bailment status now`":           "no such command",
+		"`bailment status --gone`":        "no flag --gone",
+		"`bailment secret put --gone=x`":  "no flag --gone",
+		"`bailment status -o json --env`": "",
+	} {
+		if _, bad := misnamed(text, page); (len(bad) == 0) != (want == "") || want != "" && !strings.Contains(bad[0], want) {
+			t.Errorf("%s: %q, want %q", text, bad, want)
+		}
+	}
+	total := 0
+	for _, path := range pagesOf(t) {
+		n, bad := misnamed(document(t, path), page)
+		total += n
+		for _, x := range bad {
+			t.Errorf("%s names %s", path, x)
+		}
+	}
+	if total < 15 {
+		t.Errorf("only %d commands were found", total)
+	}
+}
+
+// pagesOf are the Markdown files of the working tree.
+func pagesOf(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	err := fs.WalkDir(os.DirFS("../.."), ".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || path == "bin" || path == "dist"):
+			return fs.SkipDir
+		case !d.IsDir() && filepath.Ext(path) == ".md":
+			out = append(out, path)
+		}
+		return nil
+	})
+	if err != nil || len(out) < 40 {
+		t.Fatalf("%d pages were found: %v", len(out), err)
+	}
+	return out
 }

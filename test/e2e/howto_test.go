@@ -133,6 +133,79 @@ func TestHowTo(t *testing.T) {
 	}
 }
 
+// The README's commands, in one order, beside a machine with a program that was granted a secret.
+func TestReadme(t *testing.T) {
+	r := attested(t, "payments-dev")
+	r.bin, r.after = program(t), "kill \"$(cat agent.pid)\"; wait\n"
+	r.before = map[string]string{firstUse: `bailment agent --config agent.yaml 2> agent.log &
+echo $! > agent.pid
+until bailment agent status | grep 'state *ready'; do sleep 0.05; done`}
+	r.elsewhere = map[string]string{
+		"go run ./cmd/bailment quickstart": "TestQuickstart does it",
+		"make test":                        "it runs this test",
+	}
+	if err := r.follow(t, document(t, "README.md")); err != nil {
+		t.Errorf("README.md: %v", err)
+	}
+}
+
+const firstUse = "bailment login alice                                          # an SSH signature, fifteen minutes"
+
+// attested is served, with an agent that may start, and its program ./app.
+func attested(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	s.Connect()
+	tok := s.Token(s.Dial(s.Login()), "web-1")
+	write := func(path, text string, mode fs.FileMode) {
+		t.Helper()
+		s.Check(os.WriteFile(filepath.Join(r.dir, path), []byte(text), mode))
+	}
+	write("token", tok.Reveal(), 0o600)
+	write("agent.yaml", fmt.Sprintf("data: %s/agent\nsocket: %s/agent.sock\nattest:\n  files:\n    token: %s/token\n", r.dir, r.dir, r.dir), 0o600)
+	write("app", "#!/bin/sh\ntest ${#DB_PASSWORD} = 32\n", 0o700)
+	repo, err := filepath.Abs("../..")
+	s.Check(err)
+	r.prelude = standIns
+	r.env = append(r.env, "REPO="+repo, "BIN="+s.Bin, "BAILMENT_AGENT="+filepath.Join(r.dir, "agent.sock"))
+	r.replace = strings.NewReplacer(
+		"/workload/app", "/workload/payments-api", "--dir DIR", `--dir "$DATA/$NAME"`, "bailment1:…", `"$BAILMENT_BOOTSTRAP"`,
+		"bailment ledger verify", signed+"\nbailment ledger verify",
+	)
+	return r
+}
+
+// The example's page is about its directory.
+func TestExampleReadme(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "payments")
+	if err := os.CopyFS(dir, os.DirFS("../../examples/payments")); err != nil {
+		t.Fatal(err)
+	}
+	if err := (reader{bin: program(t), dir: dir}).follow(t, document(t, "examples/payments/README.md")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Commands stand where they are run: in the READMEs, the tutorial and the how-to pages. The command line's own
+// reference is generated.
+func TestNoOtherCommands(t *testing.T) {
+	run := func(path string) bool {
+		return path == "README.md" || path == "examples/payments/README.md" || path == "docs/tutorial.md" || strings.HasPrefix(path, "docs/howto/") || strings.HasPrefix(path, "docs/reference/cli/")
+	}
+	for _, path := range pagesOf(t) {
+		if run(path) {
+			continue
+		}
+		blocks, err := consoles(document(t, path))
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		for _, b := range blocks {
+			t.Errorf("%s: line %d: these commands are run by nobody", path, b.line)
+		}
+	}
+}
+
 // allKnown says whether the pages of a directory are those that are known.
 func allKnown(dir string, known map[string]page) error {
 	found, err := filepath.Glob(filepath.Join(dir, "*"))

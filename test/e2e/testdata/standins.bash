@@ -1,5 +1,5 @@
-# What the pages of docs/howto use and a test can't: root, systemd, a container engine, a minute of compiling.
-# Each stand-in takes only what the pages ask of it, does the nearest thing that is real, and refuses the
+# What the README and the pages of docs/howto use and a test can't: root, systemd, a container engine, a minute of
+# compiling, all the tests. Each stand-in takes only what the pages ask of it, does the nearest thing that is real, and refuses the
 # rest. They work in blocks that howto_test.go lists as elsewhere; a block that it does not list is not
 # allowed to call them, and so fails.
 #
@@ -22,10 +22,25 @@ user() {
 	esac
 }
 
+# go run: the command is there. What it does is a test of its own.
+go() {
+	listed go "$@"
+	[ "$*" = "run ./cmd/bailment quickstart" ] || refuse go "$@"
+	"$BIN" quickstart --help > /dev/null
+}
+
 # make build: compiles with other flags than the tests, for a minute. What it would run is looked at, and the tests' binary is its result.
+# make test: runs this.
 make() {
 	listed make "$@"
-	[ "$*" = build ] || refuse make "$@"
+	case $* in
+	test)
+		command make --no-print-directory -n -C "$REPO" test > /dev/null
+		return
+		;;
+	build) ;;
+	*) refuse make "$@" ;;
+	esac
 	command make --no-print-directory -n -C "$REPO" build > "$ROOT/recipe"
 	grep -q '^CGO_ENABLED=0 go build .* -o bin/bailment ./cmd/bailment$' "$ROOT/recipe" || refuse "make build does something else"
 	mkdir -p bin
