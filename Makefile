@@ -1,7 +1,7 @@
 # make test     everything a change must pass; the same as .ci/run
 # make build    bin/bailment
 # make crash    the long fault runs            make fuzz    every fuzz target, FUZZTIME each
-# make bench    the benchmarks                 make generate    api/ from its .proto files, docs/reference/cli from the commands
+# make bench    the benchmarks                 make generate    api/ from its .proto files, docs/reference from the binary
 # make fmt      format in place                make clean
 
 SHELL       := bash
@@ -71,6 +71,7 @@ generate:
 	@scripts/deps generate
 	@scripts/generate
 	go run ./cmd/bailment gen docs docs/reference/cli
+	go run ./cmd/bailment config reference > docs/reference/server-config.md
 
 fmt:
 	@git ls-files -co --exclude-standard -- '*.go' | grep -v '^api/' | xargs $(TOOL) gofumpt -w

@@ -3,11 +3,14 @@ package cli
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"database/sql"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,7 +32,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"keygen": keygen, "found": found, "await": await, "getenv": getenv, "damage": damage, "edit": edit, "fill": fill,
+			"keygen": keygen, "found": found, "await": await, "getenv": getenv, "damage": damage, "edit": edit, "fill": fill, "tls": handshake,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -108,6 +111,28 @@ func getenv(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s has no %s", args[1], args[2])
 	}
 	ts.Setenv(args[0], fmt.Sprint(v))
+}
+
+// tls DIR: a program that knows nothing of us, given the PEM files of DIR, is somebody to the server at $BAILMENT_ADDR.
+func handshake(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "svid.pem"), filepath.Join(dir, "key.pem"))
+	ts.Check(err)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(ts.ReadFile(filepath.Join(dir, "bundle.pem")))) {
+		ts.Fatalf("bundle.pem has no certificate")
+	}
+	const env = "payments-dev"
+	c := &http.Client{Timeout: patience, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: env, Certificates: []tls.Certificate{pair}},
+	}}
+	defer c.CloseIdleConnections()
+	resp, err := c.Post("https://"+ts.Getenv("BAILMENT_ADDR")+"/bailment.v1.SecretService/List", "application/json", strings.NewReader("{}"))
+	ts.Check(err)
+	ts.Check(resp.Body.Close())
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("the server says %s", resp.Status)
+	}
 }
 
 // edit FILE OLD NEW: one replacement.

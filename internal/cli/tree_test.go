@@ -94,6 +94,14 @@ func TestReferenceIsCurrent(t *testing.T) {
 	if err != nil || len(man) != len(want) {
 		t.Errorf("%d man pages for %d pages: %v", len(man), len(want), err)
 	}
+	var settings bytes.Buffer
+	if code := Run(context.Background(), []string{"config", "reference"}, nil, &settings, os.Stderr, func(string) string { return "" }); code != 0 {
+		t.Fatalf("config reference: exit code %d", code)
+	}
+	const configuration = "../../docs/reference/server-config.md"
+	if text, err := os.ReadFile(configuration); err != nil || !bytes.Equal(text, settings.Bytes()) {
+		t.Errorf("%s is not what this binary says (%v): run `make generate`", configuration, err)
+	}
 	text, err := os.ReadFile(filepath.Join(dir, "man", "bailment-secret-get.1"))
 	if err != nil || !bytes.Contains(text, []byte(`.TH "BAILMENT-SECRET-GET" "1" "" "Bailment" "Bailment"`)) {
 		t.Errorf("the man page has another head: %v", err)

@@ -1,0 +1,505 @@
+package e2e
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/examples"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/test/site"
+	"github.com/bailment/bailment/test/site/sitetest"
+)
+
+// page is how a page is followed here.
+type page struct {
+	presumes  func(t *testing.T, name string) reader // what there is before the first command
+	name      string                                 // of the environment; default payments-dev
+	answers   int
+	promises  int // the least number of parts of the output that the page shows
+	before    map[string]string
+	elsewhere map[string]string
+	after     func(text string) string // more commands at the end, from the page's text
+}
+
+const (
+	// bob sits at another machine, and alice gets back to hers.
+	bob   = `export BAILMENT_HOME="$PWD/bob-home" BAILMENT_SSH_KEY="$PWD/bob"`
+	alice = `export BAILMENT_HOME="$PWD/alice-home" BAILMENT_SSH_KEY="$HOME/.ssh/id_ed25519"`
+	// proposed is the number of the newest change, as a person reads it from the screen.
+	proposed = `"$(grep -o 'change [0-9][0-9]*' "$OUTPUT" | tail -n 1 | cut -d ' ' -f 2)"`
+	// full makes the file system full for the server: its limit for files is reached in the middle of a page of the store.
+	full = `bailment login alice
+prlimit --pid "$SERVER" --fsize="$(($(stat -c %s "$DATA/$NAME/store.db-wal") + 10000)):unlimited"
+until [ "$(curl --silent --output /dev/null --write-out '%{http_code}' "http://$OPS/readyz")" = 503 ]; do bailment secret generate db/password --timeout 1s || true; done`
+	room = `prlimit --pid "$SERVER" --fsize=unlimited:unlimited`
+	// signed waits until the login is under a checkpoint, which is when nothing else has happened for a tenth of a second.
+	signed = `until bailment ledger verify --dir "$DATA/$NAME" > /dev/null; do sleep 0.05; done`
+
+	needsRoot      = "it needs root, and changes the machine for good; compiling takes a minute"
+	needsContainer = "it needs a container engine, which a machine that runs tests need not have; compiling takes a minute"
+)
+
+// pages is every page of docs/howto. All of their commands are run. Blocks that are listed under elsewhere need what a
+// test can't have; they are run with what is in testdata/standins.bash, and no other block is.
+var pages = map[string]page{
+	"README.md": {presumes: serving, promises: 3},
+	"curl.md":   {presumes: serving, name: "tutorial", promises: 10},
+	"change-the-bundle.md": {
+		presumes: serving, answers: 1, promises: 8,
+		before: map[string]string{
+			"bailment bundle check env": `sed -i 's/purposes: \[runtime\]/purposes: [runtime, migration]/' env/grants/all.yaml`,
+			"bailment login bob":        bob,
+			"bailment login alice # once more, for the files of before": alice,
+		},
+	},
+	"revoke.md": {
+		presumes: leasing, answers: 1, promises: 10, after: revokeAll,
+		before: map[string]string{
+			"bailment login bob":        bob,
+			"bailment node token web-1": alice,
+		},
+	},
+	"rotate-keys.md": {presumes: leasing, promises: 5},
+	"verify-the-ledger.md": {
+		presumes: serving, name: "prod", promises: 4,
+		before: map[string]string{
+			`bailment ledger verify --dir /var/lib/bailment/prod --bootstrap "$BAILMENT_BOOTSTRAP" --checkpoint "checkpoint-$(date +%F).txt"`: signed,
+		},
+	},
+	"recover-a-full-disk.md": {
+		presumes: serving, promises: 5,
+		before: map[string]string{
+			`bailment secret generate db/password || echo "exit code $?"`: full,
+			"df -h /var/lib/bailment":                                     room,
+		},
+	},
+	"vm.md": {
+		presumes: machine, promises: 9, after: func(string) string { return "stopped\n" },
+		elsewhere: map[string]string{
+			"make build": needsRoot,
+			"bailment init ./env --data ./data --address bailment.example:8400 -i ~/.ssh/id_ed25519":            needsRoot,
+			"sudo tee /etc/bailment/server.yaml <<'END'":                                                        needsRoot,
+			"sudo useradd --system --home-dir /var/lib/bailment-agent --shell /usr/sbin/nologin bailment-agent": needsRoot,
+		},
+	},
+	"container.md": {
+		presumes: machine, promises: 6,
+		elsewhere: map[string]string{
+			"make build":                       needsContainer,
+			"cat > agent.yaml <<END":           needsContainer,
+			"docker stop -t 20 agent bailment": needsContainer,
+		},
+	},
+}
+
+// Every command of docs/howto is run, and does what the page says.
+func TestHowTo(t *testing.T) {
+	if err := allKnown("../../docs/howto", pages); err != nil {
+		t.Fatal(err)
+	}
+	bin := program(t)
+	for name, p := range pages {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text := document(t, "docs/howto/"+name)
+			if n := strings.Count(text, "\n"+arrow); n < p.promises {
+				t.Errorf("the page shows %d parts of the output, and had %d", n, p.promises)
+			}
+			if p.name == "" {
+				p.name = "payments-dev"
+			}
+			r := p.presumes(t, p.name)
+			r.bin, r.answers, r.before, r.elsewhere = bin, p.answers, p.before, p.elsewhere
+			if p.after != nil {
+				r.after = p.after(text)
+			}
+			if err := r.follow(t, text); err != nil {
+				t.Errorf("docs/howto/%s: %v", name, err)
+			}
+		})
+	}
+}
+
+// The README's commands, in one order, beside a machine with a program that was granted a secret.
+func TestReadme(t *testing.T) {
+	r := attested(t, "payments-dev")
+	r.bin, r.after = program(t), "kill \"$(cat agent.pid)\"; wait\n"
+	r.before = map[string]string{firstUse: `bailment agent --config agent.yaml 2> agent.log &
+echo $! > agent.pid
+until bailment agent status | grep 'state *ready'; do sleep 0.05; done`}
+	r.elsewhere = map[string]string{
+		"go run ./cmd/bailment quickstart": "TestQuickstart does it",
+		"make test":                        "it runs this test",
+	}
+	if err := r.follow(t, document(t, "README.md")); err != nil {
+		t.Errorf("README.md: %v", err)
+	}
+}
+
+const firstUse = "bailment login alice                                          # an SSH signature, fifteen minutes"
+
+// attested is served, with an agent that may start, and its program ./app.
+func attested(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	s.Connect()
+	tok := s.Token(s.Dial(s.Login()), "web-1")
+	write := func(path, text string, mode fs.FileMode) {
+		t.Helper()
+		s.Check(os.WriteFile(filepath.Join(r.dir, path), []byte(text), mode))
+	}
+	write("token", tok.Reveal(), 0o600)
+	write("agent.yaml", fmt.Sprintf("data: %s/agent\nsocket: %s/agent.sock\nattest:\n  files:\n    token: %s/token\n", r.dir, r.dir, r.dir), 0o600)
+	write("app", "#!/bin/sh\ntest ${#DB_PASSWORD} = 32\n", 0o700)
+	repo, err := filepath.Abs("../..")
+	s.Check(err)
+	r.prelude = standIns
+	r.env = append(r.env, "REPO="+repo, "BIN="+s.Bin, "BAILMENT_AGENT="+filepath.Join(r.dir, "agent.sock"))
+	r.replace = strings.NewReplacer(
+		"/workload/app", "/workload/payments-api", "--dir DIR", `--dir "$DATA/$NAME"`, "bailment1:…", `"$BAILMENT_BOOTSTRAP"`,
+		"bailment ledger verify", signed+"\nbailment ledger verify",
+	)
+	return r
+}
+
+// The example's page is about its directory.
+func TestExampleReadme(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "payments")
+	if err := os.CopyFS(dir, os.DirFS("../../examples/payments")); err != nil {
+		t.Fatal(err)
+	}
+	if err := (reader{bin: program(t), dir: dir}).follow(t, document(t, "examples/payments/README.md")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Commands stand where they are run: in the READMEs, the tutorial and the how-to pages. The command line's own
+// reference is generated.
+func TestNoOtherCommands(t *testing.T) {
+	run := func(path string) bool {
+		return path == "README.md" || path == "examples/payments/README.md" || path == "docs/tutorial.md" || strings.HasPrefix(path, "docs/howto/") || strings.HasPrefix(path, "docs/reference/cli/")
+	}
+	for _, path := range pagesOf(t) {
+		if run(path) {
+			continue
+		}
+		blocks, err := consoles(document(t, path))
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		for _, b := range blocks {
+			t.Errorf("%s: line %d: these commands are run by nobody", path, b.line)
+		}
+	}
+}
+
+// allKnown says whether the pages of a directory are those that are known.
+func allKnown(dir string, known map[string]page) error {
+	found, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return err
+	}
+	for i := range found {
+		found[i] = filepath.Base(found[i])
+	}
+	if known := slices.Sorted(maps.Keys(known)); !slices.Equal(known, found) {
+		return fmt.Errorf("%s has the pages %q, and it is known how to follow %q", dir, found, known)
+	}
+	return nil
+}
+
+// A page that is new, and a block that can't be run here and that nobody has listed, are found out.
+func TestHowToNotices(t *testing.T) {
+	dir := t.TempDir()
+	known := map[string]page{"a.md": {}}
+	for _, name := range []string{"a.md", "planted.md"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := allKnown(dir, known); (err == nil) != (name == "a.md") {
+			t.Errorf("with %s: %v", name, err)
+		}
+	}
+	if allKnown(dir, map[string]page{"a.md": {}, "planted.md": {}, "gone.md": {}}) == nil {
+		t.Error("a page that is gone is not missed")
+	}
+
+	bin := program(t)
+	const docker = "docker volume create x"
+	block := func(lines ...string) string { return "```console\n" + strings.Join(lines, "\n") + "\n```\n" }
+	list := func(first ...string) map[string]string {
+		out := map[string]string{}
+		for _, x := range first {
+			out[x] = "it must be so"
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		text              string
+		before, elsewhere map[string]string
+		want              string
+	}{
+		"not listed":          {block("true") + block(docker), nil, nil, "docker volume create x (in a block that is not listed"},
+		"another is listed":   {block("true") + block(docker), nil, list("true"), "in a block that is not listed"},
+		"not by its first":    {block("true", docker), nil, list(docker), "no block begins with"},
+		"without a stand-in":  {block(docker), nil, list(docker), "has no stand-in"},
+		"root, not listed":    {block("sudo tee x < /dev/null"), nil, nil, "sudo tee x (in a block that is not listed"},
+		"root, listed":        {block("sudo tee x < /dev/null", "ls", arrow+"x"), nil, list("sudo tee x < /dev/null"), ""},
+		"root, for another":   {block("sudo rm x"), nil, list("sudo rm x"), "has no stand-in"},
+		"root, anywhere":      {block("sudo tee /etc/x < /dev/null"), nil, list("sudo tee /etc/x < /dev/null"), "has no stand-in"},
+		"a user who is not":   {block("sudo chown who:10001 ."), nil, list("sudo chown who:10001 ."), "there is no user who"},
+		"listed, gone":        {block("true"), nil, list("false"), `no block begins with "false"`},
+		"before, gone":        {block("true"), list("false"), nil, `no block begins with "false"`},
+		"listed, twice there": {block("true") + block("true"), nil, list("true"), "line 4: a second block"},
+		"before":              {block("echo $x", arrow+"yes"), map[string]string{"echo $x": "x=yes"}, nil, ""},
+		"failing before":      {block("true"), map[string]string{"true": "false"}, nil, "failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			if err := os.WriteFile(filepath.Join(root, "users"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r := reader{bin: bin, prelude: standIns, env: []string{"ROOT=" + root}, before: c.before, elsewhere: c.elsewhere}
+			err := r.follow(t, c.text)
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+	for _, after := range []string{"false\n", "exit 7\n"} {
+		if err := (reader{bin: bin, after: after}).follow(t, block("true")); err == nil {
+			t.Errorf("after the last block, %q is not noticed", after)
+		}
+	}
+}
+
+// scopeRow is a row of the table of scopes.
+var scopeRow = regexp.MustCompile("(?m)^\\| [^|`]+ \\| (.*) \\|$")
+
+// revokeAll revokes every scope that the page names, the widest last.
+func revokeAll(text string) string {
+	var b strings.Builder
+	rest := strings.NewReplacer(
+		"issuer:join-token:ID", `"issuer:join-token:$(bailment node token web-2 -o json | jq -r .id)"`,
+		"issuer:x509:NAME", "issuer:x509:corporate",
+		"issuer:ssh:SHA256:…", `"issuer:ssh:$(ssh-keygen -l -f bob.pub | cut -d ' ' -f 2)"`,
+	)
+	n := 0
+	for _, row := range scopeRow.FindAllStringSubmatch(text, -1) {
+		for i, part := range strings.Split(row[1], "`") {
+			if i%2 == 1 {
+				n++
+				fmt.Fprintf(&b, "bailment revoke %s --reason 'every row of the table'\n", rest.Replace(part))
+			}
+		}
+	}
+	if n < 8 {
+		return fmt.Sprintf("echo 'only %d scopes were found in the table' >&2; exit 1\n", n)
+	}
+	return b.String() + "bailment login alice # a person can\n"
+}
+
+// example is the example's bundle for another environment, in the files that a site has.
+func example(t *testing.T, name string) policy.Files {
+	t.Helper()
+	out := policy.Files{}
+	join := func(to string, paths ...string) {
+		var parts []string
+		for _, path := range paths {
+			text, err := fs.ReadFile(examples.FS, "payments/"+path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parts = append(parts, string(text))
+		}
+		out[to] = []byte(strings.Join(parts, "---\n"))
+	}
+	edit := func(path, from, to string) {
+		if !strings.Contains(string(out[path]), from) {
+			t.Fatalf("the example's %s does not say %q", path, from)
+		}
+		out[path] = []byte(strings.ReplaceAll(string(out[path]), from, to))
+	}
+	join("environment.yaml", "environment.yaml")
+	edit("environment.yaml", "name: payments-dev", "name: "+name)
+	edit("environment.yaml", "required: 0", "required: 1")
+	join("identities/all.yaml", "identities/node.yaml", "identities/payments-api.yaml")
+	join("grants/all.yaml", "grants/alice.yaml", "grants/payments-api.yaml")
+	edit("grants/all.yaml", "secret.list,", "secret.list, secret.promote,")
+	join("secrets/all.yaml", "secrets/db.yaml")
+	return out
+}
+
+// home is where a page's reader sits, with alice's key.
+func home(t *testing.T, s *sitetest.Site, dir string) {
+	t.Helper()
+	s.Check(os.MkdirAll(filepath.Join(dir, ".ssh"), 0o700))
+	s.Check(s.KeyFile("alice", filepath.Join(dir, ".ssh", "id_ed25519")))
+	for _, name := range []string{"bob"} {
+		s.Check(s.KeyFile(name, filepath.Join(dir, name)))
+	}
+}
+
+// serving is a running server of an environment with alice and bob, and alice's place.
+func serving(t *testing.T, name string) reader {
+	r, _ := served(t, name)
+	return r
+}
+
+func served(t *testing.T, name string) (reader, *sitetest.Site) {
+	t.Helper()
+	s := newSite(t, site.Options{Name: name, People: []string{"bob"}, Extra: example(t, name)})
+	dir := t.TempDir()
+	home(t, s, dir)
+	s.Start()
+	t.Cleanup(func() {
+		if !t.Failed() {
+			healthy(t, s.Site)
+		}
+	})
+	boot, err := s.Bootstrap()
+	s.Check(err)
+	return reader{
+		dir: dir,
+		env: []string{
+			"SERVER=" + strconv.Itoa(s.PID()), "DATA=" + s.Data, "NAME=" + name, "OPS=" + s.Ops,
+			"BAILMENT_BOOTSTRAP=" + boot, "BAILMENT_HOME=" + filepath.Join(dir, "alice-home"), "BAILMENT_SSH_KEY=" + filepath.Join(dir, ".ssh", "id_ed25519"),
+		},
+		replace: strings.NewReplacer(
+			"'bailment1:…'", "'"+boot+"'",
+			" 97", " "+proposed, " 103", " "+proposed, "127.0.0.1:8401", s.Ops, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):],
+			"/var/lib/bailment", s.Data,
+		),
+	}, s
+}
+
+// leasing has a machine, and a process on it with a secret.
+func leasing(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	s.Connect()
+	admin := s.Dial(s.Login())
+	_, err := admin.Secrets.Generate(t.Context(), &bailmentv1.GenerateRequest{Secret: "db/password"})
+	s.Check(err)
+	session, err := s.Site.Workload(t.Context(), s.Node(admin, "web-1"), "/workload/payments-api")
+	s.Check(err)
+	_, err = s.Dial(session).Secrets.Get(t.Context(), &bailmentv1.GetRequest{Secret: "db/password"})
+	s.Check(err)
+	return r
+}
+
+// standIns are for what a page needs and a test must not use, or has not.
+//
+//go:embed testdata/standins.bash
+var standIns string
+
+// machine is one with nothing on it but a working tree and a bundle.
+func machine(t *testing.T, name string) reader {
+	t.Helper()
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A founded site that is not used, for the key and the file with the operators.
+	s := newSite(t, site.Options{People: []string{"bob"}})
+	home(t, s, dir)
+	repo, err := filepath.Abs("../..")
+	must(err)
+	example, err := fs.Sub(examples.FS, "payments")
+	must(err)
+	must(os.CopyFS(filepath.Join(dir, "env"), example))
+	must(os.CopyFS(filepath.Join(dir, "packaging"), os.DirFS(filepath.Join(repo, "packaging"))))
+	operators := filepath.Join(dir, "env", "operators.yaml")
+	text, err := os.ReadFile(operators)
+	must(err)
+	key, err := os.ReadFile(filepath.Join(dir, ".ssh", "id_ed25519.pub"))
+	must(err)
+	mine := regexp.MustCompile(`ssh-ed25519 \S+ \S+`).ReplaceAll(text, bytes.TrimSpace(key))
+	must(os.WriteFile(operators, mine, 0o600))
+	const program = "#!/bin/sh\ntest ${#DB_PASSWORD} = 32\n"
+	root := filepath.Join(dir, "root")
+	for _, x := range []string{"etc/systemd/system", "usr/bin", "var/lib", "run", "your"} {
+		must(os.MkdirAll(filepath.Join(root, x), 0o700))
+	}
+	must(os.WriteFile(filepath.Join(root, "your", "program"), []byte(program), 0o700))
+	must(os.WriteFile(filepath.Join(dir, "payments-api"), []byte(program), 0o700))
+
+	port, ops := freePort(t), freePort(t)
+	notify, notified := filepath.Join(root, "notify"), filepath.Join(root, "notified")
+	hear(t, notify, notified)
+	return reader{
+		dir: dir, prelude: standIns,
+		env: []string{
+			"ROOT=" + root, "REPO=" + repo, "BIN=" + s.Bin, "OPS=" + ops, "NOTIFY=" + notify, "NOTIFIED=" + notified,
+			"BAILMENT_HOME=" + filepath.Join(dir, "alice-home"), "BAILMENT_AGENT=" + filepath.Join(root, "run", "bailment", "agent.sock"),
+		},
+		replace: strings.NewReplacer(
+			"'bailment1:…'", `"$(grep -o -m 1 'bailment1:[^ ]*' "$OUTPUT")"`,
+			"bailment.example", "127.0.0.1", "0.0.0.0", "127.0.0.1", "127.0.0.1:8401", "127.0.0.1:"+ops, "8400", port,
+			" /usr/bin/", " "+root+"/usr/bin/", " /etc/", " "+root+"/etc/", " /var/lib/", " "+root+"/var/lib/",
+		),
+	}
+}
+
+// hear writes what is told to a socket in systemd's way to a file, a line for each assignment.
+func hear(t *testing.T, socket, file string) {
+	t.Helper()
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := l.Read(b)
+			if err != nil {
+				done <- nil // closed by the end of the test
+				return
+			}
+			if _, err := fmt.Fprintf(to, "%s\n", bytes.TrimSpace(b[:n])); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		if err := errors.Join(<-done, to.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	addr, err := site.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
