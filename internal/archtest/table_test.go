@@ -26,10 +26,11 @@ var table = []archtest.Row{
 	// Pure: values in, values out.
 	{"internal/durable", "internal/problem", "golang.org/x/sys"},
 	{"internal/hardening", "internal/problem", "golang.org/x/sys"},
+	{"internal/canary", "", ""},
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
-	{"internal/state", "internal/problem internal/identity internal/policy", "github.com/tidwall/btree"},
+	{"internal/state", "internal/problem internal/identity internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/store", "verify", ""},
 
@@ -51,7 +52,7 @@ var table = []archtest.Row{
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable " +
+		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary " +
 			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
 		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
 	},
@@ -66,7 +67,7 @@ var table = []archtest.Row{
 	{"client", "api/... verify internal/attest internal/ceremony internal/durable internal/problem internal/identity internal/seal", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/net"},
 	{"client/clienttest", "api/... client verify internal/...", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/crypto"},
 	{
-		"internal/rpc", "api/... internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
+		"internal/rpc", "api/... internal/canary internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/time golang.org/x/net",
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
@@ -78,7 +79,7 @@ var table = []archtest.Row{
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
-		"internal/server", "internal/rpc internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
+		"internal/server", "internal/rpc internal/canary internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
 			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
 		"github.com/prometheus/client_golang github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
 	},

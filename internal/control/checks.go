@@ -199,6 +199,10 @@ func (e *Environment) check(ctx context.Context, rest resting) (found []invarian
 	}
 	// The counters first, then the size: so whatever was counted has its entry below the size.
 	counts := invariant.Counts{Delivered: c.delivered.Load()}
+	for sink, n := range e.cfg.Silence.Found() {
+		counts.Leaked += n
+		counts.Sinks += " " + string(sink)
+	}
 	for size := e.log.Size(); err == nil && c.checker.Next() < size; {
 		from := c.checker.Next()
 		entries := c.recent.take(from)

@@ -88,6 +88,7 @@ func (e *Environment) Get(ctx context.Context, c Caller, r GetRequest) (*Release
 	}
 	out.Proof = proof
 	e.checks.delivered.Add(1)
+	e.cfg.Silence.Seed(out.Value.Expose())
 	return out, nil
 }
 
@@ -378,6 +379,7 @@ func (e *Environment) write(ctx context.Context, c Caller, w writing) (*Written,
 	if err != nil {
 		return nil, err
 	}
+	e.cfg.Silence.Seed(w.value.Expose()) // only what was really written: a stranger could seed what every log has
 	out.Proof = proof
 	return out, nil
 }

@@ -110,7 +110,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Silent, count: (*Checker).silentCount,
-		Beside: "seeded canary values found in any sink: none",
+		Beside: "none of the sampled values that were handed out or written turns up in a log, an error, an entry or a metric (package canary)",
 	},
 	{
 		Name:   Replayable,
@@ -121,7 +121,8 @@ var Table = []Invariant{
 // Counts are what the running server counted; see CheckCounts.
 type Counts struct {
 	Delivered uint64 // values handed out, since the server opened the ledger
-	Leaked    uint64 // canary values found in a sink
+	Leaked    uint64 // texts with a secret value in them, in any sink
+	Sinks     string // the names of the sinks, for people
 }
 
 // Options are what a Checker needs. All are optional.
@@ -248,7 +249,7 @@ func (c *Checker) recordedCount(n Counts, fail failure) {
 
 func (c *Checker) silentCount(n Counts, fail failure) {
 	if n.Leaked > c.leaked {
-		fail("%d canary values were found where none may be", n.Leaked-c.leaked)
+		fail("%d texts held a secret value (%s)", n.Leaked-c.leaked, n.Sinks)
 		c.leaked = n.Leaked
 	}
 }

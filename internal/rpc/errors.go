@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -110,6 +111,9 @@ func (a *API) wire(c *call, p *problem.Problem) *connect.Error {
 		a.o.Logger.Error("a request failed inside", "request_id", id, "environment", c.conn.site.name,
 			"identity", c.conn.identity, "reason", string(p.Reason), "err", p.Error(), "cause", causeOf(p))
 		message = "the server failed; its log has the details under request ID " + id
+	}
+	if a.o.Silence.Look(canary.Wire, []byte(message)) {
+		message = "the text of this error was withheld"
 	}
 	code := codes[p.Kind]
 	c.code = code.String()

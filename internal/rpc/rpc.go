@@ -24,6 +24,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/time/rate"
 
+	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -71,6 +72,8 @@ type Options struct {
 	Version string
 	Meter   func(service, method string) Meter // nil: nothing is measured
 	Events  Events                             // nil: nothing is counted
+	// Silence looks for values in the texts of errors; nil: nobody looks.
+	Silence *canary.Watch
 	// Plain answers what is no method (health, say) for an environment's connections, or gives nil; may be nil.
 	Plain func(environment string, r *http.Request) http.HandlerFunc
 }

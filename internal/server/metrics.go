@@ -10,15 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/bailment/bailment/internal/invariant"
 	"github.com/bailment/bailment/internal/rpc"
 )
-
-// Invariants are the names of DESIGN §3, as the metric's label has them. Each is there from the start
-// with 0, so that its absence is seen.
-var Invariants = []string{
-	"attested", "permitted", "recorded", "revoked", "bounded", "exactly once",
-	"lifecycle", "separated", "monotonic", "confined", "silent", "replayable",
-}
 
 // metrics are the server's, in a registry of their own.
 type metrics struct {
@@ -59,8 +53,8 @@ func newMetrics(version string) *metrics {
 			Name: "bailment_invariant_violations_total", Help: "Violations found by the running checks; expected 0.",
 		}, []string{"invariant"}),
 	}
-	for _, name := range Invariants {
-		m.violations.WithLabelValues(name)
+	for _, x := range invariant.Table { // each is there from the start with 0, so that its absence is seen
+		m.violations.WithLabelValues(string(x.Name))
 	}
 	for _, reason := range []string{"total", "source", "rate"} {
 		m.refused.WithLabelValues(reason)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -28,8 +29,24 @@ func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", livez)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { s.readyz(w, s.Environments()) })
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	metrics := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, DisableCompression: true})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		metrics.ServeHTTP(&watchedWriter{ResponseWriter: w, server: s}, r)
+	})
 	return mux
+}
+
+// watchedWriter breaks off an answer that would show a secret value.
+type watchedWriter struct {
+	http.ResponseWriter
+	server *Server
+}
+
+func (w *watchedWriter) Write(p []byte) (int, error) {
+	if w.server.silence.Look(canary.Metric, p) {
+		panic(http.ErrAbortHandler)
+	}
+	return w.ResponseWriter.Write(p)
 }
 
 // plain is what the API's port answers besides methods: health, of the connection's environment only.

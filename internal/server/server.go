@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/hardening"
@@ -62,6 +63,7 @@ type Server struct {
 	listen   *listener
 	opsOn    net.Listener
 	stopping atomic.Bool
+	silence  *canary.Watch
 
 	background sync.WaitGroup
 	cancel     context.CancelFunc
@@ -83,7 +85,9 @@ func New(cfg config.Server, o Options) (*Server, error) {
 	if cfg.ServerID == "" {
 		cfg.ServerID = hostID()
 	}
-	return &Server{cfg: cfg, o: o, logger: o.Logger, sites: make(map[string]*site), metrics: newMetrics(o.Version)}, nil
+	silence := canary.New()
+	logger := slog.New(silence.Handler(o.Logger.Handler()))
+	return &Server{cfg: cfg, o: o, logger: logger, silence: silence, sites: make(map[string]*site), metrics: newMetrics(o.Version)}, nil
 }
 
 // hostID is the host's name as one segment of a SPIFFE ID.
@@ -170,7 +174,7 @@ func (s *Server) rpcSites() map[string]rpc.Site {
 func (s *Server) rpcOptions() rpc.Options {
 	l, t := s.cfg.Limits, s.cfg.Timeouts
 	return rpc.Options{
-		Logger: s.logger, Version: s.o.Version, Meter: s.metrics.meter, Events: s.metrics, Plain: s.plain,
+		Logger: s.logger, Version: s.o.Version, Meter: s.metrics.meter, Events: s.metrics, Plain: s.plain, Silence: s.silence,
 		Limits: rpc.Limits{
 			RequestBytes: int64(l.RequestBytes), BundleBytes: int64(l.BundleBytes), RequestMemory: int64(l.RequestMemory),
 			SourceRate: rate.Limit(l.SourceRequests.PerSecond), SourceBurst: l.SourceRequests.Burst,

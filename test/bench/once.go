@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -140,25 +141,25 @@ func (b *bench) push(ctx context.Context) error {
 			return err
 		}
 		began := time.Now()
-		var out *bailmentv1.ProposeResponse
-		done := make(chan error, 1)
+		told := make(chan error, 1)
 		go func() {
-			var err error
-			out, err = b.admin.Changes.Propose(ctx, change)
-			done <- err
+			if stream.Receive() {
+				_, err := node.Secrets.Get(ctx, ask)
+				took = append(took, time.Since(began))
+				told <- err
+				return
+			}
+			told <- stream.Err()
 		}()
-		if !stream.Receive() {
-			return stream.Err()
-		}
-		if _, err := node.Secrets.Get(ctx, ask); err != nil {
-			return err
-		}
-		took = append(took, time.Since(began))
-		if err := <-done; err != nil {
+		out, err := b.admin.Changes.Propose(ctx, change)
+		if err != nil {
 			return err
 		}
 		if out.Generation == 0 {
-			return fmt.Errorf("the change is not in force")
+			return fmt.Errorf("the change is %s, not in force", out.State)
+		}
+		if err := <-told; err != nil {
+			return err
 		}
 		if err := stream.Close(); err != nil {
 			return err
@@ -195,10 +196,12 @@ func (b *bench) change(ctx context.Context, purpose string) (*bailmentv1.Propose
 	if err != nil {
 		return nil, err
 	}
+	var nonce [16]byte
+	_, _ = rand.Read(nonce[:]) // never fails (Go 1.24)
 	text := ceremony.Change{
 		Scope:  ceremony.Scope{Environment: envName, Genesis: b.s.Genesis, Epoch: epoch},
 		Action: "bundle", Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
-		Nonce: rand.Text(), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "bench",
+		Nonce: hex.EncodeToString(nonce[:]), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "bench",
 	}
 	sign := func(namespace, text string) *bailmentv1.Signature {
 		var sig string

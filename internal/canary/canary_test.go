@@ -1,0 +1,154 @@
+package canary
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+func value(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+// Every form of a value is found wherever it stands, in the sink where it was.
+func TestLookFindsEachForm(t *testing.T) {
+	for _, v := range [][]byte{value(24), value(25), value(26), value(1024), []byte("correct horse battery staple & \"more\" <of> it\n")} {
+		text, _ := json.Marshal(string(v))
+		for name, form := range map[string]string{
+			"raw": string(v), "hex": hex.EncodeToString(v), "base64": base64.StdEncoding.EncodeToString(v), "base64 for URLs": base64.URLEncoding.EncodeToString(v),
+			"JSON": string(text), "URL": url.QueryEscape(string(v)),
+		} {
+			for _, before := range []string{"", "x", strings.Repeat("lorem ipsum ", 100)} {
+				w := New()
+				w.Seed(v)
+				if !w.Look(Log, []byte(before+form+" and after it")) || w.Found()[Log] != 1 || w.Found()[Wire] != 0 {
+					t.Errorf("a value of %d bytes as %s after %d bytes is not found", len(v), name, len(before))
+				}
+			}
+		}
+	}
+}
+
+func TestLookFindsNothingElse(t *testing.T) {
+	w := New()
+	for range kept {
+		w.Seed(value(64))
+	}
+	w.Seed([]byte("too short"))
+	for range 200 {
+		if w.Look(Ledger, value(4096)) {
+			t.Fatal("random bytes hold a value")
+		}
+	}
+	if w.Look(Log, []byte("too short")) || w.Look(Log, nil) || len(w.Found()) != 0 {
+		t.Error("what can't be a value was found")
+	}
+	var none *Watch
+	none.Seed(value(64))
+	if none.Look(Log, value(64)) || none.Found() != nil {
+		t.Error("a nil Watch does something")
+	}
+}
+
+// Memory is bounded: the oldest values are forgotten, the newest are known, and later ones are sampled.
+func TestWatchForgets(t *testing.T) {
+	w := New()
+	old := value(64)
+	w.Seed(old)
+	for range kept * (sample + 2) {
+		w.Seed(value(64))
+	}
+	if w.Look(Log, old) {
+		t.Error("the oldest value is still known")
+	}
+	if n := len(w.tags); n > kept*6 {
+		t.Errorf("%d tags", n)
+	}
+	last := value(64)
+	for range sample {
+		w.Seed(last)
+	}
+	if !w.Look(Log, last) {
+		t.Error("a value that is handed out again and again is not known")
+	}
+}
+
+// A leak in any place of a log line is withheld, whatever the handler behind; good lines pass unchanged.
+func TestHandlerWithholds(t *testing.T) {
+	v := value(40)
+	form := hex.EncodeToString(v)
+	for name, leak := range map[string]func(*slog.Logger){
+		"the message":            func(l *slog.Logger) { l.Info("got " + form) },
+		"an attribute":           func(l *slog.Logger) { l.Info("got", "value", form) },
+		"bytes":                  func(l *slog.Logger) { l.Info("got", "value", v) },
+		"an error":               func(l *slog.Logger) { l.Info("got", "err", errors.New(form)) },
+		"a struct":               func(l *slog.Logger) { l.Info("got", "x", struct{ A string }{form}) },
+		"a group":                func(l *slog.Logger) { l.Info("got", slog.Group("g", "value", form)) },
+		"an attribute for later": func(l *slog.Logger) { l.With("value", form).WithGroup("g").Info("got") },
+	} {
+		w := New()
+		w.Seed(v)
+		var out bytes.Buffer
+		log := slog.New(w.Handler(slog.NewJSONHandler(&out, nil)))
+		leak(log)
+		if strings.Contains(out.String(), form) || strings.Contains(out.String(), base64.StdEncoding.EncodeToString(v)) || w.Found()[Log] == 0 {
+			t.Errorf("%s: the log has %s, found %v", name, &out, w.Found())
+		}
+		out.Reset()
+		log.With("a", 1).WithGroup("g").Info("good", "b", "two")
+		if !strings.Contains(out.String(), `"msg":"good","a":1,"g":{"b":"two"}`) {
+			t.Errorf("a good line became %s", &out)
+		}
+	}
+	var none *Watch
+	if h := slog.NewTextHandler(io.Discard, nil); none.Handler(h) != slog.Handler(h) {
+		t.Error("a nil Watch wraps")
+	}
+}
+
+func FuzzLook(f *testing.F) {
+	w := New()
+	v := []byte("a value that is long enough to be looked for")
+	w.Seed(v)
+	f.Add([]byte("some text"), 3)
+	f.Fuzz(func(t *testing.T, text []byte, at int) {
+		if at < 0 || at > len(text) {
+			return
+		}
+		leak := append(append(append([]byte(nil), text[:at]...), v...), text[at:]...)
+		if !w.Look(Log, leak) {
+			t.Errorf("not found in %q", leak)
+		}
+	})
+}
+
+func BenchmarkLook(b *testing.B) {
+	w := New()
+	for range kept {
+		w.Seed(value(64))
+	}
+	text := value(700)
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		w.Look(Ledger, text)
+	}
+}
+
+func BenchmarkSeed(b *testing.B) {
+	w := New()
+	v := value(1024)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.Seed(v)
+	}
+}
