@@ -29,7 +29,7 @@ var table = []archtest.Row{
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
-	{"internal/state", "internal/problem internal/identity internal/policy", "github.com/tidwall/btree"},
+	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/store", "verify", ""},
 

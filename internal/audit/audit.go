@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
@@ -189,6 +190,7 @@ type run struct {
 	checkpoints []checkpoint
 	wantTrees   map[uint64]tlog.Hash   // sizes at which the root is wanted, and then the root
 	claims      map[uint64][]rootClaim // by the last entry that a state root covers
+	document    ceremony.Genesis
 	state       *state.State
 	bundles     bundles
 }

@@ -47,7 +47,7 @@ func (r *run) step(index uint64, e store.Entry) error {
 	if err != nil {
 		return fault(index, "%s", text(err))
 	}
-	if err := r.judge(index, entry.Event); err != nil {
+	if err := r.judge(index, entry.Time, entry.Event); err != nil {
 		return blame(index, err)
 	}
 	if err := r.state.Apply(index, e.Body, entry); err != nil {
