@@ -28,9 +28,9 @@ var table = []archtest.Row{
 	{"internal/hardening", "internal/problem", "golang.org/x/sys"},
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
+	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree"},
-	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
@@ -71,7 +71,7 @@ var table = []archtest.Row{
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
-	{"internal/audit", "verify internal/ceremony internal/identity internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
+	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity", "github.com/goccy/go-yaml"},
 	{
 		"internal/agent", "api/... client verify internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",

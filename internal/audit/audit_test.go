@@ -142,7 +142,7 @@ func load(t *testing.T, dir string) *memory {
 		m.snapshots[index] = data
 		most = index - 1
 	}
-	if len(m.snapshots) < 1 || len(m.blobs) < 6 {
+	if len(m.blobs) < 6 {
 		t.Fatalf("%d snapshots, %d blobs", len(m.snapshots), len(m.blobs))
 	}
 	return m
@@ -323,6 +323,9 @@ func TestSoundLedger(t *testing.T) {
 	if r.StateRoots != 4 || r.Signatures != 4 || r.Generation != 2 || len(r.Keys) != 2 || len(r.Notes) != 0 {
 		t.Errorf("report %+v", r)
 	}
+	if r.Decided != r.Size || r.Violated != 0 || len(r.Violations)+len(r.Undecided) != 0 {
+		t.Errorf("%d of %d entries were decided again: %v %v", r.Decided, r.Size, r.Violations, r.Undecided)
+	}
 	if r.Hashes != uint64(tlog.StoredHashCount(int64(r.Size))) {
 		t.Errorf("%d hashes compared", r.Hashes)
 	}
@@ -353,8 +356,13 @@ func TestWithoutDocuments(t *testing.T) {
 	ledger := load(t, l.dir).ledger()
 	ledger.Stored, ledger.Blob = nil, nil
 	r, err := audit.Run(context.Background(), ledger, audit.Options{Genesis: l.w.Genesis})
-	if err != nil || !r.Complete() || r.Signatures != 1 || len(r.Notes) == 0 {
+	if err != nil || !r.Complete() || r.Signatures != 1 || len(r.Notes) == 0 || r.Decided != 0 {
 		t.Fatalf("%+v %v", r, err)
+	}
+	// Two bundles, one after the other, and nothing in between that is not said.
+	u := r.Undecided
+	if len(u) != 2 || u[0].From != 0 || u[0].To != u[1].From || u[1].To != r.Size || !strings.Contains(u[0].Why, "can't be had") {
+		t.Fatalf("not decided again: %+v", u)
 	}
 }
 

@@ -117,14 +117,16 @@ func TestParseKeyName(t *testing.T) {
 func TestRestoreRefusesKeys(t *testing.T) {
 	public := bytes.Repeat([]byte{8}, 32)
 	for what, change := range map[string]func(*State){
-		"a CA before":              func(s *State) { s.Keys.set("ca/0", &PublicKey{Name: "ca/0", Cert: []byte("x")}) },
-		"a CA after":               func(s *State) { s.Keys.set("ca/2", &PublicKey{Name: "ca/2", Cert: []byte("x"), Cross: []byte("x")}) },
-		"a name that is not its":   func(s *State) { s.Keys.set("kek/2", &PublicKey{Name: "kek/1", Current: true}) },
-		"no CA":                    func(s *State) { s.Keys.del("ca/1") },
-		"no current key":           func(s *State) { s.Keys.set("kek/1", &PublicKey{Name: "kek/1"}) },
-		"two current keys":         func(s *State) { s.Keys.set("kek/2", &PublicKey{Name: "kek/2", Current: true}) },
-		"a key of another kind":    func(s *State) { s.Keys.set("root/1", &PublicKey{Name: "root/1", Public: public, Current: true}) },
-		"a first key that crosses": func(s *State) { s.Keys.set("ca/1", &PublicKey{Name: "ca/1", Cert: []byte("x"), Cross: []byte("x"), Current: true}) },
+		"a CA before":            func(s *State) { s.Keys.set("ca/0", &PublicKey{Name: "ca/0", Cert: []byte("x")}) },
+		"a CA after":             func(s *State) { s.Keys.set("ca/2", &PublicKey{Name: "ca/2", Cert: []byte("x"), Cross: []byte("x")}) },
+		"a name that is not its": func(s *State) { s.Keys.set("kek/2", &PublicKey{Name: "kek/1", Current: true}) },
+		"no CA":                  func(s *State) { s.Keys.del("ca/1") },
+		"no current key":         func(s *State) { s.Keys.set("kek/1", &PublicKey{Name: "kek/1"}) },
+		"two current keys":       func(s *State) { s.Keys.set("kek/2", &PublicKey{Name: "kek/2", Current: true}) },
+		"a key of another kind":  func(s *State) { s.Keys.set("root/1", &PublicKey{Name: "root/1", Public: public, Current: true}) },
+		"a first key that crosses": func(s *State) {
+			s.Keys.set("ca/1", &PublicKey{Name: "ca/1", Cert: []byte("x"), Cross: []byte("x"), Current: true})
+		},
 	} {
 		s := newFeeder(t, 1).s.Fork()
 		change(s)
