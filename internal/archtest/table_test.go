@@ -21,6 +21,7 @@ var table = []archtest.Row{
 	// Leaves.
 	{"internal/problem", "", ""},
 	{"internal/identity", "", ""},
+	{"internal/authority", "", ""},
 	{"internal/archtest", "", ""},
 
 	// Pure: values in, values out.
@@ -29,14 +30,14 @@ var table = []archtest.Row{
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/policy", "internal/problem internal/identity internal/authority", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree"},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity", ""},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
-	{"internal/attest/x509", "internal/problem internal/identity internal/attest", ""},
+	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
