@@ -2,8 +2,8 @@
 // them, and signs with them.
 //
 // Guaranteed: key-encryption keys are only ever stored under the root holder, every other key only
-// under a key-encryption key, each bound to environment, kind and number; a Keys value is immutable, so
-// who has one works with one consistent set. Not guaranteed: that a signature was recorded first. That
+// under a key-encryption key, each bound to environment, kind and number; every CA of a Keys value leads
+// to that of genesis; a Keys value is immutable, so who has one works with one consistent set. Not guaranteed: that a signature was recorded first. That
 // is control's order: the entry, then the certificate.
 //
 // Its place: control calls it; below it are keyring's contract, seal, and the store's plain types.
