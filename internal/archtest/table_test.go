@@ -21,6 +21,7 @@ var table = []archtest.Row{
 	// Leaves.
 	{"internal/problem", "", ""},
 	{"internal/identity", "", ""},
+	{"internal/authority", "", ""},
 	{"internal/archtest", "", ""},
 
 	// Pure: values in, values out.
@@ -29,15 +30,15 @@ var table = []archtest.Row{
 	{"internal/canary", "", ""},
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
-	{"internal/policy", "internal/problem internal/identity", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
-	{"internal/state", "internal/problem internal/identity internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
+	{"internal/policy", "internal/problem internal/identity internal/authority", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json"},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity", ""},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
-	{"internal/attest/x509", "internal/problem internal/identity internal/attest", ""},
+	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
@@ -72,7 +73,7 @@ var table = []archtest.Row{
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
-	{"internal/audit", "verify internal/ceremony internal/identity internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
+	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity", "github.com/goccy/go-yaml"},
 	{
 		"internal/agent", "api/... client verify internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",

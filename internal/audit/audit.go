@@ -5,13 +5,15 @@
 // above it say; every entry is of a known type, in its strict form, and a legal step from the state before it; every
 // state root and stored snapshot is the state that the entries amount to; the genesis document was signed by a
 // founder, and each change by persons listed in the bundle that governed, over a text about just this change, in the
-// number that it asks for; the stored checkpoint, and those kept elsewhere, are signed by keys of this ledger and
-// are of this tree. Report.Authenticated says how many of the entries are vouched for by what the caller pinned.
+// number that it asks for; whoever acted did so in a live session of his own; every entry was decided again by package
+// invariant, and gives no violation; the stored checkpoint, and those kept elsewhere, are signed by keys of this ledger and
+// are of this tree. Report.Authenticated says how many of the entries are vouched for by what the caller pinned, and
+// Report.Undecided what could not be decided again, since its bundle can't be had.
 // Not guaranteed: that what the entries say happened in the world; that the log shows everybody the same entries
 // (compare checkpoints with others for that).
 //
 // Memory is bounded by the state, not by the ledger. It reads the entries twice. Its place: above the pure packages
-// state, policy, ceremony and sshsig and the leaf verify; the command line and tests use it.
+// state, policy, ceremony, sshsig and invariant and the leaf verify; the command line and tests use it.
 package audit
 
 import (
@@ -21,6 +23,8 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/invariant"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
@@ -140,6 +144,10 @@ type Report struct {
 	Checkpoint    uint64       `json:"checkpoint"`  // entries under the newest checkpoint; 0: there is none
 	Saved         int          `json:"saved"`       // checkpoints kept elsewhere that agree
 	Authenticated uint64       `json:"authenticated"`
+	Decided       uint64       `json:"decided"`              // entries that were decided again, by the bundle in force
+	Violated      uint64       `json:"violated"`             // times that an entry is not what the rules in force allowed
+	Violations    []Violation  `json:"violations,omitempty"` // the first of them
+	Undecided     []Undecided  `json:"not_decided_again,omitempty"`
 	Notes         []string     `json:"notes,omitempty"`
 	// Misbehaviour is a proof for others (package verify) that the ledger's keys signed two histories.
 	Misbehaviour string `json:"misbehaviour,omitempty"`
@@ -189,12 +197,15 @@ type run struct {
 	checkpoints []checkpoint
 	wantTrees   map[uint64]tlog.Hash   // sizes at which the root is wanted, and then the root
 	claims      map[uint64][]rootClaim // by the last entry that a state root covers
+	document    ceremony.Genesis
 	state       *state.State
 	bundles     bundles
+	checker     *invariant.Checker
 }
 
 // Run verifies the ledger. The error is about the first thing found wrong: of reason tampered, with a Fault as its
-// cause where one entry is to blame; of reason not-authentic where it is sound, but not what was pinned. The
+// cause where one entry is to blame; of reason not-authentic where it is sound, but not what was pinned; of reason
+// violated, with Violated as its cause, where all that is right, and entries are not what the rules allowed. The
 // report is never nil.
 func Run(ctx context.Context, l Ledger, o Options) (*Report, error) {
 	r := &run{
@@ -202,6 +213,7 @@ func Run(ctx context.Context, l Ledger, o Options) (*Report, error) {
 		claims: make(map[uint64][]rootClaim), state: state.New(),
 	}
 	r.bundles = bundles{ctx: ctx, blob: l.Blob, partial: l.BlobsPartial, report: r.report}
+	r.checker = r.newChecker()
 	return r.report, r.all(ctx)
 }
 
@@ -221,7 +233,10 @@ func (r *run) all(ctx context.Context) error {
 	if err := r.replay(ctx); err != nil {
 		return err
 	}
-	return r.authenticate(ctx)
+	if err := r.authenticate(ctx); err != nil {
+		return err
+	}
+	return r.verdict()
 }
 
 func (r *run) progress(step string, done uint64) {

@@ -42,6 +42,7 @@ type lived struct {
 	dir   string
 	saved []byte
 	keys  []string
+	leaf  []byte // a session's certificate
 }
 
 func live(t *testing.T) *lived {
@@ -90,7 +91,7 @@ func live(t *testing.T) *lived {
 	must(w.Env.Logout(ctx, alice.Caller))
 	keys := w.Env.CheckpointKeys()
 	w.Close()
-	return &lived{w: w, dir: filepath.Join(w.Dir, "data"), saved: saved, keys: keys}
+	return &lived{w: w, dir: filepath.Join(w.Dir, "data"), saved: saved, keys: keys, leaf: node.Opened.Chain[0]}
 }
 
 func open(t *testing.T, dir string) store.Store {
@@ -141,7 +142,7 @@ func load(t *testing.T, dir string) *memory {
 		m.snapshots[index] = data
 		most = index - 1
 	}
-	if len(m.snapshots) != 2 || len(m.blobs) < 6 {
+	if len(m.blobs) < 6 {
 		t.Fatalf("%d snapshots, %d blobs", len(m.snapshots), len(m.blobs))
 	}
 	return m
@@ -159,7 +160,8 @@ func (m *memory) bundleBlobs(ctx context.Context, st store.Store, body []byte) e
 		d = ev.Manifest
 	case *state.ChangeProposed:
 		d = ev.Manifest
-	default:
+	}
+	if d.IsZero() {
 		return nil
 	}
 	text, err := st.Blob(ctx, store.Digest(d))
@@ -321,6 +323,9 @@ func TestSoundLedger(t *testing.T) {
 	if r.StateRoots != 4 || r.Signatures != 4 || r.Generation != 2 || len(r.Keys) != 2 || len(r.Notes) != 0 {
 		t.Errorf("report %+v", r)
 	}
+	if r.Decided != r.Size || r.Violated != 0 || len(r.Violations)+len(r.Undecided) != 0 {
+		t.Errorf("%d of %d entries were decided again: %v %v", r.Decided, r.Size, r.Violations, r.Undecided)
+	}
 	if r.Hashes != uint64(tlog.StoredHashCount(int64(r.Size))) {
 		t.Errorf("%d hashes compared", r.Hashes)
 	}
@@ -351,8 +356,13 @@ func TestWithoutDocuments(t *testing.T) {
 	ledger := load(t, l.dir).ledger()
 	ledger.Stored, ledger.Blob = nil, nil
 	r, err := audit.Run(context.Background(), ledger, audit.Options{Genesis: l.w.Genesis})
-	if err != nil || !r.Complete() || r.Signatures != 1 || len(r.Notes) == 0 {
+	if err != nil || !r.Complete() || r.Signatures != 1 || len(r.Notes) == 0 || r.Decided != 0 {
 		t.Fatalf("%+v %v", r, err)
+	}
+	// Two bundles, one after the other, and nothing in between that is not said.
+	u := r.Undecided
+	if len(u) != 2 || u[0].From != 0 || u[0].To != u[1].From || u[1].To != r.Size || !strings.Contains(u[0].Why, "can't be had") {
+		t.Fatalf("not decided again: %+v", u)
 	}
 }
 
@@ -482,7 +492,10 @@ func TestFaults(t *testing.T) {
 		"genesis signature": {replace("environment.genesis", `SIGNATURE-----\nU1NI`, `SIGNATURE-----\nU1NJ`), audit.Options{}, problem.ReasonTampered, "signature", 0},
 		"genesis class":     {replace("environment.genesis", `"class":"development"`, `"class":"production"`), audit.Options{}, problem.ReasonTampered, "document", 0},
 		"approval by another": {
-			replace("change.approved", `"identity":"/human/bob"`, `"identity":"/human/alice"`), audit.Options{}, problem.ReasonTampered, "signed text", find("change.approved"),
+			replace("change.approved", `"identity":"/human/bob","session":2`, `"identity":"/human/alice","session":1`), audit.Options{}, problem.ReasonTampered, "signed text", find("change.approved"),
+		},
+		"approval in another's session": {
+			replace("change.approved", `"identity":"/human/bob"`, `"identity":"/human/alice"`), audit.Options{}, problem.ReasonTampered, "is of /human/bob", find("change.approved"),
 		},
 		"approval's signature": {
 			replace("change.approved", `SIGNATURE-----\nU1NI`, `SIGNATURE-----\nU1NJ`), audit.Options{}, problem.ReasonTampered, "signature", find("change.approved"),

@@ -103,8 +103,8 @@ func (r *run) authenticate(ctx context.Context) error {
 // keys lists the checkpoint keys: those of the ledger, oldest first, and those that were pinned.
 func (r *run) keys(origin string) ([]*key, error) {
 	var rows []*state.PublicKey
-	r.state.Keys.From("checkpoint/", func(name string, k *state.PublicKey) bool {
-		if strings.HasPrefix(name, "checkpoint/") {
+	r.state.Keys.From(state.KeyCheckpoint+"/", func(name string, k *state.PublicKey) bool {
+		if strings.HasPrefix(name, state.KeyCheckpoint+"/") {
 			rows = append(rows, k)
 			return true
 		}
@@ -125,8 +125,14 @@ func (r *run) keys(origin string) ([]*key, error) {
 			return nil, fault(row.Created, "the key %s: %v", row.Name, err)
 		}
 		r.report.Keys = append(r.report.Keys, vkey)
-		k := &key{verifier: v, created: row.Created, trusted: row.Created == 0 && !r.o.Genesis.IsZero()}
-		if i > 0 {
+		k := &key{verifier: v, created: row.Created}
+		if i == 0 {
+			// The one key that nothing in the ledger vouches for stands in the document that was pinned and signed.
+			if !bytes.Equal(row.Public, r.document.Checkpoint) {
+				return nil, fault(row.Created, "the key %s is not that of the genesis document", row.Name)
+			}
+			k.trusted = !r.o.Genesis.IsZero()
+		} else {
 			env := r.state.Env
 			text := ceremony.CheckpointKey{
 				Scope: ceremony.Scope{Environment: env.Name, Genesis: env.Genesis, Epoch: env.Epoch}, Name: row.Name, Public: row.Public,

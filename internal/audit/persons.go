@@ -1,8 +1,8 @@
 package audit
 
 import (
+	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -21,10 +21,10 @@ import (
 	"github.com/bailment/bailment/internal/store"
 )
 
-// judge checks what the reducer does not: who signed, and under which bundle. The state is as of before the entry.
-func (r *run) judge(index uint64, ev state.Event) error {
-	if ruling, ok := rulingOf(ev); ok && (ruling.Generation != r.state.Generation || ruling.Bundle != r.state.Bundle) {
-		return fmt.Errorf("it was decided by generation %d, but %d was in force", ruling.Generation, r.state.Generation)
+// judge checks what the reducer does not: who acted and signed, and under which bundle. The state is as of before the entry.
+func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
+	if err := r.acted(index, at, ev); err != nil {
+		return err
 	}
 	switch ev := ev.(type) {
 	case *state.Genesis:
@@ -41,13 +41,7 @@ func (r *run) judge(index uint64, ev state.Event) error {
 		if ev.Change != 0 {
 			return r.completed(ev.Change, "revocation.confirm", func(c *state.Change) bool { return c.Target == ev.Scope })
 		}
-		return r.duty(ev.Actor, policy.DutyRevoke)
-	case *state.TokenCreated:
-		return r.duty(ev.Actor, policy.DutyAdmit)
 	case *state.KeyAdded:
-		if err := r.duty(ev.Actor, policy.DutyKeys); err != nil {
-			return err
-		}
 		return r.keyAdded(&ev.Key)
 	}
 	return nil
@@ -61,36 +55,6 @@ func (r *run) settled(ev state.Event) error {
 		return err
 	}
 	return nil
-}
-
-func rulingOf(ev state.Event) (state.Ruling, bool) {
-	switch ev := ev.(type) {
-	case *state.ChangeProposed:
-		return ev.Ruling, true
-	case *state.ChangeApproved:
-		return ev.Ruling, true
-	case *state.ChangeRejected:
-		return ev.Ruling, true
-	case *state.TokenCreated:
-		return ev.Ruling, true
-	case *state.SessionOpened:
-		return ev.Ruling, true
-	case *state.SecretWritten:
-		return ev.Ruling, true
-	case *state.SecretMoved:
-		return ev.Ruling, true
-	case *state.SecretReleased:
-		return ev.Ruling, true
-	case *state.LeaseRenewed:
-		return ev.Ruling, true
-	case *state.RevocationRecorded:
-		return ev.Ruling, true
-	case *state.RequestDenied:
-		return ev.Ruling, true
-	case *state.KeyAdded:
-		return ev.Ruling, true
-	}
-	return state.Ruling{}, false
 }
 
 // genesis checks entry 0: the document, that it says the same as the entry, and that a founder signed it.
@@ -115,8 +79,7 @@ func (r *run) genesis(index uint64, g *state.Genesis) error {
 		return errors.New("its document names formats that this version does not know")
 	case doc.Name != g.Name || doc.Class != g.Class || doc.Manifest != g.Manifest.String():
 		return errors.New("its fields are not those of its document")
-	case !keyIs(g.Keys, "ca/1", func(k state.KeyFacts) bool { return slices.Equal(k.Cert, doc.CA) }),
-		!keyIs(g.Keys, "checkpoint/1", func(k state.KeyFacts) bool { return slices.Equal(k.Public, doc.Checkpoint) }):
+	case !slices.EqualFunc(g.Keys, documentKeys(doc), sameKey):
 		return errors.New("its keys are not those of its document")
 	case len(g.Signatures) == 0:
 		return errors.New("no founder signed its document")
@@ -127,20 +90,17 @@ func (r *run) genesis(index uint64, g *state.Genesis) error {
 		}
 		r.report.Signatures++
 	}
+	r.document = doc
 	return nil
 }
 
-func keyIs(keys []state.KeyFacts, name string, is func(state.KeyFacts) bool) bool {
-	n := 0
-	for _, k := range keys {
-		if k.Name == name {
-			n++
-			if !is(k) {
-				return false
-			}
-		}
-	}
-	return n == 1
+// documentKeys are all keys that an environment begins with. Nothing but the document vouches for them.
+func documentKeys(doc ceremony.Genesis) []state.KeyFacts {
+	return []state.KeyFacts{{Name: "ca/1", Cert: doc.CA}, {Name: "checkpoint/1", Public: doc.Checkpoint}, {Name: "kek/1"}}
+}
+
+func sameKey(a, b state.KeyFacts) bool {
+	return a.Name == b.Name && bytes.Equal(a.Public, b.Public) && bytes.Equal(a.Cert, b.Cert) && bytes.Equal(a.Cross, b.Cross)
 }
 
 // founderSigned checks a signature against the fingerprints in the document itself: genesis needs nothing else.
@@ -164,7 +124,7 @@ func founderSigned(doc ceremony.Genesis, text string, s state.Signature) error {
 
 // proposed checks a proposal: its text, its signatures, and the manifest that it names.
 func (r *run) proposed(ev *state.ChangeProposed) error {
-	person := strings.TrimPrefix(ev.Actor.Identity, identity.PrefixHuman)
+	person, _ := strings.CutPrefix(ev.Actor.Identity, identity.PrefixHuman) // that it is one was checked
 	want := ceremony.Change{
 		Scope: r.scope(), Action: ev.Action, Base: ev.Base.String(), Target: ev.Target, Role: ceremony.Proposer,
 		Person: person, Nonce: ev.Nonce, Expires: ev.Expires.Time(), Reason: ev.Reason,
@@ -210,7 +170,7 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 	if !ok {
 		return fmt.Errorf("there is no change %d", ev.Change)
 	}
-	person := strings.TrimPrefix(ev.Actor.Identity, identity.PrefixHuman)
+	person, _ := strings.CutPrefix(ev.Actor.Identity, identity.PrefixHuman) // that it is one was checked
 	want := ceremony.Change{
 		Scope: r.scope(), Action: c.Action, Base: c.Base.String(), Target: c.Target, Role: ceremony.Approver,
 		Person: person, Number: c.Index, Nonce: ev.Nonce, Expires: c.Expires.Time(), Reason: c.Reason,
@@ -276,28 +236,15 @@ func (r *run) signed(prog *policy.Program, d policy.Duty, s state.Signature, nam
 	return nil
 }
 
-// duty checks that a person who acted had the duty. What the environment does by itself has no person.
-func (r *run) duty(a state.Actor, d policy.Duty) error {
-	name, human := strings.CutPrefix(a.Identity, identity.PrefixHuman)
-	if !human {
-		return nil
-	}
-	prog, err := r.bundles.program(r.state.Bundle)
-	if err != nil || prog == nil {
-		return err
-	}
-	if op, ok := prog.Operator(name); !ok || !op.Has(d) {
-		return fmt.Errorf("%s was not an operator with the duty %s", name, d)
-	}
-	return nil
-}
-
 // keyAdded checks a key's public side: a new CA must be signed by the one before, so that pinned clients follow.
 func (r *run) keyAdded(k *state.KeyFacts) error {
-	kind, _, _ := strings.Cut(k.Name, "/")
+	kind, _, err := state.ParseKeyName(k.Name)
+	if err != nil {
+		return err
+	}
 	switch kind {
-	case "ca":
-		before, ok := r.state.CurrentKey("ca")
+	case state.KeyCA:
+		before, ok := r.state.CurrentKey(state.KeyCA)
 		if !ok {
 			return errors.New("there is no CA before it")
 		}
@@ -316,13 +263,16 @@ func (r *run) keyAdded(k *state.KeyFacts) error {
 		if err := cross.CheckSignatureFrom(parent); err != nil {
 			return fmt.Errorf("the new CA is not signed by the one before: %w", err)
 		}
-		if !slices.Equal(cert.RawSubjectPublicKeyInfo, cross.RawSubjectPublicKeyInfo) {
+		switch {
+		case !cert.IsCA || !cross.IsCA: // a session's certificate is signed by a CA too
+			return errors.New("the new CA's certificates are not a CA's")
+		case !bytes.Equal(cert.RawSubjectPublicKeyInfo, cross.RawSubjectPublicKeyInfo):
 			return errors.New("the new CA's two certificates are of different keys")
 		}
-	case "checkpoint":
-		if len(k.Public) != ed25519.PublicKeySize {
-			return errors.New("the new checkpoint key is not an Ed25519 public key")
-		}
+	case state.KeyCheckpoint, state.KeyKEK:
+		// What it must have, and which number, the reducer checks; the signature by the key before it is checked with all keys.
+	default:
+		return fmt.Errorf("there are no keys of the kind %s", kind)
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/bailment/bailment/internal/store"
 )
 
-// replay reduces every entry anew and checks what it says of persons, bundles and keys.
+// replay reduces every entry anew, checks what it says of persons, bundles and keys, and decides it again.
 func (r *run) replay(ctx context.Context) error {
 	for r.state.Next < r.l.Size {
 		from := r.state.Next
@@ -47,7 +47,7 @@ func (r *run) step(index uint64, e store.Entry) error {
 	if err != nil {
 		return fault(index, "%s", text(err))
 	}
-	if err := r.judge(index, entry.Event); err != nil {
+	if err := r.judge(index, entry.Time, entry.Event); err != nil {
 		return blame(index, err)
 	}
 	if err := r.state.Apply(index, e.Body, entry); err != nil {
@@ -56,6 +56,7 @@ func (r *run) step(index uint64, e store.Entry) error {
 	if err := r.settled(entry.Event); err != nil {
 		return blame(index, err)
 	}
+	r.decide(index, entry)
 	return r.checkClaims(index)
 }
 

@@ -68,6 +68,9 @@ func (c coded) Unwrap() error { return c.error }
 // codeNotAuthenticated: consistent, and not authenticated (DESIGN §16).
 const codeNotAuthenticated exitCode = 4
 
+// codeViolated: entries that are what they say, and not what the rules allowed.
+const codeViolated = 5
+
 // Main runs the command line of this process and returns its exit code.
 func Main() int {
 	return Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
@@ -163,7 +166,8 @@ takes them, with a receipt.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 done;
 1 the request is wrong; 2 the server said no; 3 try again, or ask for help; 4 sound, but
-not authenticated. Errors say a stable reason and what to try.`
+not authenticated; 5 sound, but with entries that its own rules forbid. Errors say a stable
+reason and what to try.`
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{

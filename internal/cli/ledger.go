@@ -304,8 +304,11 @@ func (a *app) ledgerVerify() *cobra.Command {
 		Use: "verify", Short: "Recompute the whole ledger and compare", Args: cobra.NoArgs,
 		Long: `Recomputes everything that can be computed and compares: every entry's commitment, every
 stored hash, the root, the state after every step, state roots and snapshots, the founders' and
-operators' signatures, the checkpoint. With --dir it reads a data directory, running server or
-not, and needs none; without, it takes the entries from the server.
+operators' signatures, the checkpoint. Then it decides again, by a model of its own and the
+bundle in force at each entry: every release, write and session that the rules did not allow is
+listed with its entry's index, and the exit code is 5. With --dir it reads a data directory,
+running server or not, and needs none; without, it takes the entries from the server. Where a
+bundle can't be had, the entries under it are listed as not decided again.
 
 What the directory says of itself proves nothing to somebody who could have rewritten it. Pin
 the genesis with --bootstrap, or a checkpoint key with --vkey, from outside of the directory;
@@ -352,8 +355,11 @@ func (a *app) verifyLedger(ctx context.Context, f verifyFlags) error {
 	}
 	view := verifyView{OK: err == nil, FullyVouched: report.Complete(), Report: report}
 	if err != nil {
-		p := asProblem(err)
-		view.Error = &problemJSON{Error: p.Message, Kind: p.Kind.String(), Reason: string(p.Reason), Try: p.WayOut(), Exit: p.Kind.ExitCode()}
+		p, exit := asProblem(err), 0
+		if exit = p.Kind.ExitCode(); p.Reason == problem.ReasonViolated {
+			exit, err = codeViolated, coded{codeViolated, err}
+		}
+		view.Error = &problemJSON{Error: p.Message, Kind: p.Kind.String(), Reason: string(p.Reason), Try: p.WayOut(), Exit: exit}
 	}
 	if showErr := a.show(view, func(t *rows) { verifyTable(t, view) }); showErr != nil {
 		return showErr
@@ -372,18 +378,29 @@ func verifyTable(t *rows, v verifyView) {
 	t.add("environment", r.Environment+" ("+r.Class+")")
 	t.add("genesis", r.Genesis)
 	t.add("entries", r.Size)
-	if v.OK {
+	consistent := v.OK || v.Error.Reason == string(problem.ReasonViolated)
+	if consistent {
 		t.add("root", r.Root)
 		t.add("checked", fmt.Sprintf("%d hashes, %d state roots, %d signatures, %d kept checkpoints", r.Hashes, r.StateRoots, r.Signatures, r.Saved))
+		t.add("decided again", fmt.Sprintf("%d of %d entries", r.Decided, r.Size))
 	}
 	for _, k := range r.Keys {
 		t.add("key", k)
 	}
+	for _, u := range r.Undecided {
+		t.add("not decided again", fmt.Sprintf("entries %d to %d: %s", u.From, u.To-1, u.Why))
+	}
 	for _, n := range r.Notes {
 		t.add("note", n)
 	}
+	for _, x := range r.Violations {
+		t.add("VIOLATION", fmt.Sprintf("entry %d: %s: %s", x.Index, x.Invariant, x.Detail))
+	}
+	if more := r.Violated - uint64(len(r.Violations)); more > 0 {
+		t.add("VIOLATION", fmt.Sprintf("and %d more", more))
+	}
 	switch {
-	case !v.OK:
+	case !consistent:
 		t.line("NOT consistent")
 	case v.FullyVouched:
 		t.line("consistent and authenticated")
@@ -391,6 +408,9 @@ func verifyTable(t *rows, v verifyView) {
 		t.line("consistent, NOT authenticated from entry %d on: no checkpoint that is vouched for covers it", r.Authenticated)
 	default:
 		t.line("consistent, NOT authenticated: pin the genesis with --bootstrap or a key with --vkey")
+	}
+	if r.Violated > 0 {
+		t.line("NOT what its own rules allow: %d violations", r.Violated)
 	}
 	if r.Misbehaviour != "" {
 		t.line("the ledger's keys signed two histories; this proves it to others:\n\n%s", r.Misbehaviour)

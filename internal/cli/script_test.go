@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -19,7 +20,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/crypto/ssh"
-	_ "modernc.org/sqlite"
+	modernc "modernc.org/sqlite"
 
 	"github.com/bailment/bailment/examples"
 )
@@ -155,6 +156,10 @@ func damage(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if len(files) != 1 {
 		ts.Fatalf("%s has %d databases", args[0], len(files))
+	}
+	// The product sets it before its first database, and tests beside this one open some in this process.
+	if _, err := modernc.OFDLocking(true); err != nil && !errors.Is(err, modernc.ErrOFDLockingUnavailable) {
+		ts.Check(err)
 	}
 	db, err := sql.Open("sqlite", files[0])
 	ts.Check(err)

@@ -331,23 +331,28 @@ func (e *Environment) params(s *state.State, prog *policy.Program, method string
 			return jointoken.Record{PublicKey: tok.Public, Name: tok.Name, Expires: tok.Expires.Time(), Genesis: e.genesis}, true
 		}}, nil
 	case attestx509.Name:
-		named := make(map[string][]byte)
-		for _, a := range prog.Authorities() {
-			var b bytes.Buffer
-			for _, c := range a.Certificates {
-				if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
-					return nil, problem.Wrap(err, problem.ReasonInternal, "encoding an authority")
-				}
-			}
-			named[a.Name] = b.Bytes()
-		}
-		all, err := attestx509.NewAuthorities(named)
+		all, err := authoritiesOf(prog)
 		if err != nil {
 			return nil, problem.Wrap(err, problem.ReasonInternal, "reading the bundle's authorities")
 		}
 		return attestx509.Params{Authorities: all}, nil
 	}
 	return nil, problem.New(problem.ReasonUnknownMethod, "method %s has no parameters here", method)
+}
+
+// authoritiesOf are a bundle's authorities as the verifier of x509 takes them.
+func authoritiesOf(prog *policy.Program) (*attestx509.Authorities, error) {
+	named := make(map[string][]byte)
+	for _, a := range prog.Authorities() {
+		var b bytes.Buffer
+		for _, c := range a.Certificates {
+			if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
+				return nil, problem.Wrap(err, problem.ReasonInternal, "encoding an authority")
+			}
+		}
+		named[a.Name] = b.Bytes()
+	}
+	return attestx509.NewAuthorities(named)
 }
 
 // admit decides a node's attestation at the head.

@@ -150,7 +150,7 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if env.Name != s.Env.Name || string(env.Class) != s.Env.Class {
 		return problem.New(problem.ReasonBundleInvalid, "name and class of an environment are for ever: %s, %s", s.Env.Name, s.Env.Class)
 	}
-	return checkOperators(compiled)
+	return checkBundle(compiled)
 }
 
 // required says how many approvals a change needs, and whether the proposer's own may be one of them.

@@ -44,7 +44,7 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	if err := identity.ValidEnv(env.Name); err != nil {
 		return state.Digest{}, problem.Wrap(err, problem.ReasonInvalid, "the environment's name")
 	}
-	if err := checkOperators(prog); err != nil {
+	if err := checkBundle(prog); err != nil {
 		return state.Digest{}, err
 	}
 	if env.Class == policy.Production && f.Holder.Descriptor().DevelopmentOnly {
@@ -83,6 +83,15 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	draft.Records = []ledger.Record{{Body: body, Event: entry}}
 	draft.Blobs = bundleBlobs(manifest, f.Files)
 	return genesis, ledger.Create(ctx, f.Store, draft, ledger.Config[*state.State]{New: state.New, Rand: f.Source, Now: f.Now})
+}
+
+// checkBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, or that
+// nobody could change.
+func checkBundle(prog *policy.Program) error {
+	if _, err := authoritiesOf(prog); err != nil {
+		return problem.Wrap(err, problem.ReasonBundleInvalid, "giving the bundle's authorities to the verifier")
+	}
+	return checkOperators(prog)
 }
 
 // checkOperators refuses a bundle that would leave an environment nobody can change or recover.

@@ -69,12 +69,11 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 	}
 	name, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (made, error) {
-			all := custody.Numbered(s, kind)
-			_, last, err := custody.SplitName(all[len(all)-1].Name)
+			all, err := custody.Numbered(s, kind)
 			if err != nil {
 				return made{}, err
 			}
-			facts, row, err := e.vault().Make(ctx, e.keys.Load(), kind, last+1, e.scope(s), e.cfg.Source, e.cfg.Now())
+			facts, row, err := e.vault().Make(ctx, e.keys.Load(), kind, all[len(all)-1].Number+1, e.scope(s), e.cfg.Source, e.cfg.Now())
 			return made{facts, row}, err
 		},
 		func(t *turn, m made) (string, error) {
@@ -272,8 +271,12 @@ func (e *Environment) ListKeys(_ context.Context, c Caller) ([]KeyView, error) {
 	}
 	var out []KeyView
 	for _, kind := range []string{custody.CA, custody.Checkpoint, custody.KEK} {
-		for _, k := range custody.Numbered(s, kind) {
-			v := KeyView{PublicKey: k}
+		all, err := custody.Numbered(s, kind)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range all {
+			v := KeyView{PublicKey: k.PublicKey}
 			if len(k.Cert) > 0 {
 				if v.Certificate, err = x509.ParseCertificate(k.Cert); err != nil {
 					return nil, problem.Wrap(err, problem.ReasonTampered, "reading the certificate of %s", k.Name)

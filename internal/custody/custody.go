@@ -2,14 +2,16 @@
 // them, and signs with them.
 //
 // Guaranteed: key-encryption keys are only ever stored under the root holder, every other key only
-// under a key-encryption key, each bound to environment, kind and number; a Keys value is immutable, so
-// who has one works with one consistent set. Not guaranteed: that a signature was recorded first. That
+// under a key-encryption key, each bound to environment, kind and number; every CA of a Keys value leads
+// to that of genesis; a Keys value is immutable, so who has one works with one consistent set. Not guaranteed: that a signature was recorded first. That
 // is control's order: the entry, then the certificate.
 //
 // Its place: control calls it; below it are keyring's contract, seal, and the store's plain types.
 package custody
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ed25519"
@@ -19,7 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,51 +37,49 @@ import (
 
 // Kinds of keys of an environment. Each key has a name KIND/NUMBER.
 const (
-	CA         = "ca"         // signs certificates
-	Checkpoint = "checkpoint" // signs checkpoints
-	KEK        = "kek"        // wraps data keys and the other kinds
-	MAC        = "mac"        // keyed digests and challenges; number 1 for ever
+	CA         = state.KeyCA         // signs certificates
+	Checkpoint = state.KeyCheckpoint // signs checkpoints
+	KEK        = state.KeyKEK        // wraps data keys and the other kinds
+	MAC        = "mac"               // keyed digests and challenges; number 1 for ever, and not in the ledger
 )
 
 // Name is KIND/NUMBER.
-func Name(kind string, number uint32) string {
-	return kind + "/" + strconv.FormatUint(uint64(number), 10)
+func Name(kind string, number uint32) string { return state.KeyName(kind, number) }
+
+// Key is a key of the ledger with its number.
+type Key struct {
+	*state.PublicKey
+	Number uint32
 }
 
-// SplitName undoes Name.
-func SplitName(name string) (kind string, number uint32, err error) {
-	kind, n, _ := strings.Cut(name, "/")
-	x, err := strconv.ParseUint(n, 10, 32)
-	if err != nil || x == 0 {
-		return "", 0, problem.New(problem.ReasonTampered, "key %q is not KIND/NUMBER", name)
-	}
-	return kind, uint32(x), nil
-}
-
-// Numbered lists a kind's keys in the order in which they were added.
-func Numbered(s *state.State, kind string) []*state.PublicKey {
-	var out []*state.PublicKey
+// Numbered lists a kind's keys in the order in which they were added, the first one first.
+func Numbered(s *state.State, kind string) ([]Key, error) {
+	var out []Key
+	var err error
 	s.Keys.From(kind+"/", func(name string, x *state.PublicKey) bool {
 		if !strings.HasPrefix(name, kind+"/") {
 			return false
 		}
-		out = append(out, x)
-		return true
+		k := Key{PublicKey: x}
+		if _, k.Number, err = state.ParseKeyName(name); err == nil {
+			out = append(out, k)
+		}
+		return err == nil
 	})
-	for i := 1; i < len(out); i++ { // names sort as text: ten comes before two
-		for j := i; j > 0 && number(out[j]) < number(out[j-1]); j-- {
-			out[j], out[j-1] = out[j-1], out[j]
+	if err != nil {
+		return nil, err
+	}
+	// Names sort as text: ten comes before two.
+	slices.SortFunc(out, func(a, b Key) int { return cmp.Compare(a.Number, b.Number) })
+	for i, k := range out {
+		if k.Number != uint32(i+1) {
+			return nil, problem.New(problem.ReasonTampered, "key %s is not the %dth of its kind", k.Name, i+1)
 		}
 	}
-	return out
-}
-
-func number(k *state.PublicKey) uint32 {
-	_, n, err := SplitName(k.Name)
-	if err != nil {
-		return 0
+	if len(out) == 0 {
+		return nil, problem.New(problem.ReasonTampered, "the environment has no key of the kind %s", kind)
 	}
-	return n
+	return out, nil
 }
 
 // Vault is where wrapped keys are kept and what opens them.
@@ -154,7 +154,11 @@ func (k *Keys) Wipe() {
 // origin is the checkpoints' origin line.
 func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys, error) {
 	k := &Keys{keks: make(map[uint32]*seal.KEK)}
-	for _, x := range Numbered(s, KEK) {
+	keks, err := Numbered(s, KEK)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range keks {
 		if err := v.unsealKEK(ctx, k, x); err != nil {
 			return nil, err
 		}
@@ -162,7 +166,6 @@ func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys
 	if k.kek == nil {
 		return nil, problem.New(problem.ReasonTampered, "the environment has no key-encryption key")
 	}
-	var err error
 	if k.mac, err = v.unwrap(ctx, k.keks, Name(MAC, 1)); err != nil {
 		return nil, err
 	}
@@ -172,12 +175,12 @@ func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys
 	return k, v.unsealCheckpoint(ctx, s, k, origin)
 }
 
-func (v Vault) unsealKEK(ctx context.Context, k *Keys, x *state.PublicKey) error {
+func (v Vault) unsealKEK(ctx context.Context, k *Keys, x Key) error {
 	data, err := v.read(ctx, x.Name)
 	if err != nil {
 		return err
 	}
-	aad, err := seal.KeyContext{Genesis: v.Genesis, Name: KEK, Number: number(x)}.Encode()
+	aad, err := seal.KeyContext{Genesis: v.Genesis, Name: KEK, Number: x.Number}.Encode()
 	if err != nil {
 		return err
 	}
@@ -185,11 +188,11 @@ func (v Vault) unsealKEK(ctx context.Context, k *Keys, x *state.PublicKey) error
 	if err != nil {
 		return fmt.Errorf("unsealing %s with the root holder %s: %w", x.Name, v.Holder.Descriptor().Kind, err)
 	}
-	kek, err := seal.NewKEK(number(x), secret)
+	kek, err := seal.NewKEK(x.Number, secret)
 	if err != nil {
 		return err
 	}
-	k.keks[number(x)] = kek
+	k.keks[x.Number] = kek
 	if x.Current {
 		k.kek = kek
 	}
@@ -208,16 +211,23 @@ func (v Vault) read(ctx context.Context, name string) ([]byte, error) {
 }
 
 func (v Vault) unsealCA(ctx context.Context, s *state.State, k *Keys) error {
+	all, err := Numbered(s, CA)
+	if err != nil {
+		return err
+	}
 	name := ""
-	for _, x := range Numbered(s, CA) {
+	for i, x := range all {
 		cert, err := x509.ParseCertificate(x.Cert)
 		if err != nil {
 			return problem.Wrap(err, problem.ReasonTampered, "reading the certificate of %s", x.Name)
 		}
-		k.cas = append(k.cas, cert)
-		if len(x.Cross) > 0 {
+		if i > 0 {
+			if err := vouched(k.cas[i-1], cert, x.Cross); err != nil {
+				return problem.Wrap(err, problem.ReasonTampered, "%s is not vouched for by %s", x.Name, all[i-1].Name)
+			}
 			k.chain = append([][]byte{x.Cross}, k.chain...) // newest first: each leads to the CA before it
 		}
+		k.cas = append(k.cas, cert)
 		if x.Current {
 			k.caCert, name = cert, x.Name
 		}
@@ -225,7 +235,6 @@ func (v Vault) unsealCA(ctx context.Context, s *state.State, k *Keys) error {
 	if name == "" {
 		return problem.New(problem.ReasonTampered, "the environment has no CA")
 	}
-	var err error
 	if k.ca, err = v.unwrapSigner(ctx, k.keks, name); err != nil {
 		return err
 	}
@@ -235,8 +244,30 @@ func (v Vault) unsealCA(ctx context.Context, s *state.State, k *Keys) error {
 	return nil
 }
 
+// vouched checks that a CA's cross-certificate is signed by the CA before it, and is of the CA's own key: what is trusted because
+// of the ledger leads to genesis.
+func vouched(before, cert *x509.Certificate, cross []byte) error {
+	c, err := x509.ParseCertificate(cross)
+	if err != nil {
+		return err
+	}
+	if err := c.CheckSignatureFrom(before); err != nil {
+		return err
+	}
+	switch {
+	case !c.IsCA || !cert.IsCA: // a session's certificate is signed by a CA too
+		return errors.New("it is not a CA")
+	case !bytes.Equal(c.RawSubjectPublicKeyInfo, cert.RawSubjectPublicKeyInfo):
+		return errors.New("the two certificates are of different keys")
+	}
+	return nil
+}
+
 func (v Vault) unsealCheckpoint(ctx context.Context, s *state.State, k *Keys, origin string) error {
-	all := Numbered(s, Checkpoint)
+	all, err := Numbered(s, Checkpoint)
+	if err != nil {
+		return err
+	}
 	for i := len(all) - 1; i >= 0; i-- {
 		vkey, err := note.NewEd25519VerifierKey(origin, ed25519.PublicKey(all[i].Public))
 		if err != nil {
@@ -278,7 +309,7 @@ func (s *checkpointSigner) Sign(msg []byte) ([]byte, error) {
 
 // unwrap opens a key that is under a key-encryption key, whose number stands before it.
 func (v Vault) unwrap(ctx context.Context, keks map[uint32]*seal.KEK, name string) (seal.Secret, error) {
-	kind, n, err := SplitName(name)
+	kind, n, err := state.ParseKeyName(name)
 	if err != nil {
 		return seal.Secret{}, err
 	}
@@ -461,7 +492,7 @@ func (f *Founding) Wrap(ctx context.Context, v Vault) ([]store.Key, error) {
 func (v Vault) Rewrapped(ctx context.Context, k *Keys, names []string) ([]store.Key, error) {
 	var rows []store.Key
 	for _, name := range names {
-		kind, n, err := SplitName(name)
+		kind, n, err := state.ParseKeyName(name)
 		if err != nil {
 			return nil, err
 		}

@@ -1,10 +1,11 @@
 package invariant
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
@@ -341,8 +342,8 @@ func (c *Checker) monotonic(st *step, fail failure) {
 	case *state.SessionOpened:
 		c.monotonicCounter(e, fail)
 	case *state.KeyAdded:
-		if kind, n := keyNumber(e.Key.Name); n == 0 || n != c.m.envKeys[kind]+1 {
-			fail("key %s follows number %d", e.Key.Name, c.m.envKeys[kind])
+		if kind, n, ok := keyNumber(e.Key.Name); !ok || n != c.m.envKeys[kind]+1 {
+			fail("key %.80q follows number %d", e.Key.Name, c.m.envKeys[kind])
 		}
 	case *state.StateRootSet:
 		if e.Index >= st.index || (len(c.m.roots) > 0 && e.Index <= c.m.roots[len(c.m.roots)-1].Index) {
@@ -386,9 +387,9 @@ func (c *Checker) confined(st *step, fail failure) {
 		if err := identity.ValidEnv(e.Name); err != nil {
 			fail("%v", err)
 		}
-		if !strings.Contains(e.Document, strconv.Quote(e.Name)) || !strings.Contains(e.Document, e.Manifest.String()) {
-			fail("its document is about another environment or bundle than %s", e.Name)
-		}
+		confinedGenesis(e, fail)
+	case *state.KeyAdded:
+		confinedKey(e.Key, fail)
 	case *state.SessionOpened:
 		if !serialNames(e.Serial, st.index) {
 			fail("the serial number %.40q is not of this epoch and entry", e.Serial)
@@ -397,6 +398,55 @@ func (c *Checker) confined(st *step, fail failure) {
 		c.confinedText(e.Text, fail)
 	case *state.ChangeApproved:
 		c.confinedText(e.Text, fail)
+	}
+}
+
+// confinedGenesis compares entry 0 with the document that was signed: name, class, bundle, and the first key of each kind. A key
+// that is not in the document is nobody's.
+func confinedGenesis(e *state.Genesis, fail failure) {
+	var doc struct {
+		Name, Class, Manifest string
+		CA, Checkpoint        []byte
+	}
+	if err := json.Unmarshal([]byte(e.Document), &doc); err != nil {
+		fail("its document can't be read: %v", err)
+		return
+	}
+	if doc.Name != e.Name || doc.Class != e.Class || doc.Manifest != e.Manifest.String() {
+		fail("its document is about another environment or bundle than %s", e.Name)
+	}
+	seen := map[string]bool{}
+	for _, k := range e.Keys {
+		public, cert := []byte(nil), []byte(nil)
+		switch k.Name {
+		case "ca/1":
+			cert = doc.CA
+		case "checkpoint/1":
+			public = doc.Checkpoint
+		case "kek/1":
+		default:
+			fail("its document has no key %.80q", k.Name)
+		}
+		if seen[k.Name] || !bytes.Equal(k.Public, public) || !bytes.Equal(k.Cert, cert) || len(k.Cross) > 0 {
+			fail("the key %.80q is not that of its document", k.Name)
+		}
+		seen[k.Name] = true
+	}
+	if len(doc.CA) == 0 || len(doc.Checkpoint) != 32 || len(seen) != 3 {
+		fail("an environment begins with a CA, a checkpoint key and a key-encryption key")
+	}
+}
+
+// confinedKey checks that a later key has what its kind has: a certificate, a public key or nothing, and the word of the key before.
+func confinedKey(k state.KeyFacts, fail failure) {
+	kind, _, _ := keyNumber(k.Name)
+	has := [3]int{len(k.Public), min(len(k.Cert), 1), len(k.Cross)}
+	switch {
+	case kind == "ca" && has == [3]int{0, 1, max(has[2], 1)}:
+	case kind == "checkpoint" && has == [3]int{32, 0, 64}:
+	case kind == "kek" && has == [3]int{}:
+	default:
+		fail("%.80q is not a key of this environment", k.Name)
 	}
 }
 

@@ -10,8 +10,8 @@
 // "permitted" means. Not guaranteed: anything about what never became an entry, apart from the counters
 // that the caller brings (CheckCounts), and about signatures, which are checked when they are made.
 //
-// Its place: pure, beside state and policy. Package control runs it in the background, `ledger verify`
-// may run it offline. A Checker is used by one goroutine at a time.
+// Its place: pure, beside state and policy. Package control runs it in the background, package audit over a whole ledger. A Checker
+// is used by one goroutine at a time.
 package invariant
 
 import (
@@ -106,7 +106,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Confined, entry: (*Checker).confined,
-		Entries: "genesis is the one pinned; identities are paths of this environment, serial numbers of this epoch and entry, signed texts and bundles of this name and genesis",
+		Entries: "genesis is the one pinned and says what its document says, with the first key of each kind; later keys are of those kinds; identities are paths of this environment, serial numbers of this epoch and entry, signed texts and bundles of this name and genesis",
 	},
 	{
 		Name: Silent, count: (*Checker).silentCount,
@@ -129,6 +129,9 @@ type Counts struct {
 type Options struct {
 	// Program gives the compiled bundle of a manifest; nil if it can't be had, which is a violation of "permitted".
 	Program func(manifest state.Digest) *policy.Program
+	// Incomplete: where only a part of the documents is at hand, one that can't be had is no violation. What needs it is not decided
+	// again, and the caller says so.
+	Incomplete bool
 	// Genesis is the pinned identity of the environment; zero: whatever entry 0 says.
 	Genesis state.Digest
 	// CountFrom is the index from which Counts count: the ledger's size when the server opened it.
@@ -198,7 +201,7 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 	if d, changed := manifestOf(e.Event); changed {
 		c.m.prog = nil
 		if c.opts.Program != nil {
-			if c.m.prog = c.opts.Program(d); c.m.prog == nil {
+			if c.m.prog = c.opts.Program(d); c.m.prog == nil && !c.opts.Incomplete {
 				out = append(out, Violation{Permitted, index, fmt.Sprintf("the bundle %s can't be had, so nothing under it can be decided again", d)})
 			}
 		}

@@ -3,7 +3,6 @@ package invariant
 import (
 	"container/heap"
 	"crypto/sha256"
-	"strconv"
 	"strings"
 
 	"github.com/bailment/bailment/internal/policy"
@@ -219,7 +218,7 @@ func (m *model) deedOf(e state.Event) deed {
 	case *state.LeaseReturned:
 		return deed{actor: &e.Actor, giving: true}
 	case *state.RevocationRecorded:
-		if fork(e) {
+		if m.fork(e) {
 			return deed{ruling: &e.Ruling}
 		}
 		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyRevoke}
@@ -231,14 +230,27 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{actor: &e.Actor, ruling: &e.Ruling, giving: true, refused: true}
 	case *state.KeyAdded:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.KeysRewrapped:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
 	}
 	return deed{}
 }
 
-// fork recognises the one revocation that nobody asks for: a node whose enrolment has two holders is
-// held in its own name, by the certificate that showed it.
-func fork(e *state.RevocationRecorded) bool {
-	return strings.HasPrefix(e.Actor.Identity, "/node/") && e.Scope == "node:"+e.Actor.Identity && e.Hold && e.Change == 0
+// fork recognises the one revocation that nobody asks for: a node whose enrolment has two holders is cut off and held in
+// its own name, because of a certificate of that enrolment that is not its newest.
+func (m *model) fork(e *state.RevocationRecorded) bool {
+	if !strings.HasPrefix(e.Actor.Identity, "/node/") || e.Actor.Node != "" || e.Scope != "node:"+e.Actor.Identity {
+		return false
+	}
+	enrolled := m.enrolments[e.Actor.Identity]
+	if !e.Hold || !e.Cutoff || e.Until != 0 || e.Change != 0 || enrolled == nil {
+		return false
+	}
+	shown := e.Actor.Session
+	if x := m.sessions[shown]; x != nil && x.identity != e.Actor.Identity {
+		return false
+	}
+	return shown >= enrolled.root && shown < m.next && shown != enrolled.session
 }
 
 // learn takes an entry into the model.
@@ -369,17 +381,27 @@ func (m *model) learnDenial(st *step, e *state.RequestDenied) {
 }
 
 func (m *model) learnKey(name string) {
-	kind, n := keyNumber(name)
-	m.envKeys[kind] = max(m.envKeys[kind], n)
+	if kind, n, ok := keyNumber(name); ok {
+		m.envKeys[kind] = max(m.envKeys[kind], n)
+	}
 }
 
-func keyNumber(name string) (string, uint64) {
-	kind, number, _ := strings.Cut(name, "/")
-	n, err := strconv.ParseUint(number, 10, 32)
-	if err != nil {
-		return kind, 0
+// keyNumber reads KIND/NUMBER. There is one way to write each.
+func keyNumber(name string) (kind string, n uint64, ok bool) {
+	for _, kind := range []string{"ca", "checkpoint", "kek"} {
+		digits, of := strings.CutPrefix(name, kind+"/")
+		if !of || digits == "" || len(digits) > 10 || digits[0] == '0' {
+			continue
+		}
+		for _, c := range []byte(digits) {
+			if c < '0' || c > '9' {
+				return "", 0, false
+			}
+			n = 10*n + uint64(c-'0')
+		}
+		return kind, n, n < 1<<32
 	}
-	return kind, n
+	return "", 0, false
 }
 
 // learnSecret takes in what happens to versions and leases.

@@ -133,6 +133,20 @@ func (s *scene) token(id string) *state.TokenCreated {
 	return e
 }
 
+// key is a legal rotation of the checkpoint key by alice.
+func (s *scene) key() *state.KeyAdded {
+	k := last(s, func(_ uint64, e *state.KeyAdded) bool { return strings.HasPrefix(e.Key.Name, "checkpoint/") })
+	k.Key.Name, k.Actor, k.Ruling = "checkpoint/3", s.token("x").Actor, s.release().Ruling
+	return k
+}
+
+// genesis judges another entry 0.
+func (s *scene) genesis(change func(*state.Genesis)) {
+	g := last[*state.Genesis](s, nil)
+	change(g)
+	s.found = append(s.found, s.r.checker().Feed(0, &state.Entry{Time: s.entries[0].Time, Event: g})...)
+}
+
 // inForce is a bundle that bob approved; the manifest is one of the past.
 func (s *scene) inForce() (*state.BundleInForce, *state.ChangeProposed) {
 	now := last[*state.BundleInForce](s, nil)
@@ -153,6 +167,7 @@ func TestPlantsStartLegal(t *testing.T) {
 	s.add(s.renew())
 	s.add(s.attest())
 	s.add(s.token("planted"))
+	s.add(s.key())
 	hold := s.revoke("issuer:x509:corp")
 	hold.Hold = true
 	at := s.add(hold)
@@ -281,6 +296,25 @@ var plants = []struct {
 	{invariant.Permitted, "a join token by who may not admit", func(s *scene) {
 		e := s.token("planted")
 		e.Actor = s.release().Actor
+		s.add(e)
+	}},
+	{invariant.Permitted, "a key by who has no duty", func(s *scene) {
+		k := s.key()
+		k.Actor = s.release().Actor
+		s.add(k)
+	}},
+	{invariant.Permitted, "a rewrap by who has no duty", func(s *scene) {
+		r := s.release()
+		s.add(&state.KeysRewrapped{To: "kek/2", Actor: r.Actor, Ruling: r.Ruling})
+	}},
+	{invariant.Permitted, "a revocation by a node, like that of a fork, in its newest session", func(s *scene) {
+		e := s.revoke("node:/node/join-token/web-2")
+		e.Hold, e.Actor = true, state.Actor{Identity: "/node/join-token/web-2", Session: s.r.cast.Node.Opened.Index}
+		s.add(e)
+	}},
+	{invariant.Permitted, "a revocation by a node, like that of a fork, that is no hold", func(s *scene) {
+		e := s.revoke("node:/node/join-token/web-2")
+		e.Actor = state.Actor{Identity: "/node/join-token/web-2", Session: s.r.cast.Node.Opened.Index + 1}
 		s.add(e)
 	}},
 	{invariant.Permitted, "an identity that the rules do not give", func(s *scene) {
@@ -588,6 +622,38 @@ var plants = []struct {
 		s.add(k)
 	}},
 
+	{invariant.Monotonic, "a key number left out", func(s *scene) {
+		k := s.key()
+		k.Key.Name = strings.Replace(k.Key.Name, "/3", "/4", 1)
+		s.add(k)
+	}},
+	{invariant.Monotonic, "a key number in another form", func(s *scene) {
+		k := s.key()
+		k.Key.Name = strings.Replace(k.Key.Name, "/3", "/03", 1)
+		s.add(k)
+	}},
+
+	{invariant.Confined, "a key of no kind", func(s *scene) {
+		k := s.key()
+		k.Key.Name = "root/1"
+		s.add(k)
+	}},
+	{invariant.Confined, "a checkpoint key that no other vouches for", func(s *scene) {
+		k := s.key()
+		k.Key.Cross = nil
+		s.add(k)
+	}},
+	{invariant.Confined, "a key more in genesis", func(s *scene) {
+		s.genesis(func(g *state.Genesis) {
+			g.Keys = append(g.Keys, state.KeyFacts{Name: "checkpoint/0", Public: make([]byte, 32)})
+		})
+	}},
+	{invariant.Confined, "a key less in genesis", func(s *scene) { s.genesis(func(g *state.Genesis) { g.Keys = g.Keys[:2] }) }},
+	{invariant.Confined, "another key in genesis", func(s *scene) { s.genesis(func(g *state.Genesis) { g.Keys[1].Public[0]++ }) }},
+	{invariant.Confined, "a key in genesis that another vouches for", func(s *scene) {
+		s.genesis(func(g *state.Genesis) { g.Keys[1].Cross = make([]byte, 64) })
+	}},
+	{invariant.Confined, "another class than the document's", func(s *scene) { s.genesis(func(g *state.Genesis) { g.Class = "production" }) }},
 	{invariant.Confined, "an identity of another environment", func(s *scene) {
 		e := s.workload()
 		e.Identity = "spiffe://other.example/workload/api"

@@ -1,10 +1,7 @@
 package policy
 
 import (
-	"bytes"
 	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,6 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 )
 
@@ -55,61 +53,31 @@ func (c *compiler) settings(s *environmentSpec) {
 	e.NodeLifetime = c.duration(s.Nodes.Lifetime, "nodes.lifetime", defaultNodeLifetime, minNodeLifetime, maxNodeLifetime)
 }
 
+// authorities are held to the same rule as by the verifier, which would otherwise refuse the whole bundle's.
 func (c *compiler) authorities(s *environmentSpec) {
-	if len(s.Authorities) > maxAuthorities {
-		c.found.add(s.Authorities[maxAuthorities].At, "there are more than %d authorities", maxAuthorities)
+	if len(s.Authorities) > authority.Max {
+		c.found.add(s.Authorities[authority.Max].At, "there are more than %d authorities", authority.Max)
 		return
 	}
+	var set authority.Set
 	for _, a := range s.Authorities {
-		if err := validWord("authority's name", a.Name.value); err != nil {
+		if err := authority.ValidName(a.Name.value); err != nil {
 			c.found.add(a.Name.at, "%v", err)
 		}
 		if _, twice := c.program.Authority(a.Name.value); twice {
 			c.found.add(a.Name.at, "the authority %q is here twice", a.Name.value)
 			continue
 		}
-		certificates, err := parseAuthority(a.PEM.value)
+		certificates, err := authority.Parse([]byte(a.PEM.value))
+		if err == nil {
+			err = set.Add(a.Name.value, certificates)
+		}
 		if err != nil {
 			c.found.add(a.PEM.at, "the authority %q: %v", a.Name.value, err)
 		}
 		c.program.authorities = append(c.program.authorities, Authority{a.Name.value, certificates})
 	}
 	slices.SortFunc(c.program.authorities, func(a, b Authority) int { return strings.Compare(a.Name, b.Name) })
-}
-
-// parseAuthority reads CA certificates. Their dates are not looked at: there is no clock here, and
-// the verifier checks them when it is used.
-func parseAuthority(text string) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	rest := []byte(text)
-	for len(bytes.TrimSpace(rest)) > 0 {
-		block, after := pem.Decode(rest)
-		if block == nil || !bytes.HasPrefix(bytes.TrimSpace(rest), []byte("-----BEGIN ")) {
-			return nil, errors.New("there is something besides PEM blocks")
-		}
-		rest = after
-		if strings.Contains(block.Type, "PRIVATE KEY") {
-			return nil, errors.New("there is a PRIVATE KEY: it does not belong here, and must be replaced now that it has been shown")
-		}
-		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
-			return nil, fmt.Errorf("there is a PEM block of type %.40q: only CERTIFICATE is allowed", block.Type)
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("a certificate can't be parsed: %w", err)
-		}
-		if !certificate.BasicConstraintsValid || !certificate.IsCA {
-			return nil, fmt.Errorf("the certificate of %.80q is not a CA's", certificate.Subject.String())
-		}
-		if certificate.KeyUsage != 0 && certificate.KeyUsage&x509.KeyUsageCertSign == 0 {
-			return nil, fmt.Errorf("the certificate of %.80q may not sign certificates", certificate.Subject.String())
-		}
-		out = append(out, certificate)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("there is no certificate")
-	}
-	return out, nil
 }
 
 var allDuties = []string{

@@ -161,7 +161,6 @@ const (
 	maxApprovals      = 16
 	maxOperators      = 1000
 	maxKeysPerPerson  = 16
-	maxAuthorities    = 64
 	maxNodeRules      = 500     // every two of them are compared
 	maxPatterns       = 64      // in one list of a grant or identity
 	maxPurposes       = 32      // of a grant

@@ -75,6 +75,7 @@ const (
 	ReasonPermissions      Reason = "permissions"
 	ReasonDeliveryTooLate  Reason = "delivery-too-late"
 	ReasonNotDeclared      Reason = "not-declared"
+	ReasonViolated         Reason = "violated"
 )
 
 type reasonRow struct {
@@ -153,6 +154,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonPermissions:      {Invalid, "make the file readable by its owner only (chmod 0600)"},
 	ReasonDeliveryTooLate:  {Unavailable, "the release was recorded but could not be delivered in time: ask again"},
 	ReasonNotDeclared:      {Refused, "declare the secret in the bundle first"},
+	ReasonViolated:         {Internal, "look at the entries that are named: whoever could enter them had the server's keys, or the server has a defect"},
 }
 
 // Kind is the class that the table gives the reason; a reason outside the table is Internal.

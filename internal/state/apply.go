@@ -39,6 +39,9 @@ func (s *State) remember(identity string, k *IdemKey, m Meta, what Idempotent) {
 }
 
 func (e *Genesis) apply(s *State, m Meta) error {
+	if err := e.checkGenesis(); err != nil {
+		return err
+	}
 	s.Env = Env{Name: e.Name, Class: e.Class, Genesis: sha256.Sum256([]byte(e.Document)), Created: m.Time}
 	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, 1
 	s.Manifests.set(e.Manifest.String(), 1)
@@ -49,44 +52,9 @@ func (e *Genesis) apply(s *State, m Meta) error {
 	return nil
 }
 
-func (s *State) addKey(k *KeyFacts, m Meta) {
-	kind, _, _ := strings.Cut(k.Name, "/")
-	var before []*PublicKey
-	s.Keys.From(kind+"/", func(name string, old *PublicKey) bool {
-		if !strings.HasPrefix(name, kind+"/") {
-			return false
-		}
-		if old.Current {
-			before = append(before, old)
-		}
-		return true
-	})
-	for _, old := range before {
-		retired := *old
-		retired.Current = false
-		s.Keys.set(old.Name, &retired)
-	}
-	s.Keys.set(k.Name, &PublicKey{Name: k.Name, Public: k.Public, Cert: k.Cert, Cross: k.Cross, Current: true, Created: m.Index})
-}
-
-// CurrentKey is the current key of a kind: ca, checkpoint, kek.
-func (s *State) CurrentKey(kind string) (*PublicKey, bool) {
-	var found *PublicKey
-	s.Keys.From(kind+"/", func(name string, k *PublicKey) bool {
-		if !strings.HasPrefix(name, kind+"/") {
-			return false
-		}
-		if k.Current {
-			found = k
-		}
-		return found == nil
-	})
-	return found, found != nil
-}
-
 func (e *KeyAdded) apply(s *State, m Meta) error {
-	if s.Keys.Has(e.Key.Name) {
-		return fmt.Errorf("key %s exists", e.Key.Name)
+	if err := s.checkNext(&e.Key); err != nil {
+		return err
 	}
 	s.addKey(&e.Key, m)
 	s.Control = m.Index

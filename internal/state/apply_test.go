@@ -26,7 +26,7 @@ type feeder struct {
 
 func newFeeder(t testing.TB, seed uint64) *feeder {
 	f := &feeder{t: t, s: New(), now: 1_700_000_000_000, rnd: rand.New(rand.NewPCG(seed, 1)), log: [][]byte{}}
-	f.must(&Genesis{Document: "document", Name: "test.example", Class: "development", Manifest: Digest{1}, Keys: []KeyFacts{{Name: "ca/1"}, {Name: "kek/1"}}})
+	f.must(genesisOf(t, nil))
 	return f
 }
 

@@ -126,7 +126,10 @@ func (s *State) checkShape() error {
 		}
 		return err == nil
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return s.checkKeys()
 }
 
 type tableIO struct {

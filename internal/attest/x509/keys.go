@@ -9,40 +9,9 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/sha512"
-	"fmt"
 
 	"github.com/bailment/bailment/internal/problem"
 )
-
-// Bounds on RSA moduli: below, NIST SP 800-57 part 1 gives less than 112 bits; above, checking a
-// signature costs more than a stranger should be able to ask for (crypto/tls has the same bound).
-const (
-	minRSA = 2048
-	maxRSA = 8192
-)
-
-// weakness says what forbids a key from being part of any chain, or "". CAs may have P-521 too.
-func weakness(pub crypto.PublicKey) string {
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		switch pub.Curve {
-		case elliptic.P256(), elliptic.P384(), elliptic.P521():
-			return ""
-		}
-		return "an ECDSA key on a weak or unknown curve"
-	case ed25519.PublicKey:
-		return ""
-	case *rsa.PublicKey:
-		if bits := pub.N.BitLen(); bits < minRSA || bits > maxRSA {
-			return fmt.Sprintf("an RSA key of %d bits (%d to %d are accepted)", bits, minRSA, maxRSA)
-		}
-		if pub.E < 65537 {
-			return "an RSA key with an exponent below 65537 (FIPS 186-5 §A.1.1)"
-		}
-		return ""
-	}
-	return "a key of an algorithm that is not accepted"
-}
 
 // digestFor gives the one hash, and so the one algorithm, that a leaf's key signs with. The evidence
 // doesn't choose: an algorithm field would be a field to attack.

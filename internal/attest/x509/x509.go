@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -32,7 +33,7 @@ const Name = "x509"
 const (
 	MaxChain       = 8
 	maxCertificate = 16 << 10 // bytes of DER
-	maxSignature   = maxRSA / 8
+	maxSignature   = authority.MaxRSA / 8
 )
 
 // What an agent needs for this method.
@@ -138,7 +139,7 @@ func parseChain(ders [][]byte) ([]*cx509.Certificate, error) {
 			p.Err = err
 			return nil, p
 		}
-		if why := weakness(cert.PublicKey); why != "" {
+		if why := authority.Weakness(cert.PublicKey); why != "" {
 			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain has %s", i+1, why)
 		}
 		if i > 0 && (!cert.BasicConstraintsValid || !cert.IsCA) {

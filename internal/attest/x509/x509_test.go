@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -303,7 +304,7 @@ func TestAuthoritiesRefuse(t *testing.T) {
 	noSign := ca(t, "NoSign", fixed(nil, "n"), nil, func(c *cx509.Certificate) { c.KeyUsage = cx509.KeyUsageCRLSign })
 	root := string(pemOf(p.root))
 	many := map[string][]byte{}
-	for i := range MaxAuthorities + 1 {
+	for i := range authority.Max + 1 {
 		many[strings.Repeat("a", i%60+1)+strings.Repeat("b", i/60)] = nil
 	}
 	for name, named := range map[string]map[string][]byte{
@@ -324,14 +325,14 @@ func TestAuthoritiesRefuse(t *testing.T) {
 		"upper-case name":          {"Corp": []byte(root)},
 		"name ends with dash":      {"a-": []byte(root)},
 		"long name":                {strings.Repeat("a", 64): []byte(root)},
-		"too large":                {"a": make([]byte, maxAuthorityBytes+1)},
+		"a comment":                {"a": []byte("# a comment\n" + root)},
 		"too many":                 many,
 	} {
 		if _, err := NewAuthorities(named); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := NewAuthorities(map[string][]byte{"corp": []byte("# a comment\n" + root)}); err != nil {
+	if _, err := NewAuthorities(map[string][]byte{"corp": []byte("\n" + root + "\n"), "4.corp-2": pemOf(p.inter)}); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,0 +1,128 @@
+package audit
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// act is what an entry says of who did it, by which bundle, and which duty that takes.
+type act struct {
+	actor  *state.Actor  // nil: the environment does it by itself, or because of an approved change
+	ruling *state.Ruling // nil: nothing was decided
+	duty   policy.Duty   // of a person; empty: a grant, or nothing, is needed
+}
+
+// actOf has a case for each type that has an actor or a ruling; a test compares it with the types.
+func (r *run) actOf(ev state.Event) act {
+	switch ev := ev.(type) {
+	case *state.ChangeProposed:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyPropose}
+	case *state.ChangeApproved:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyApprove}
+	case *state.ChangeRejected:
+		if c, ok := r.state.Changes.Get(ev.Change); ok && c.Proposer == ev.Actor.Identity {
+			return act{&ev.Actor, &ev.Ruling, ""} // taking back one's own
+		}
+		return act{&ev.Actor, &ev.Ruling, policy.DutyApprove}
+	case *state.TokenCreated:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyAdmit}
+	case *state.SessionOpened:
+		return act{nil, &ev.Ruling, ""}
+	case *state.SessionClosed:
+		return act{&ev.Actor, nil, ""}
+	case *state.SecretWritten:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.SecretMoved:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.SecretReleased:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.LeaseRenewed:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.LeaseReturned:
+		return act{&ev.Actor, nil, ""}
+	case *state.RevocationRecorded:
+		if ev.Change != 0 {
+			return act{&ev.Actor, &ev.Ruling, policy.DutyApprove} // carried out by its last approver
+		}
+		return act{&ev.Actor, &ev.Ruling, policy.DutyRevoke}
+	case *state.RequestDenied:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.KeyAdded:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.KeysRewrapped:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	}
+	return act{}
+}
+
+// acted checks who acted: in a live session of his own, under the bundle in force, with the duty that it takes.
+func (r *run) acted(index uint64, at state.Millis, ev state.Event) error {
+	a := r.actOf(ev)
+	if a.ruling != nil && (a.ruling.Generation != r.state.Generation || a.ruling.Bundle != r.state.Bundle) {
+		return fmt.Errorf("it was decided by generation %d, but %d was in force", a.ruling.Generation, r.state.Generation)
+	}
+	if a.actor == nil {
+		return nil
+	}
+	if e, ok := ev.(*state.RevocationRecorded); ok && r.forked(index, e) {
+		return nil
+	}
+	if a.duty != "" {
+		if err := r.duty(a.actor.Identity, a.duty); err != nil {
+			return err
+		}
+	}
+	return r.inSession(*a.actor, at)
+}
+
+// inSession checks that an actor's session is his, and was live.
+func (r *run) inSession(a state.Actor, at state.Millis) error {
+	x, ok := r.state.Sessions.Get(a.Session)
+	switch {
+	case !ok:
+		return fmt.Errorf("%.200q acts in session %d, which never was or was over long before", a.Identity, a.Session)
+	case x.Identity != a.Identity || x.Node != a.Node:
+		return fmt.Errorf("%.200q acts in session %d, which is of %s", a.Identity, a.Session, x.Identity)
+	case x.Closed:
+		return fmt.Errorf("%s acts in session %d, which was given back", a.Identity, a.Session)
+	case at >= x.Expires:
+		return fmt.Errorf("%s acts in session %d, which ended at %s", a.Identity, a.Session, x.Expires)
+	}
+	return nil
+}
+
+// duty checks that an identity is a person who had the duty.
+func (r *run) duty(path string, d policy.Duty) error {
+	name, human := strings.CutPrefix(path, identity.PrefixHuman)
+	if !human {
+		return fmt.Errorf("%.200q is not a person, and it takes the duty %s", path, d)
+	}
+	prog, err := r.bundles.program(r.state.Bundle)
+	if err != nil || prog == nil {
+		return err
+	}
+	if op, ok := prog.Operator(name); !ok || !op.Has(d) {
+		return fmt.Errorf("%s was not an operator with the duty %s", name, d)
+	}
+	return nil
+}
+
+// forked recognises the one act for which nobody has the duty: a node is cut off and held, in its own name, because a certificate
+// of its enrolment was shown that is neither its newest nor another enrolment's. That session may be over long ago.
+func (r *run) forked(index uint64, ev *state.RevocationRecorded) bool {
+	a := ev.Actor
+	if !strings.HasPrefix(a.Identity, identity.PrefixNode) || a.Node != "" || ev.Scope != "node:"+a.Identity ||
+		!ev.Hold || !ev.Cutoff || ev.Until != 0 || ev.Change != 0 {
+		return false
+	}
+	id, enrolled := r.state.Identities.Get(a.Identity)
+	if !enrolled || a.Session < id.Root || a.Session == id.Session || a.Session >= index {
+		return false
+	}
+	x, kept := r.state.Sessions.Get(a.Session)
+	return !kept || x.Identity == a.Identity
+}
