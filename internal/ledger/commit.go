@@ -55,27 +55,38 @@ func Commit[S Machine[S], R any](ctx context.Context, l *Log[S], decide func(S, 
 	if err := l.enqueue(p); err != nil {
 		return zero, nil, err
 	}
+	if err := l.await(ctx, p); err != nil {
+		return zero, nil, err
+	}
+	return *result, p.proof, nil
+}
+
+const graceForAnswer = time.Second
+
+// await waits for the committer's answer, and for its end: a proposal may reach the queue just after the last one was
+// taken from it.
+func (l *Log[S]) await(ctx context.Context, p *proposal[S]) error {
 	select {
 	case <-p.done:
+	case <-l.stopped:
+		if p.state.CompareAndSwap(waiting, abandoned) {
+			return problem.New(problem.ReasonStopping, "the ledger is closed")
+		}
+		<-p.done // what was claimed is answered before the committer ends
 	case <-ctx.Done():
 		if p.state.CompareAndSwap(waiting, abandoned) {
-			return zero, nil, problem.Wrap(context.Cause(ctx), problem.ReasonCanceled, "waiting for the ledger")
+			return problem.Wrap(context.Cause(ctx), problem.ReasonCanceled, "waiting for the ledger")
 		}
 		// The committer has it. Its answer is a matter of one sync, so it is worth a moment: the
 		// caller learns what happened instead of "unknown".
 		select {
 		case <-p.done:
 		case <-time.After(graceForAnswer):
-			return zero, nil, problem.Wrap(context.Cause(ctx), problem.ReasonUnknownOutcome, "waiting for the ledger")
+			return problem.Wrap(context.Cause(ctx), problem.ReasonUnknownOutcome, "waiting for the ledger")
 		}
 	}
-	if p.err != nil {
-		return zero, nil, p.err
-	}
-	return *result, p.proof, nil
+	return p.err
 }
-
-const graceForAnswer = time.Second
 
 func (l *Log[S]) enqueue(p *proposal[S]) error {
 	if broken := l.broken.Load(); broken != nil {

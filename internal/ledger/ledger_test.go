@@ -526,6 +526,28 @@ func TestClock(t *testing.T) {
 	}
 }
 
+// A proposal that reaches the queue when the committer has ended is answered, though its caller would wait for ever.
+func TestCommitAfterTheEnd(t *testing.T) {
+	r := newRig(t)
+	l := r.start()
+	must(t, l.Close())
+	done := make(chan error, 1)
+	go func() {
+		done <- ledger.CommitLate(context.Background(), l, func(*tally, ledger.At) (ledger.Draft, error) {
+			t.Error("it was decided")
+			return ledger.Draft{}, nil
+		})
+	}()
+	select {
+	case err := <-done:
+		if !problem.Is(err, problem.ReasonStopping) {
+			t.Fatalf("got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it hangs")
+	}
+}
+
 func TestSnapshot(t *testing.T) {
 	r := newRig(t)
 	l := r.start()
