@@ -74,9 +74,10 @@ type Config[S Machine[S]] struct {
 	New func() S
 	// Restore reads a state snapshot. An error means: replay from the beginning instead.
 	Restore func(snapshot []byte) (S, error)
-	// Confirm says whether the entries replayed after a restored snapshot commit to it. If not, everything is
-	// replayed: a snapshot is a cache, and only the ledger is believed.
-	Confirm func(s S, index uint64, snapshot []byte) error
+	// Confirm is about one restored snapshot: what it returns is asked after each entry that is replayed on it, with the
+	// state, whether that entry commits to the snapshot. If none does the snapshot is not used: it is a cache, and only the
+	// ledger is believed.
+	Confirm func(index uint64, snapshot []byte) func(S) bool
 	// Origin of the checkpoints (C2SP tlog-checkpoint), given the state after loading.
 	Origin func(S) string
 	// Published is called with each newly published state, from the committer: it must be quick.

@@ -125,7 +125,7 @@ func (r *rig) config() ledger.Config[*tally] {
 			return r.faulty, nil
 		},
 		New:     func() *tally { return &tally{last: make(map[string]int)} },
-		Restore: restore, Confirm: func(s *tally, _ uint64, _ []byte) error { return nil },
+		Restore: restore, Confirm: func(uint64, []byte) func(*tally) bool { return func(*tally) bool { return true } },
 		Origin: func(*tally) string { return origin },
 		Now:    func() time.Time { return time.Now().Add(time.Duration(r.now.Load())) },
 		Boot:   func() time.Duration { return time.Duration(time.Now().UnixNano() + r.boot.Load()) },

@@ -173,17 +173,21 @@ func (l *Log[S]) load(ctx context.Context, st store.Store) error {
 	if l.tree, err = loadTree(ctx, st, head); err != nil {
 		return err
 	}
-	index, snapshot, err := st.Snapshot(ctx, head.Size-1)
-	if err == nil {
-		if err = l.loadFrom(ctx, st, index, snapshot); err == nil {
-			return nil
+	for most := head.Size; most > 0; {
+		index, snapshot, err := st.Snapshot(ctx, most-1)
+		if errors.Is(err, store.ErrNotFound) {
+			break
 		}
-	}
-	if !errors.Is(err, store.ErrNotFound) {
-		l.cfg.Logger.Warn("the state snapshot is not used: replaying everything", "index", index, "err", err)
+		if err == nil {
+			if err = l.loadFrom(ctx, st, index, snapshot); err == nil {
+				return nil
+			}
+		}
+		l.cfg.Logger.Warn("a state snapshot is not used", "index", index, "err", err)
+		most = index // the older one, if this one could be read at all
 	}
 	l.work = l.cfg.New()
-	return l.replay(ctx, st, 0)
+	return l.replay(ctx, st, 0, nil)
 }
 
 func (l *Log[S]) loadFrom(ctx context.Context, st store.Store, index uint64, snapshot []byte) error {
@@ -192,10 +196,12 @@ func (l *Log[S]) loadFrom(ctx context.Context, st store.Store, index uint64, sna
 		return err
 	}
 	l.work = s
-	if err := l.replay(ctx, st, index+1); err != nil {
-		return err
+	confirmed, commits := false, l.cfg.Confirm(index, snapshot)
+	err = l.replay(ctx, st, index+1, func() { confirmed = confirmed || commits(l.work) })
+	if err == nil && !confirmed {
+		err = problem.New(problem.ReasonTampered, "no entry commits to the snapshot of entry %d", index)
 	}
-	return l.cfg.Confirm(l.work, index, snapshot)
+	return err
 }
 
 // loadTree reads the edge and checks it against the head's root.
@@ -220,15 +226,22 @@ func loadTree(ctx context.Context, st store.Store, head store.Head) (*tree, erro
 // replaySlice is how many entries are read at a time.
 const replaySlice = 1024
 
-// replay applies the entries from index on, and checks each against its stored leaf hash.
-func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64) error {
+// replay applies the entries from index on, and checks each against its stored leaf hash. applied, unless nil, is called
+// after each.
+func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64, applied func()) error {
 	for from < l.tree.size {
 		limit := min(replaySlice, int(l.tree.size-from))
 		n, err := VerifySlice(ctx, st, from, limit, func(index uint64, e store.Entry) error {
 			if e.Commitment != nil {
 				return problem.New(problem.ReasonTampered, "entry %d is redacted and no snapshot covers it", index)
 			}
-			return l.work.Apply(index, bytes.Clone(e.Body), nil)
+			if err := l.work.Apply(index, bytes.Clone(e.Body), nil); err != nil {
+				return err
+			}
+			if applied != nil {
+				applied()
+			}
+			return nil
 		})
 		if err != nil {
 			return fmt.Errorf("replaying the ledger: %w", err)
