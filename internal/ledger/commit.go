@@ -214,8 +214,8 @@ func (l *Log[S]) commitBatch(batch []*proposal[S]) {
 }
 
 // decideAll runs the decide functions in order on a fork of the state. What failed by itself is
-// answered at once; the others are returned with the store batch that they make together. rest is
-// what did not fit into the batch any more.
+// answered at once; the others are returned with the store batch that they make together, which the
+// store has no reason to refuse. rest is what did not fit into the batch any more.
 func (l *Log[S]) decideAll(batch []*proposal[S], now time.Time) (accepted, rest []*proposal[S], out *store.Batch, err error) {
 	fork := l.work.Fork()
 	out = &store.Batch{First: l.tree.size, Time: now, Entries: make([]store.Entry, 0, len(batch))}
@@ -228,9 +228,16 @@ func (l *Log[S]) decideAll(batch []*proposal[S], now time.Time) (accepted, rest 
 		}
 		next := out.First + uint64(len(out.Entries))
 		draft, err := l.decideOne(p, fork, At{Index: next, Time: now})
+		if err == nil {
+			err = checkEffects(draft, out.First, next)
+		}
 		if err != nil {
 			p.answer(err)
 			continue
+		}
+		if len(out.Entries)+len(draft.Records) > store.MaxEntries {
+			rest = batch[i:]
+			break
 		}
 		if err := applyAll(fork, next, draft.Records); err != nil {
 			// The fork is spoilt by what was half applied. Throw it away and decide again without this
@@ -275,6 +282,9 @@ func (l *Log[S]) decideOne(p *proposal[S], s S, at At) (d Draft, err error) {
 	if err != nil {
 		return Draft{}, err
 	}
+	if len(d.Records) > store.MaxEntries {
+		return Draft{}, problem.New(problem.ReasonTooLarge, "%d entries were proposed at once, of at most %d", len(d.Records), store.MaxEntries)
+	}
 	for _, r := range d.Records {
 		if len(r.Body) == 0 || len(r.Body) > maxBody {
 			return Draft{}, problem.New(problem.ReasonTooLarge, "an entry of %d bytes is outside 1 to %d", len(r.Body), maxBody)
@@ -284,6 +294,22 @@ func (l *Log[S]) decideOne(p *proposal[S], s S, at At) (d Draft, err error) {
 		return Draft{}, problem.New(problem.ReasonInternal, "an effect without an entry was proposed")
 	}
 	return d, nil
+}
+
+// checkEffects refuses by itself a draft that the store would refuse, and the whole batch with it. batch is the batch's
+// first index, next the draft's.
+func checkEffects(d Draft, batch, next uint64) error {
+	alone := store.Batch{First: next, Blobs: d.Blobs, Seal: d.Seal, Rewraps: d.Rewraps, Shred: d.Shred, Keys: d.Keys}
+	err := alone.CheckObjects(next + uint64(len(d.Records)))
+	for _, i := range d.Redact {
+		if i >= batch {
+			err = errors.Join(err, fmt.Errorf("%w: redaction of %d, which is not in the store yet", store.ErrInvalid, i))
+		}
+	}
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInternal, "checking the proposed effects")
+	}
+	return nil
 }
 
 // maxBody is the largest entry body in bytes (DESIGN §4).
@@ -318,6 +344,10 @@ func (l *Log[S]) writeBatch(accepted []*proposal[S], out *store.Batch) {
 		if !earlyAck {
 			answerAll(accepted, l.commitProblem(err))
 		}
+		if errors.Is(err, store.ErrInvalid) {
+			l.cfg.Logger.Error("a batch was made that breaks the store's contract", "first", out.First, "err", err)
+			return // nothing was touched, and the handle stays usable
+		}
 		l.reload(err)
 		return
 	}
@@ -341,6 +371,8 @@ func (l *Log[S]) commitProblem(err error) *problem.Problem {
 		reason = problem.ReasonUnknownOutcome
 	case errors.Is(err, store.ErrFull):
 		reason = problem.ReasonStoreFull
+	case errors.Is(err, store.ErrInvalid):
+		return problem.Wrap(err, problem.ReasonInternal, "writing to the store")
 	}
 	return problem.Wrap(err, reason, "writing to the store").WithRetryAfter(time.Second)
 }

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -233,7 +235,7 @@ func TestFailuresAreAlone(t *testing.T) {
 		err  error
 	}
 	decide := func(name string) func(*tally, ledger.At) (ledger.Draft, struct{}, error) {
-		return func(*tally, ledger.At) (ledger.Draft, struct{}, error) {
+		return func(_ *tally, at ledger.At) (ledger.Draft, struct{}, error) {
 			d := ledger.Draft{Records: []ledger.Record{record(name, 1)}}
 			switch name {
 			case "error":
@@ -244,13 +246,27 @@ func TestFailuresAreAlone(t *testing.T) {
 				d.Records[0].Body = make([]byte, 40<<10)
 			case "effect":
 				return ledger.Draft{Shred: []uint64{1}}, struct{}{}, nil
+			case "false-blob":
+				d.Blobs = []store.Blob{{Data: []byte("x")}}
+			case "foreign-seal":
+				d.Seal = []store.Sealed{{ID: 1 << 40, Ciphertext: []byte("x"), WrappedKey: []byte("x")}}
+			case "nameless-key":
+				d.Keys = []store.Key{{Data: []byte("x")}}
+			case "redacts-itself":
+				d.Redact = []uint64{at.Index}
+			case "flood":
+				d.Records = slices.Repeat(d.Records, store.MaxEntries+1)
+			case "good":
+				d.Blobs = []store.Blob{{Digest: store.Digest(sha256.Sum256(nil))}} // an empty document
 			}
 			return d, struct{}{}, nil
 		}
 	}
 	want := map[string]problem.Reason{
 		"error": problem.ReasonConflict, "decide-panic": problem.ReasonInternal, "bad": problem.ReasonInternal, "panic": problem.ReasonInternal,
-		"huge": problem.ReasonTooLarge, "effect": problem.ReasonInternal, "good": "",
+		"huge": problem.ReasonTooLarge, "effect": problem.ReasonInternal, "false-blob": problem.ReasonInternal,
+		"foreign-seal": problem.ReasonInternal, "nameless-key": problem.ReasonInternal, "redacts-itself": problem.ReasonInternal,
+		"flood": problem.ReasonTooLarge, "good": "",
 	}
 	results := make(chan result, 1000)
 	var wg sync.WaitGroup
@@ -276,10 +292,35 @@ func TestFailuresAreAlone(t *testing.T) {
 	if got := l.State().n; got != uint64(good+1) {
 		t.Fatalf("%d entries for %d good proposals", got, good)
 	}
+	if n := l.Stats().Reloads.Load(); n != 0 {
+		t.Fatalf("the store was opened again %d times", n)
+	}
 }
 
-// The fault pairs: each write fails once without and once with effect. Whatever the caller was told
-// holds after the log has reopened the store by itself.
+// Drafts that are together more than the store takes at once go into several batches.
+func TestManyEntries(t *testing.T) {
+	r := newRig(t)
+	l := r.start()
+	const clients, each = 12, 1000
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			_, _, err := ledger.Commit(t.Context(), l, func(*tally, ledger.At) (ledger.Draft, struct{}, error) {
+				return ledger.Draft{Records: slices.Repeat([]ledger.Record{record("x", 1)}, each)}, struct{}{}, nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := l.State().n; got != clients*each+1 || l.Stats().Reloads.Load() != 0 {
+		t.Fatalf("%d entries, %d reloads", got, l.Stats().Reloads.Load())
+	}
+}
+
+// The fault pairs: a write fails once without and once with effect. Whatever the caller was told
+// holds after the log has reopened the store by itself, also if the disk still can't be written then.
 func TestFaultPairs(t *testing.T) {
 	for _, op := range []storetest.Op{storetest.OpAppend, storetest.OpPutCheckpoint} {
 		for _, f := range []storetest.Fault{{Done: false}, {Done: false, Full: true}, {Done: true, Unknown: true}, {Done: false, Unknown: true}} {

@@ -69,7 +69,7 @@ type Rewrap struct {
 	KEK        uint32
 }
 
-// Blob is a document named by its digest. Putting one that exists is not an error.
+// Blob is a document named by its digest; it may be empty. Putting one that exists is not an error.
 type Blob struct {
 	Digest Digest
 	Data   []byte
