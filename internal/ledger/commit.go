@@ -107,23 +107,15 @@ func (l *Log[S]) enqueue(p *proposal[S]) error {
 	}
 }
 
-// idleBeforeCheckpoint is how long the log waits for more before it stores a checkpoint by itself.
-const idleBeforeCheckpoint = 100 * time.Millisecond
-
 // run is the committer. While one batch is made durable the next one gathers in the queue, so
 // batches are as large as the load asks for, and there is no timer on the way.
 func (l *Log[S]) run() {
 	defer close(l.stopped)
-	idle := time.NewTimer(idleBeforeCheckpoint)
-	defer idle.Stop()
 	for {
 		select {
 		case p := <-l.queue:
 			l.letArrive()
 			l.commitBatch(l.gather(p))
-			idle.Reset(idleBeforeCheckpoint)
-		case <-idle.C:
-			l.storeCheckpoint()
 		case <-l.stop:
 			l.drain()
 			return
@@ -170,23 +162,12 @@ func (l *Log[S]) drain() {
 		}
 		break
 	}
-	l.storeCheckpoint()
 	l.lastErr = l.published.Load().store.Close()
 }
 
-func (l *Log[S]) storeCheckpoint() {
-	if l.stored || l.signed == nil || l.broken.Load() != nil {
-		return
-	}
-	if err := l.published.Load().store.PutCheckpoint(context.Background(), l.signed); err != nil {
-		l.reload(err)
-		return
-	}
-	l.stored = true
-}
-
 // commitBatch is the critical section, told in order: take the time, decide each proposal against
-// what the ones before it did, write everything in one transaction, publish, sign, answer.
+// what the ones before it did, sign the tree that results, write everything in one transaction,
+// publish, answer.
 func (l *Log[S]) commitBatch(batch []*proposal[S]) {
 	if len(batch) == 0 {
 		return
@@ -329,15 +310,21 @@ func applyAll[S Machine[S]](s S, first uint64, records []Record) (err error) {
 	return nil
 }
 
-// writeBatch makes the batch durable and answers. Nothing is published, signed or answered before
-// the store says that the batch is on disk.
+// writeBatch signs the batch's tree, makes both durable together, and answers. So the stored checkpoint always covers
+// the head, and nobody who has no key can add to the end. The signature is in the transaction and nowhere else
+// before the store says that it is on disk; nothing is published or answered before either.
 func (l *Log[S]) writeBatch(accepted []*proposal[S], out *store.Batch) {
 	grown := l.tree.extend(out)
-	if !l.stored {
-		out.Checkpoint = l.signed
+	signed, err := l.sign(grown)
+	if err != nil {
+		l.cfg.Logger.Error("signing a checkpoint failed, so the batch is refused", "size", grown.size, "err", err)
+		answerAll(accepted, problem.Wrap(err, problem.ReasonStore, "signing the checkpoint: nothing was written").
+			WithFix("the server's checkpoint key can't sign: see the server's log"))
+		return
 	}
+	out.Checkpoint = signed
 	if earlyAck {
-		l.publish(grown)
+		l.publish(grown, signed)
 		l.answerCommitted(accepted, grown)
 	}
 	if err := l.published.Load().store.Append(context.Background(), out); err != nil {
@@ -348,17 +335,16 @@ func (l *Log[S]) writeBatch(accepted []*proposal[S], out *store.Batch) {
 			l.cfg.Logger.Error("a batch was made that breaks the store's contract", "first", out.First, "err", err)
 			return // nothing was touched, and the handle stays usable
 		}
-		l.reload(err)
+		l.reload(err, grown)
 		return
 	}
-	l.stored = l.stored || out.Checkpoint != nil
 	l.stats.Batches.Add(1)
 	l.stats.Entries.Add(uint64(len(out.Entries)))
 	for i := range out.Entries {
 		l.stats.BodySize.Add(uint64(len(out.Entries[i].Body)))
 	}
 	if !earlyAck {
-		l.publish(grown)
+		l.publish(grown, signed)
 		l.answerCommitted(accepted, grown)
 	}
 }
@@ -377,17 +363,9 @@ func (l *Log[S]) commitProblem(err error) *problem.Problem {
 	return problem.Wrap(err, reason, "writing to the store").WithRetryAfter(time.Second)
 }
 
-// publish makes the batch visible to readers and signs its checkpoint.
-func (l *Log[S]) publish(grown *tree) {
-	l.work, l.tree = l.pending, grown
-	signed, err := l.sign(grown)
-	if err != nil {
-		// The batch is durable and its entries count; only the new signature is missing. Receipts fall
-		// back to the last checkpoint and the next batch tries again.
-		l.cfg.Logger.Error("signing a checkpoint failed", "size", grown.size, "err", err)
-	} else {
-		l.signed, l.stored = signed, false
-	}
+// publish makes the batch and its checkpoint visible to readers.
+func (l *Log[S]) publish(grown *tree, signed []byte) {
+	l.work, l.tree, l.signed = l.pending, grown, signed
 	l.show(l.published.Load().store)
 }
 

@@ -58,7 +58,7 @@ func (b *Batch) Check(head Head) error {
 		return fmt.Errorf("%w: %d bytes of hashes for %d entries", ErrInvalid, len(b.Hashes), n)
 	case b.Time.IsZero() || !b.Time.Equal(b.Time.Truncate(time.Millisecond)):
 		return fmt.Errorf("%w: the time is not whole milliseconds", ErrInvalid)
-	case b.Checkpoint != nil && (len(b.Checkpoint) == 0 || len(b.Checkpoint) > MaxCheckpoint):
+	case !sized(b.Checkpoint, MaxCheckpoint):
 		return fmt.Errorf("%w: a checkpoint of %d bytes", ErrInvalid, len(b.Checkpoint))
 	}
 	for i, e := range b.Entries {

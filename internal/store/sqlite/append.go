@@ -87,10 +87,8 @@ func (s *Store) insert(b *store.Batch) error {
 			return err
 		}
 	}
-	if b.Checkpoint != nil {
-		if err := s.putCheckpoint(b.Checkpoint); err != nil {
-			return err
-		}
+	if err := s.putCheckpoint(b.Checkpoint); err != nil {
+		return err
 	}
 	return s.c.do(`INSERT INTO batches (hash, first, count, time, root, hashes) VALUES (?, ?, ?, ?, ?, ?)`,
 		int64(b.HashFirst), int64(b.First), int64(len(b.Entries)), b.Time.UnixMilli(), b.Root[:], b.Hashes)
