@@ -7,8 +7,9 @@
 // founder, and each change by persons listed in the bundle that governed, over a text about just this change, in the
 // number that it asks for; whoever acted did so in a live session of his own; every entry was decided again by package
 // invariant, and gives no violation; the stored checkpoint, and those kept elsewhere, are signed by keys of this ledger and
-// are of this tree. Report.Authenticated says how many of the entries are vouched for by what the caller pinned, and
-// Report.Undecided what could not be decided again, since its bundle can't be had.
+// are of this tree, and in a data directory, running server or not, the stored one covers the last entry. Report.Authenticated
+// says how many of the entries are vouched for by what the caller pinned, and Report.Undecided what could not be decided
+// again, since its bundle can't be had.
 // Not guaranteed: that what the entries say happened in the world; that the log shows everybody the same entries
 // (compare checkpoints with others for that).
 //
@@ -36,7 +37,7 @@ type Ledger struct {
 	Size uint64
 	// Entries calls fn for at most limit entries from an index on, in order. The slices are valid during the call.
 	Entries func(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) error
-	// Checkpoint is the newest signed checkpoint that comes with the entries; nil: none.
+	// Checkpoint is the newest signed checkpoint that comes with the entries; nil: none, which in a data directory is a fault.
 	Checkpoint []byte
 	// Blob reads a document by its digest, or is store.ErrNotFound. Nil: none can be had, and what needs a bundle is
 	// left out, with a note in the report.

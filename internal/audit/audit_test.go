@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
 	"github.com/bailment/bailment/internal/store/sqlite"
@@ -366,6 +368,44 @@ func TestWithoutDocuments(t *testing.T) {
 	}
 }
 
+// A copy of the directory of a server that is committing is vouched for to its very end.
+func TestLiveDirectory(t *testing.T) {
+	ctx := context.Background()
+	w := controltest.New(t, controltest.Options{})
+	alice := w.Login("alice")
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if _, err := w.Env.Put(ctx, alice.Caller, control.PutRequest{Secret: "db/a", Value: seal.NewSecret([]byte("x"))}); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	var last uint64
+	for range 5 {
+		ledger, err := audit.OfStore(ctx, open(t, filepath.Join(w.Dir, "data")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := audit.Run(ctx, ledger, audit.Options{Genesis: w.Genesis})
+		if err != nil || !r.Complete() || r.Checkpoint != r.Size || r.Size < last {
+			t.Fatalf("authenticated %d of %d, the checkpoint covers %d: %v", r.Authenticated, r.Size, r.Checkpoint, err)
+		}
+		last = r.Size
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // One flipped bit in any byte of any entry, and in each stored hash, is found, and the right entry named.
 func TestEveryFlippedByte(t *testing.T) {
 	l := live(t)
@@ -430,6 +470,10 @@ func TestFaults(t *testing.T) {
 			m.checkpoint = nil
 		}
 	}
+	savedSize, err := strconv.Atoi(strings.Split(string(l.saved), "\n")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
 	change := fmt.Sprintf(`"change":%d`, find("change.proposed"))
 	cases := map[string]struct {
 		do     func(*memory)
@@ -482,6 +526,10 @@ func TestFaults(t *testing.T) {
 				c := verify.LeafCommitment([16]byte(m.entries[5].Salt), m.entries[5].Body)
 				m.entries[5] = store.Entry{Commitment: c[:]}
 			}, audit.Options{}, problem.ReasonTampered, "redacted", 5,
+		},
+		"checkpoint deleted": {func(m *memory) { m.checkpoint = nil }, audit.Options{}, problem.ReasonTampered, "no signed checkpoint", -1},
+		"checkpoint of before": {
+			func(m *memory) { m.checkpoint = l.saved }, audit.Options{}, problem.ReasonTampered, "not under the signed checkpoint", savedSize,
 		},
 		// A forger who computes every hash anew, and drops the checkpoint, still can't make these.
 		"unknown type":  {replace("session.opened", "session.opened", "session.upened"), audit.Options{}, problem.ReasonTampered, "not known", find("session.opened")},

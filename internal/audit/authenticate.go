@@ -84,6 +84,12 @@ func (r *run) authenticate(ctx context.Context) error {
 			return err
 		}
 	}
+	// A store writes a checkpoint with every batch. So what is behind the checkpoint was added by somebody who has no key.
+	if size := r.report.Checkpoint; r.l.Stored != nil && size == 0 {
+		return tampered("there is no signed checkpoint, which is stored with every batch")
+	} else if r.l.Stored != nil && size != r.l.Size {
+		return fault(size, "it is not under the signed checkpoint, which is stored with every batch and covers %d entries", size)
+	}
 	if !r.o.pinned() {
 		return nil
 	}

@@ -312,10 +312,11 @@ bundle can't be had, the entries under it are listed as not decided again.
 
 What the directory says of itself proves nothing to somebody who could have rewritten it. Pin
 the genesis with --bootstrap, or a checkpoint key with --vkey, from outside of the directory;
-without either the result is "consistent, NOT authenticated", and the exit code is 4. So it is
-if the newest entries are not under a signed checkpoint yet. --checkpoint compares with a
-checkpoint that was kept elsewhere: it finds that newest entries were cut off, and if the
-ledger signed two histories it prints a proof of it.`,
+without either the result is "consistent, NOT authenticated", and the exit code is 4. Every
+batch is stored with its signed checkpoint, so a directory that goes on behind it, or has none,
+was tampered with. --checkpoint compares with a checkpoint that was kept elsewhere: it finds
+that the directory was taken back in time, and if the ledger signed two histories it prints a
+proof of it.`,
 		Example: "  bailment ledger verify --dir /var/lib/bailment/prod --bootstrap bailment1:…\n  bailment ledger verify --dir copy --checkpoint kept.txt --vkey bailment/prod/…",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.verifyLedger(cmd.Context(), f) },
 	}

@@ -211,3 +211,26 @@ func TestSessionBeyondLifetime(t *testing.T) {
 	_, err := w.TryJoin(tok, key)
 	wantReason(t, err, problem.ReasonLifetimeOver)
 }
+
+// A bundle may have an empty file. What the store thinks of it is nobody else's matter.
+func TestEmptyFile(t *testing.T) {
+	w := controltest.New(t, controltest.Options{Persons: []string{"alice", "bob"}, Quorum: 1})
+	alice, bob := w.Login("alice"), w.Login("bob")
+	files := policy.Files{}
+	for path, data := range w.Files {
+		files[path] = data
+	}
+	files["README.md"] = nil
+	p, err := w.Propose(alice, "alice", files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = w.Approve(bob, "bob", p.Change); err != nil || p.Generation != 2 {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if n := w.Env.Ledger().Stats().Reloads.Load(); n != 0 {
+		t.Fatalf("the store was opened again %d times", n)
+	}
+	w.Reopen()
+	w.Put(w.Login("alice"), "db/a", "v")
+}

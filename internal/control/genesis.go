@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
@@ -71,6 +73,10 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 		Document: document, Signatures: []state.Signature{signature}, Name: env.Name, Class: string(env.Class),
 		Manifest: state.Digest(manifest.Digest()), Keys: m.Facts,
 	}
+	signer, err := m.Signer(ledger.OriginOf(env.Name, genesis, 0))
+	if err != nil {
+		return state.Digest{}, err
+	}
 	draft := ledger.Draft{}
 	if draft.Keys, err = m.Wrap(ctx, custody.Vault{Holder: f.Holder, Genesis: genesis}); err != nil {
 		return state.Digest{}, err
@@ -82,7 +88,7 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	}
 	draft.Records = []ledger.Record{{Body: body, Event: entry}}
 	draft.Blobs = bundleBlobs(manifest, f.Files)
-	return genesis, ledger.Create(ctx, f.Store, draft, ledger.Config[*state.State]{New: state.New, Rand: f.Source, Now: f.Now})
+	return genesis, ledger.Create(ctx, f.Store, draft, []note.Signer{signer}, ledger.Config[*state.State]{New: state.New, Origin: originOf, Rand: f.Source, Now: f.Now})
 }
 
 // checkBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, or that

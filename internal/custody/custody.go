@@ -136,7 +136,7 @@ func (k *Keys) Chain() [][]byte {
 // rotation still verifies.
 func (k *Keys) Signers() []note.Signer { return k.signers }
 
-// Verifiers verify checkpoints of this and all former keys.
+// Verifiers verify checkpoints of this and all former keys. Each is proved to be of this environment by its private half.
 func (k *Keys) Verifiers() []note.Verifier { return k.verifiers }
 
 // VerifierKeys are the same as text, the current one first.
@@ -277,14 +277,19 @@ func (v Vault) unsealCheckpoint(ctx context.Context, s *state.State, k *Keys, or
 		if err != nil {
 			return problem.Wrap(err, problem.ReasonTampered, "reading the key %s", all[i].Name)
 		}
+		// Every key is opened, also those that sign no more: the private half under our own key-encryption key is what tells a
+		// key of ours from one that somebody has written into the entries.
+		signer, err := v.unwrapSigner(ctx, k.keks, all[i].Name)
+		if err != nil {
+			return err
+		}
+		if !seal.SameKey(signer.Public(), ed25519.PublicKey(all[i].Public)) {
+			return problem.New(problem.ReasonTampered, "the key %s is not the one that the ledger names", all[i].Name)
+		}
 		k.vkeys = append(k.vkeys, vkey)
 		k.verifiers = append(k.verifiers, verifier)
 		if i < len(all)-2 {
 			continue
-		}
-		signer, err := v.unwrapSigner(ctx, k.keks, all[i].Name)
-		if err != nil {
-			return err
 		}
 		k.signers = append(k.signers, &checkpointSigner{name: origin, hash: verifier.KeyHash(), key: signer})
 	}
@@ -464,6 +469,23 @@ func Found(env string, src *seal.Source, now time.Time) (*Founding, error) {
 		{Name: Name(CA, 1), Cert: f.CACert}, {Name: Name(Checkpoint, 1), Public: f.Checkpoint}, {Name: Name(KEK, 1)},
 	}
 	return f, nil
+}
+
+// Signer signs the first checkpoint. It must be asked for before Wrap, and needs no key afterwards.
+func (f *Founding) Signer(origin string) (note.Signer, error) {
+	key, err := seal.ParsePrivateKey(f.secrets[Checkpoint])
+	if err != nil {
+		return nil, err
+	}
+	vkey, err := note.NewEd25519VerifierKey(origin, f.Checkpoint)
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := note.NewVerifier(vkey)
+	if err != nil {
+		return nil, err
+	}
+	return &checkpointSigner{name: origin, hash: verifier.KeyHash(), key: key}, nil
 }
 
 // Wrap wraps the first keys for the store, bound to genesis, and wipes them.

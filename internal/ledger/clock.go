@@ -9,18 +9,26 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// clockAllowance is how far the wall clock may jump against the boot clock, or lie behind the
-// head, before the ledger answers "unavailable: clock" (DESIGN §4).
+// clockAllowance is how far the wall clock may stand off from where the boot clock expects it, or lie
+// behind the head, before the ledger answers "unavailable: clock" (DESIGN §4).
 const clockAllowance = 30 * time.Second
 
-// clock is the ledger's time: the wall clock, checked against the boot clock, which nobody sets.
+// slewDivisor: what the boot clock expects follows the wall clock by 1/2,000 of the time that passes, which is 500 ppm, as
+// fast as the kernel slews a clock (adjtimex(2)). So drift is followed, a step within the allowance is taken and forgotten
+// in time, and steps that come faster than that add up until they are refused: whoever sets the clock gains
+// the allowance once, and 500 ppm.
+const slewDivisor = 2000
+
+// clock is the ledger's time: the wall clock, checked against the boot clock, which nobody sets. It is anchored
+// at the first look.
 type clock struct {
 	wall func() time.Time
 	boot func() time.Duration
 
-	mu     sync.Mutex
-	offset time.Duration // wall minus boot, when they were last believed
-	set    bool
+	mu       sync.Mutex
+	offset   time.Duration // wall minus boot, as it is expected
+	followed time.Duration // the boot clock when offset last followed
+	set      bool
 }
 
 // sinceBoot reads CLOCK_BOOTTIME, which counts through suspension.
@@ -51,14 +59,20 @@ func (c *clock) check(last time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.set {
-		c.offset, c.set = offset, true
+		c.offset, c.followed, c.set = offset, boot, true
 	}
-	if jump := offset - c.offset; jump > clockAllowance || jump < -clockAllowance {
-		return problem.New(problem.ReasonClock, "the wall clock jumped by %s against the boot clock", jump.Round(time.Second)).
+	off := offset - c.offset
+	slew := max(0, boot-c.followed) / slewDivisor
+	follow := min(max(off, -slew), slew)
+	if rest := off - follow; rest > clockAllowance || rest < -clockAllowance {
+		// The expectation stays, so that a clock that is put right fits again, however long it was wrong.
+		return problem.New(problem.ReasonClock, "the wall clock is off by %s against the boot clock", off.Round(time.Second)).
 			WithRetryAfter(10 * time.Second)
 	}
-	// Within the allowance the offset follows, so that slewing never adds up to a jump.
-	c.offset = offset
+	if slew > 0 { // less than a nanosecond is saved up
+		c.offset += follow
+		c.followed = boot
+	}
 	if ahead := last.Sub(wall); ahead > clockAllowance {
 		return problem.New(problem.ReasonClock, "the ledger's last entry is %s ahead of the clock", ahead.Round(time.Second)).
 			WithRetryAfter(10 * time.Second)

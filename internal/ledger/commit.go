@@ -55,27 +55,38 @@ func Commit[S Machine[S], R any](ctx context.Context, l *Log[S], decide func(S, 
 	if err := l.enqueue(p); err != nil {
 		return zero, nil, err
 	}
+	if err := l.await(ctx, p); err != nil {
+		return zero, nil, err
+	}
+	return *result, p.proof, nil
+}
+
+const graceForAnswer = time.Second
+
+// await waits for the committer's answer, and for its end: a proposal may reach the queue just after the last one was
+// taken from it.
+func (l *Log[S]) await(ctx context.Context, p *proposal[S]) error {
 	select {
 	case <-p.done:
+	case <-l.stopped:
+		if p.state.CompareAndSwap(waiting, abandoned) {
+			return problem.New(problem.ReasonStopping, "the ledger is closed")
+		}
+		<-p.done // what was claimed is answered before the committer ends
 	case <-ctx.Done():
 		if p.state.CompareAndSwap(waiting, abandoned) {
-			return zero, nil, problem.Wrap(context.Cause(ctx), problem.ReasonCanceled, "waiting for the ledger")
+			return problem.Wrap(context.Cause(ctx), problem.ReasonCanceled, "waiting for the ledger")
 		}
 		// The committer has it. Its answer is a matter of one sync, so it is worth a moment: the
 		// caller learns what happened instead of "unknown".
 		select {
 		case <-p.done:
 		case <-time.After(graceForAnswer):
-			return zero, nil, problem.Wrap(context.Cause(ctx), problem.ReasonUnknownOutcome, "waiting for the ledger")
+			return problem.Wrap(context.Cause(ctx), problem.ReasonUnknownOutcome, "waiting for the ledger")
 		}
 	}
-	if p.err != nil {
-		return zero, nil, p.err
-	}
-	return *result, p.proof, nil
+	return p.err
 }
-
-const graceForAnswer = time.Second
 
 func (l *Log[S]) enqueue(p *proposal[S]) error {
 	if broken := l.broken.Load(); broken != nil {
@@ -96,23 +107,15 @@ func (l *Log[S]) enqueue(p *proposal[S]) error {
 	}
 }
 
-// idleBeforeCheckpoint is how long the log waits for more before it stores a checkpoint by itself.
-const idleBeforeCheckpoint = 100 * time.Millisecond
-
 // run is the committer. While one batch is made durable the next one gathers in the queue, so
 // batches are as large as the load asks for, and there is no timer on the way.
 func (l *Log[S]) run() {
 	defer close(l.stopped)
-	idle := time.NewTimer(idleBeforeCheckpoint)
-	defer idle.Stop()
 	for {
 		select {
 		case p := <-l.queue:
 			l.letArrive()
 			l.commitBatch(l.gather(p))
-			idle.Reset(idleBeforeCheckpoint)
-		case <-idle.C:
-			l.storeCheckpoint()
 		case <-l.stop:
 			l.drain()
 			return
@@ -159,23 +162,12 @@ func (l *Log[S]) drain() {
 		}
 		break
 	}
-	l.storeCheckpoint()
 	l.lastErr = l.published.Load().store.Close()
 }
 
-func (l *Log[S]) storeCheckpoint() {
-	if l.stored || l.signed == nil || l.broken.Load() != nil {
-		return
-	}
-	if err := l.published.Load().store.PutCheckpoint(context.Background(), l.signed); err != nil {
-		l.reload(err)
-		return
-	}
-	l.stored = true
-}
-
 // commitBatch is the critical section, told in order: take the time, decide each proposal against
-// what the ones before it did, write everything in one transaction, publish, sign, answer.
+// what the ones before it did, sign the tree that results, write everything in one transaction,
+// publish, answer.
 func (l *Log[S]) commitBatch(batch []*proposal[S]) {
 	if len(batch) == 0 {
 		return
@@ -203,8 +195,8 @@ func (l *Log[S]) commitBatch(batch []*proposal[S]) {
 }
 
 // decideAll runs the decide functions in order on a fork of the state. What failed by itself is
-// answered at once; the others are returned with the store batch that they make together. rest is
-// what did not fit into the batch any more.
+// answered at once; the others are returned with the store batch that they make together, which the
+// store has no reason to refuse. rest is what did not fit into the batch any more.
 func (l *Log[S]) decideAll(batch []*proposal[S], now time.Time) (accepted, rest []*proposal[S], out *store.Batch, err error) {
 	fork := l.work.Fork()
 	out = &store.Batch{First: l.tree.size, Time: now, Entries: make([]store.Entry, 0, len(batch))}
@@ -217,9 +209,16 @@ func (l *Log[S]) decideAll(batch []*proposal[S], now time.Time) (accepted, rest 
 		}
 		next := out.First + uint64(len(out.Entries))
 		draft, err := l.decideOne(p, fork, At{Index: next, Time: now})
+		if err == nil {
+			err = checkEffects(draft, out.First, next)
+		}
 		if err != nil {
 			p.answer(err)
 			continue
+		}
+		if len(out.Entries)+len(draft.Records) > store.MaxEntries {
+			rest = batch[i:]
+			break
 		}
 		if err := applyAll(fork, next, draft.Records); err != nil {
 			// The fork is spoilt by what was half applied. Throw it away and decide again without this
@@ -264,6 +263,9 @@ func (l *Log[S]) decideOne(p *proposal[S], s S, at At) (d Draft, err error) {
 	if err != nil {
 		return Draft{}, err
 	}
+	if len(d.Records) > store.MaxEntries {
+		return Draft{}, problem.New(problem.ReasonTooLarge, "%d entries were proposed at once, of at most %d", len(d.Records), store.MaxEntries)
+	}
 	for _, r := range d.Records {
 		if len(r.Body) == 0 || len(r.Body) > maxBody {
 			return Draft{}, problem.New(problem.ReasonTooLarge, "an entry of %d bytes is outside 1 to %d", len(r.Body), maxBody)
@@ -273,6 +275,22 @@ func (l *Log[S]) decideOne(p *proposal[S], s S, at At) (d Draft, err error) {
 		return Draft{}, problem.New(problem.ReasonInternal, "an effect without an entry was proposed")
 	}
 	return d, nil
+}
+
+// checkEffects refuses by itself a draft that the store would refuse, and the whole batch with it. batch is the batch's
+// first index, next the draft's.
+func checkEffects(d Draft, batch, next uint64) error {
+	alone := store.Batch{First: next, Blobs: d.Blobs, Seal: d.Seal, Rewraps: d.Rewraps, Shred: d.Shred, Keys: d.Keys}
+	err := alone.CheckObjects(next + uint64(len(d.Records)))
+	for _, i := range d.Redact {
+		if i >= batch {
+			err = errors.Join(err, fmt.Errorf("%w: redaction of %d, which is not in the store yet", store.ErrInvalid, i))
+		}
+	}
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInternal, "checking the proposed effects")
+	}
+	return nil
 }
 
 // maxBody is the largest entry body in bytes (DESIGN §4).
@@ -292,32 +310,41 @@ func applyAll[S Machine[S]](s S, first uint64, records []Record) (err error) {
 	return nil
 }
 
-// writeBatch makes the batch durable and answers. Nothing is published, signed or answered before
-// the store says that the batch is on disk.
+// writeBatch signs the batch's tree, makes both durable together, and answers. So the stored checkpoint always covers
+// the head, and nobody who has no key can add to the end. The signature is in the transaction and nowhere else
+// before the store says that it is on disk; nothing is published or answered before either.
 func (l *Log[S]) writeBatch(accepted []*proposal[S], out *store.Batch) {
 	grown := l.tree.extend(out)
-	if !l.stored {
-		out.Checkpoint = l.signed
+	signed, err := l.sign(grown)
+	if err != nil {
+		l.cfg.Logger.Error("signing a checkpoint failed, so the batch is refused", "size", grown.size, "err", err)
+		answerAll(accepted, problem.Wrap(err, problem.ReasonStore, "signing the checkpoint: nothing was written").
+			WithFix("the server's checkpoint key can't sign: see the server's log"))
+		return
 	}
+	out.Checkpoint = signed
 	if earlyAck {
-		l.publish(grown)
+		l.publish(grown, signed)
 		l.answerCommitted(accepted, grown)
 	}
 	if err := l.published.Load().store.Append(context.Background(), out); err != nil {
 		if !earlyAck {
 			answerAll(accepted, l.commitProblem(err))
 		}
-		l.reload(err)
+		if errors.Is(err, store.ErrInvalid) {
+			l.cfg.Logger.Error("a batch was made that breaks the store's contract", "first", out.First, "err", err)
+			return // nothing was touched, and the handle stays usable
+		}
+		l.reload(err, grown)
 		return
 	}
-	l.stored = l.stored || out.Checkpoint != nil
 	l.stats.Batches.Add(1)
 	l.stats.Entries.Add(uint64(len(out.Entries)))
 	for i := range out.Entries {
 		l.stats.BodySize.Add(uint64(len(out.Entries[i].Body)))
 	}
 	if !earlyAck {
-		l.publish(grown)
+		l.publish(grown, signed)
 		l.answerCommitted(accepted, grown)
 	}
 }
@@ -330,21 +357,15 @@ func (l *Log[S]) commitProblem(err error) *problem.Problem {
 		reason = problem.ReasonUnknownOutcome
 	case errors.Is(err, store.ErrFull):
 		reason = problem.ReasonStoreFull
+	case errors.Is(err, store.ErrInvalid):
+		return problem.Wrap(err, problem.ReasonInternal, "writing to the store")
 	}
 	return problem.Wrap(err, reason, "writing to the store").WithRetryAfter(time.Second)
 }
 
-// publish makes the batch visible to readers and signs its checkpoint.
-func (l *Log[S]) publish(grown *tree) {
-	l.work, l.tree = l.pending, grown
-	signed, err := l.sign(grown)
-	if err != nil {
-		// The batch is durable and its entries count; only the new signature is missing. Receipts fall
-		// back to the last checkpoint and the next batch tries again.
-		l.cfg.Logger.Error("signing a checkpoint failed", "size", grown.size, "err", err)
-	} else {
-		l.signed, l.stored = signed, false
-	}
+// publish makes the batch and its checkpoint visible to readers.
+func (l *Log[S]) publish(grown *tree, signed []byte) {
+	l.work, l.tree, l.signed = l.pending, grown, signed
 	l.show(l.published.Load().store)
 }
 

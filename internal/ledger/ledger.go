@@ -6,7 +6,8 @@
 // Guaranteed: a caller who gets an answer can rely on it after a crash at any later instruction;
 // decide functions see every entry before them and none after; memory is never ahead of the store;
 // a commit whose outcome is unknown stops everything until the store was opened and verified
-// again. Not guaranteed: that a proposal that was answered with an unknown outcome was not done.
+// again; who can write the store, and has no checkpoint key, can't add to its end or cut it off so that it is
+// believed: at most a whole former store can be put back. Not guaranteed: that a proposal that was answered with an unknown outcome was not done.
 // Retry it with the same idempotency key.
 //
 // Its place: package control is the only caller of Commit; package store is below it.
@@ -74,9 +75,10 @@ type Config[S Machine[S]] struct {
 	New func() S
 	// Restore reads a state snapshot. An error means: replay from the beginning instead.
 	Restore func(snapshot []byte) (S, error)
-	// Confirm says whether the entries replayed after a restored snapshot commit to it. If not, everything is
-	// replayed: a snapshot is a cache, and only the ledger is believed.
-	Confirm func(s S, index uint64, snapshot []byte) error
+	// Confirm is about one restored snapshot: what it returns is asked after each entry that is replayed on it, with the
+	// state, whether that entry commits to the snapshot. If none does the snapshot is not used: it is a cache, and only the
+	// ledger is believed.
+	Confirm func(index uint64, snapshot []byte) func(S) bool
 	// Origin of the checkpoints (C2SP tlog-checkpoint), given the state after loading.
 	Origin func(S) string
 	// Published is called with each newly published state, from the committer: it must be quick.
@@ -113,8 +115,7 @@ type Log[S Machine[S]] struct {
 	work    S // as of the last commit
 	pending S // as of the batch being written
 	tree    *tree
-	signed  []byte // newest signed checkpoint
-	stored  bool   // whether signed is in the store
+	signed  []byte // checkpoint of tree
 	lastErr error
 }
 
@@ -175,8 +176,7 @@ func (l *Log[S]) Ready() error {
 // current one; a rotation keeps the one before beside it.
 func (l *Log[S]) SetSigners(signers []note.Signer) { l.signers.Store(&signers) }
 
-// Close stops taking proposals, finishes those that are queued, stores the newest checkpoint and
-// closes the store.
+// Close stops taking proposals, finishes those that are queued, and closes the store.
 func (l *Log[S]) Close() error {
 	l.once.Do(func() { close(l.stop) })
 	<-l.stopped

@@ -48,9 +48,9 @@ func (c *Config[S]) setDefaults() {
 	}
 }
 
-// Create writes the first entries into an empty store and closes it. It is the only way that a
-// ledger begins: Load never creates, so that a wrong path can't fork history.
-func Create[S Machine[S]](ctx context.Context, st store.Store, first Draft, cfg Config[S]) error {
+// Create writes the first entries, and their checkpoint, into an empty store. It is the only way that a
+// ledger begins: Load never creates, so that a wrong path can't fork history. Of cfg it needs New and Origin.
+func Create[S Machine[S]](ctx context.Context, st store.Store, first Draft, signers []note.Signer, cfg Config[S]) error {
 	cfg.setDefaults()
 	head, err := st.Head(ctx)
 	if err != nil {
@@ -60,9 +60,12 @@ func Create[S Machine[S]](ctx context.Context, st store.Store, first Draft, cfg 
 		return problem.New(problem.ReasonExists, "the store has %d entries already", head.Size)
 	}
 	l := &Log[S]{cfg: cfg, tree: &tree{root: emptyRoot}}
-	if err := applyAll(cfg.New(), 0, first.Records); err != nil {
+	s := cfg.New()
+	if err := applyAll(s, 0, first.Records); err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "applying the first entries")
 	}
+	l.origin = cfg.Origin(s)
+	l.SetSigners(signers)
 	b := &store.Batch{
 		Time: cfg.Now().UTC().Truncate(time.Millisecond), Blobs: first.Blobs, Seal: first.Seal,
 		Keys: first.Keys,
@@ -73,7 +76,9 @@ func Create[S Machine[S]](ctx context.Context, st store.Store, first Draft, cfg 
 	if err := l.salt(b.Entries); err != nil {
 		return problem.Wrap(err, problem.ReasonEntropy, "salting entries")
 	}
-	l.tree.extend(b)
+	if b.Checkpoint, err = l.sign(l.tree.extend(b)); err != nil {
+		return problem.Wrap(err, problem.ReasonInternal, "signing the first checkpoint")
+	}
 	if err := st.Append(ctx, b); err != nil {
 		return l.commitProblem(err)
 	}
@@ -114,34 +119,44 @@ func Load[S Machine[S]](ctx context.Context, cfg Config[S]) (*Log[S], error) {
 	return l, nil
 }
 
-// Start checks the stored checkpoint against the verifiers, signs the present head, and begins to
-// take proposals.
+// Start checks that the stored checkpoint covers the head, no less and no more, and is signed by one of the verifiers. Then it
+// signs the head with the present keys, and begins to take proposals. Until it returns nothing of what was loaded is authentic.
 func (l *Log[S]) Start(signers []note.Signer, verifiers []note.Verifier) error {
 	ctx := context.Background()
 	st := l.published.Load().store
-	switch stored, err := st.Checkpoint(ctx); {
-	case errors.Is(err, store.ErrNotFound):
-	case err != nil:
-		return problem.Wrap(err, problem.ReasonStore, "reading the stored checkpoint")
-	default:
-		if err := l.checkStored(ctx, st, stored, verifiers); err != nil {
-			return err
-		}
+	stored, err := storedCheckpoint(ctx, st)
+	if err == nil {
+		err = l.checkStored(stored, verifiers)
+	}
+	if err != nil {
+		return err
 	}
 	l.SetSigners(signers)
 	signed, err := l.sign(l.tree)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "signing the first checkpoint")
 	}
-	l.signed, l.stored = signed, false
+	l.signed = signed
 	l.show(st)
 	go l.run()
 	return nil
 }
 
-// checkStored compares the stored checkpoint with the stored tree: a head that is smaller than what
-// was signed, or has another root at that size, was tampered with or taken back in time.
-func (l *Log[S]) checkStored(ctx context.Context, st store.Store, stored []byte, verifiers []note.Verifier) error {
+// storedCheckpoint reads the checkpoint that every batch comes with.
+func storedCheckpoint(ctx context.Context, st store.Store) ([]byte, error) {
+	stored, err := st.Checkpoint(ctx)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil, problem.Wrap(err, problem.ReasonTampered, "the signed checkpoint is missing, which is stored with every batch")
+	case err != nil:
+		return nil, problem.Wrap(err, problem.ReasonStore, "reading the stored checkpoint")
+	}
+	return stored, nil
+}
+
+// checkStored compares the stored checkpoint with the head. Both are written by every batch together, so a head beyond
+// what was signed is a tail that somebody without a key has added, and one before it was cut back.
+func (l *Log[S]) checkStored(stored []byte, verifiers []note.Verifier) error {
 	cp, err := verify.OpenCheckpoint(stored, verifiers...)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonTampered, "checking the stored checkpoint")
@@ -149,14 +164,10 @@ func (l *Log[S]) checkStored(ctx context.Context, st store.Store, stored []byte,
 	if cp.Origin != l.origin {
 		return problem.New(problem.ReasonTampered, "the stored checkpoint is of another log: %q", cp.Origin)
 	}
-	if uint64(cp.Size) > l.tree.size {
-		return problem.New(problem.ReasonTampered, "the stored checkpoint covers %d entries, but the store has only %d", cp.Size, l.tree.size)
+	if uint64(cp.Size) != l.tree.size {
+		return problem.New(problem.ReasonTampered, "the stored checkpoint covers %d entries, but the store has %d", cp.Size, l.tree.size)
 	}
-	root, err := tlog.TreeHash(cp.Size, hashReader{ctx, st})
-	if err != nil {
-		return problem.Wrap(err, problem.ReasonTampered, "computing the tree of the stored checkpoint")
-	}
-	if root != cp.Root {
+	if cp.Root != l.tree.root {
 		return problem.New(problem.ReasonTampered, "the stored checkpoint of %d entries has another root than the stored tree", cp.Size)
 	}
 	return nil
@@ -173,17 +184,21 @@ func (l *Log[S]) load(ctx context.Context, st store.Store) error {
 	if l.tree, err = loadTree(ctx, st, head); err != nil {
 		return err
 	}
-	index, snapshot, err := st.Snapshot(ctx, head.Size-1)
-	if err == nil {
-		if err = l.loadFrom(ctx, st, index, snapshot); err == nil {
-			return nil
+	for most := head.Size; most > 0; {
+		index, snapshot, err := st.Snapshot(ctx, most-1)
+		if errors.Is(err, store.ErrNotFound) {
+			break
 		}
-	}
-	if !errors.Is(err, store.ErrNotFound) {
-		l.cfg.Logger.Warn("the state snapshot is not used: replaying everything", "index", index, "err", err)
+		if err == nil {
+			if err = l.loadFrom(ctx, st, index, snapshot); err == nil {
+				return nil
+			}
+		}
+		l.cfg.Logger.Warn("a state snapshot is not used", "index", index, "err", err)
+		most = index // the older one, if this one could be read at all
 	}
 	l.work = l.cfg.New()
-	return l.replay(ctx, st, 0)
+	return l.replay(ctx, st, 0, nil)
 }
 
 func (l *Log[S]) loadFrom(ctx context.Context, st store.Store, index uint64, snapshot []byte) error {
@@ -192,10 +207,12 @@ func (l *Log[S]) loadFrom(ctx context.Context, st store.Store, index uint64, sna
 		return err
 	}
 	l.work = s
-	if err := l.replay(ctx, st, index+1); err != nil {
-		return err
+	confirmed, commits := false, l.cfg.Confirm(index, snapshot)
+	err = l.replay(ctx, st, index+1, func() { confirmed = confirmed || commits(l.work) })
+	if err == nil && !confirmed {
+		err = problem.New(problem.ReasonTampered, "no entry commits to the snapshot of entry %d", index)
 	}
-	return l.cfg.Confirm(l.work, index, snapshot)
+	return err
 }
 
 // loadTree reads the edge and checks it against the head's root.
@@ -220,15 +237,22 @@ func loadTree(ctx context.Context, st store.Store, head store.Head) (*tree, erro
 // replaySlice is how many entries are read at a time.
 const replaySlice = 1024
 
-// replay applies the entries from index on, and checks each against its stored leaf hash.
-func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64) error {
+// replay applies the entries from index on, and checks each against its stored leaf hash. applied, unless nil, is called
+// after each.
+func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64, applied func()) error {
 	for from < l.tree.size {
 		limit := min(replaySlice, int(l.tree.size-from))
 		n, err := VerifySlice(ctx, st, from, limit, func(index uint64, e store.Entry) error {
 			if e.Commitment != nil {
 				return problem.New(problem.ReasonTampered, "entry %d is redacted and no snapshot covers it", index)
 			}
-			return l.work.Apply(index, bytes.Clone(e.Body), nil)
+			if err := l.work.Apply(index, bytes.Clone(e.Body), nil); err != nil {
+				return err
+			}
+			if applied != nil {
+				applied()
+			}
+			return nil
 		})
 		if err != nil {
 			return fmt.Errorf("replaying the ledger: %w", err)
@@ -258,9 +282,9 @@ func checkLeaf(index uint64, e store.Entry, want tlog.Hash) error {
 }
 
 // reload runs after a failed write, on the committer: the handle is fatal, what is on disk is unknown, so memory
-// is not believed any more. It opens the store again until that works, and verifies that the disk continues what
-// was acknowledged before. Meanwhile Commit refuses.
-func (l *Log[S]) reload(cause error) {
+// is not believed any more. It opens the store again until that works, and verifies that the disk has what was
+// acknowledged before, and beyond it nothing but the tree that was being written. Meanwhile Commit refuses.
+func (l *Log[S]) reload(cause error, attempted *tree) {
 	l.stats.Reloads.Add(1)
 	l.broken.Store(closedFor(cause))
 	l.cfg.Logger.Error("the store failed and is opened again", "err", cause)
@@ -270,7 +294,7 @@ func (l *Log[S]) reload(cause error) {
 	}
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		l.refuseQueued()
-		if err := l.reopen(before); err == nil {
+		if err := l.reopen(before, attempted); err == nil {
 			l.broken.Store(nil)
 			l.cfg.Logger.Info("the store is open again", "size", l.tree.size)
 			return
@@ -313,53 +337,47 @@ func (l *Log[S]) refuseQueued() {
 	}
 }
 
-func (l *Log[S]) reopen(before *view[S]) error {
+func (l *Log[S]) reopen(before *view[S], attempted *tree) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	st, err := l.cfg.Open(ctx)
 	if err != nil {
 		return err
 	}
-	if err := l.reopened(ctx, st, before); err != nil {
+	if err := l.reopened(ctx, st, before.tree, attempted); err != nil {
 		_ = st.Close() // the first error is the one that tells
 		return err
 	}
 	return nil
 }
 
-func (l *Log[S]) reopened(ctx context.Context, st store.Store, before *view[S]) error {
+func (l *Log[S]) reopened(ctx context.Context, st store.Store, before, attempted *tree) error {
 	if err := l.probe(ctx, st); err != nil {
 		return err
 	}
 	if err := l.load(ctx, st); err != nil {
 		return err
 	}
-	if l.tree.size < before.tree.size {
-		return problem.New(problem.ReasonTampered, "the store lost acknowledged entries: it has %d of %d", l.tree.size, before.tree.size)
-	}
-	root, err := tlog.TreeHash(int64(before.tree.size), hashReader{ctx, st})
-	if err != nil {
-		return problem.Wrap(err, problem.ReasonTampered, "computing the tree as it was acknowledged")
-	}
-	if root != before.tree.root {
-		return problem.New(problem.ReasonTampered, "the store's first %d entries are not those that were acknowledged", before.tree.size)
+	switch {
+	case l.tree.same(before), l.tree.same(attempted):
+	case l.tree.size < before.size:
+		return problem.New(problem.ReasonTampered, "the store lost acknowledged entries: it has %d of %d", l.tree.size, before.size)
+	default:
+		return problem.New(problem.ReasonTampered, "the store's %d entries are not those that were acknowledged or written", l.tree.size)
 	}
 	signed, err := l.sign(l.tree)
 	if err != nil {
 		return err
 	}
-	l.signed, l.stored = signed, false
+	l.signed = signed
 	l.show(st)
 	return nil
 }
 
-// probe writes the last checkpoint again: a disk that is still full or broken is found here, and not
+// probe writes the stored checkpoint again: a disk that is still full or broken is found here, and not
 // by the next caller.
 func (l *Log[S]) probe(ctx context.Context, st store.Store) error {
-	stored, err := st.Checkpoint(ctx)
-	if errors.Is(err, store.ErrNotFound) {
-		stored, err = l.signed, nil
-	}
+	stored, err := storedCheckpoint(ctx, st)
 	if err != nil {
 		return err
 	}

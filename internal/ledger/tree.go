@@ -79,6 +79,9 @@ func (t *tree) extend(b *store.Batch) *tree {
 	return n
 }
 
+// same says whether both are of the same entries.
+func (t *tree) same(o *tree) bool { return t.size == o.size && t.root == o.root }
+
 // edgeIndexes lists the stored-hash indexes of the maximal complete subtrees of a tree of the
 // given size, from left to right.
 func edgeIndexes(size uint64) []int64 {

@@ -58,7 +58,7 @@ func (b *Batch) Check(head Head) error {
 		return fmt.Errorf("%w: %d bytes of hashes for %d entries", ErrInvalid, len(b.Hashes), n)
 	case b.Time.IsZero() || !b.Time.Equal(b.Time.Truncate(time.Millisecond)):
 		return fmt.Errorf("%w: the time is not whole milliseconds", ErrInvalid)
-	case b.Checkpoint != nil && (len(b.Checkpoint) == 0 || len(b.Checkpoint) > MaxCheckpoint):
+	case !sized(b.Checkpoint, MaxCheckpoint):
 		return fmt.Errorf("%w: a checkpoint of %d bytes", ErrInvalid, len(b.Checkpoint))
 	}
 	for i, e := range b.Entries {
@@ -68,13 +68,14 @@ func (b *Batch) Check(head Head) error {
 			return fmt.Errorf("%w: entry %d is neither whole nor redacted", ErrInvalid, b.First+uint64(i))
 		}
 	}
-	return b.checkObjects(b.First + n)
+	return b.CheckObjects(b.First + n)
 }
 
-// checkObjects checks what is not an entry; end is the index after the batch's last entry.
-func (b *Batch) checkObjects(end uint64) error {
+// CheckObjects is the part of Check about what is not an entry: nil, or ErrInvalid. end is the index after the batch's
+// last entry. Who makes one batch of the wishes of several asks it about each, so that none spoils the others'.
+func (b *Batch) CheckObjects(end uint64) error {
 	for _, o := range b.Blobs {
-		if len(o.Data) == 0 || len(o.Data) > MaxBlob {
+		if len(o.Data) > MaxBlob {
 			return fmt.Errorf("%w: a blob of %d bytes", ErrInvalid, len(o.Data))
 		}
 		if sha256.Sum256(o.Data) != o.Digest {

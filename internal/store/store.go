@@ -69,7 +69,7 @@ type Rewrap struct {
 	KEK        uint32
 }
 
-// Blob is a document named by its digest. Putting one that exists is not an error.
+// Blob is a document named by its digest; it may be empty. Putting one that exists is not an error.
 type Blob struct {
 	Digest Digest
 	Data   []byte
@@ -83,7 +83,7 @@ type Batch struct {
 	HashFirst  uint64    // storage index of the first of Hashes (tlog.StoredHashIndex)
 	Hashes     []byte    // the new stored hashes, 32 bytes each, concatenated
 	Root       Digest    // of the tree with First+len(Entries) leaves
-	Checkpoint []byte    // newest signed checkpoint of an EARLIER head, or nil: see PutCheckpoint
+	Checkpoint []byte    // signed checkpoint of that tree: so the stored one always covers the head, no less and no more
 
 	Blobs   []Blob
 	Seal    []Sealed
@@ -133,10 +133,10 @@ type Store interface {
 	// SealedUnder lists IDs greater than after, ascending, at most limit, of the versions
 	// that are NOT wrapped under the given key-encryption key: the work list of a rewrap.
 	SealedUnder(ctx context.Context, notKEK uint32, after uint64, limit int) ([]uint64, error)
-	// Checkpoint is the newest stored signed checkpoint, or ErrNotFound.
+	// Checkpoint is the stored signed checkpoint, or ErrNotFound: before the first batch.
 	Checkpoint(ctx context.Context) ([]byte, error)
-	// PutCheckpoint stores a signed checkpoint outside a batch (on idle and on close). Its loss
-	// loses nothing: the head is signed again on load. It and PutSnapshot fail as Append does.
+	// PutCheckpoint replaces the stored checkpoint outside a batch, by one of the same head. The ledger
+	// finds out with it whether it can write. It and PutSnapshot fail as Append does.
 	PutCheckpoint(ctx context.Context, signed []byte) error
 	// PutSnapshot stores a reduced state under the index of the last entry it covers, replacing
 	// all but the previous one. Indexes only rise. Snapshot reads the newest with index at most max.

@@ -68,8 +68,12 @@ func (s *Store) insert(b *store.Batch) error {
 		}
 	}
 	for i := range b.Blobs {
+		data := b.Blobs[i].Data
+		if data == nil {
+			data = []byte{} // SQL has NULL for nil
+		}
 		// The digest stands for the data, so an existing row is the same row.
-		if err := s.c.do(`INSERT INTO blobs (digest, data) VALUES (?, ?) ON CONFLICT DO NOTHING`, b.Blobs[i].Digest[:], b.Blobs[i].Data); err != nil {
+		if err := s.c.do(`INSERT INTO blobs (digest, data) VALUES (?, ?) ON CONFLICT DO NOTHING`, b.Blobs[i].Digest[:], data); err != nil {
 			return err
 		}
 	}
@@ -83,10 +87,8 @@ func (s *Store) insert(b *store.Batch) error {
 			return err
 		}
 	}
-	if b.Checkpoint != nil {
-		if err := s.putCheckpoint(b.Checkpoint); err != nil {
-			return err
-		}
+	if err := s.putCheckpoint(b.Checkpoint); err != nil {
+		return err
 	}
 	return s.c.do(`INSERT INTO batches (hash, first, count, time, root, hashes) VALUES (?, ?, ?, ?, ?, ?)`,
 		int64(b.HashFirst), int64(b.First), int64(len(b.Entries)), b.Time.UnixMilli(), b.Root[:], b.Hashes)

@@ -131,7 +131,6 @@ func TestOneSyncPerBatch(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, "begin"), nil, 0o600))
 		for range batches {
 			b := fill(s.head, 64, 600)
-			b.Checkpoint = []byte("signed")
 			s.wal.pages = 0 // no checkpoint: it is not part of a batch
 			must(t, s.Append(context.Background(), b))
 		}

@@ -254,7 +254,7 @@ func TestCopyBetweenItsSteps(t *testing.T) {
 						checkpoint(t, s, "TRUNCATE")
 					case "short log": // has few of the pages that the change is going to touch
 						checkpoint(t, s, "TRUNCATE")
-						must(t, s.PutCheckpoint(ctx, []byte("signed")))
+						must(t, s.PutCheckpoint(ctx, []byte("signed anew")))
 					case "stopped":
 						must(t, s.Close())
 					}

@@ -52,6 +52,7 @@ func fill(head store.Head, n, size int) *store.Batch {
 	}
 	b.Hashes = make([]byte, 32*(uint64(tlog.StoredHashCount(int64(head.Size)+int64(n)))-head.Hashes))
 	b.Root = store.Digest{byte(head.Size), byte(head.Size >> 8), 1}
+	b.Checkpoint = []byte("signed")
 	return b
 }
 

@@ -72,7 +72,6 @@ type faultCase struct {
 func testFailedAppend(t testing.TB, site Site) {
 	testFailures(t, site, func(m *model) faultCase {
 		b := m.rich(70)
-		b.Checkpoint = m.bytes(90)
 		return faultCase{
 			op:    func(s store.Store) error { return s.Append(context.Background(), b) },
 			apply: func(m *model) { m.apply(b) },

@@ -153,7 +153,7 @@ func invalidBatches(m *model) map[string]func(b *store.Batch) {
 		"body and commitment": func(b *store.Batch) { b.Entries[0].Commitment = m.bytes(32) },
 		"short commitment":    func(b *store.Batch) { b.Entries[0] = store.Entry{Commitment: m.bytes(31)} },
 		"false blob":          func(b *store.Batch) { b.Blobs[0].Digest[0]++ },
-		"empty blob":          func(b *store.Batch) { b.Blobs[0].Data = nil },
+		"lost blob":           func(b *store.Batch) { b.Blobs[0].Data = nil },
 		"foreign sealed":      func(b *store.Batch) { b.Seal[0].ID = b.First - 1 },
 		"future sealed":       func(b *store.Batch) { b.Seal[0].ID = b.First + 3 },
 		"sealed twice":        func(b *store.Batch) { b.Seal = append(b.Seal, b.Seal[0]) },
@@ -165,7 +165,9 @@ func invalidBatches(m *model) map[string]func(b *store.Batch) {
 		"nameless key":        func(b *store.Batch) { b.Keys[0].Name = "" },
 		"empty key":           func(b *store.Batch) { b.Keys[0].Data = nil },
 		"redacts itself":      func(b *store.Batch) { b.Redact = []uint64{b.First} },
+		"no checkpoint":       func(b *store.Batch) { b.Checkpoint = nil },
 		"empty checkpoint":    func(b *store.Batch) { b.Checkpoint = []byte{} },
+		"huge checkpoint":     func(b *store.Batch) { b.Checkpoint = make([]byte, store.MaxCheckpoint+1) },
 	}
 }
 
@@ -175,10 +177,11 @@ func testBlobs(t testing.TB, site Site) {
 	b := m.batch(1)
 	m.blob(b, 1)
 	m.blob(b, 3<<20)
-	b.Blobs = append(b.Blobs, b.Blobs[0])
+	m.blob(b, 0)
+	b.Blobs = append(b.Blobs, b.Blobs[0], store.Blob{Digest: b.Blobs[2].Digest}) // no bytes at all are the empty document too
 	m.append(t, s, b)
 	again := m.batch(1)
-	again.Blobs = b.Blobs[:2]
+	again.Blobs = b.Blobs[:3]
 	m.append(t, s, again)
 	m.check(t, s)
 	m.check(t, reopen(t, site, s))
@@ -303,15 +306,11 @@ func testCheckpoint(t testing.TB, site Site) {
 		m.check(t, s)
 	}
 	with := func() {
-		b := m.batch(2)
-		b.Checkpoint = m.bytes(150)
-		m.append(t, s, b)
+		m.append(t, s, m.batch(2))
 		m.check(t, s)
 	}
 	put() // of the empty tree
 	with()
-	m.append(t, s, m.batch(1)) // one without leaves the stored one
-	m.check(t, s)
 	put()
 	put()
 	with()

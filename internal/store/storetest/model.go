@@ -76,7 +76,7 @@ func (m *model) batchOf(entries []store.Entry) *store.Batch {
 	m.clock = m.clock.Add(time.Duration(1+m.rng.IntN(5000)) * time.Millisecond)
 	b := &store.Batch{
 		First: uint64(len(m.entries)), Time: m.clock, Entries: entries,
-		HashFirst: uint64(len(m.hashes)), Root: store.Digest(m.bytes(32)),
+		HashFirst: uint64(len(m.hashes)), Root: store.Digest(m.bytes(32)), Checkpoint: m.bytes(200),
 	}
 	all := slices.Clone(m.hashes)
 	reader := hashReader(&all)
@@ -145,9 +145,6 @@ func (m *model) rich(n int) *store.Batch {
 	if b.First > 3 {
 		b.Redact = []uint64{m.rng.Uint64N(b.First)}
 	}
-	if m.rng.IntN(2) == 0 {
-		b.Checkpoint = m.bytes(200)
-	}
 	return b
 }
 
@@ -182,9 +179,7 @@ func (m *model) apply(b *store.Batch) {
 			m.entries[i] = store.Entry{Commitment: c[:]}
 		}
 	}
-	if b.Checkpoint != nil {
-		m.signed = b.Checkpoint
-	}
+	m.signed = b.Checkpoint
 }
 
 func (m *model) applySnapshot(index uint64, data []byte) {
