@@ -82,7 +82,7 @@ func (e *Environment) Get(ctx context.Context, c Caller, r GetRequest) (*Release
 	if err != nil {
 		return nil, err
 	}
-	if late := e.cfg.Now().Sub(proof.Time); late > deliveryDeadline {
+	if late := proof.Age(); late > deliveryDeadline {
 		out.Value.Wipe()
 		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", proof.Index, late.Round(time.Millisecond))
 	}

@@ -116,6 +116,7 @@ type Log[S Machine[S]] struct {
 	signed  []byte // newest signed checkpoint
 	stored  bool   // whether signed is in the store
 	lastErr error
+	decided time.Duration // on the boot clock: when the batch's decisions began
 }
 
 // view is what readers see: everything in it is committed, and nobody changes it.
