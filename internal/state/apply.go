@@ -182,7 +182,7 @@ func (e *TokenCreated) apply(s *State, m Meta) error {
 	if s.Tokens.Has(e.ID) {
 		return fmt.Errorf("join token %s exists", e.ID)
 	}
-	s.Tokens.set(e.ID, &Token{ID: e.ID, Public: e.Public, Name: e.Name, Created: m.Index, By: e.Actor.Identity, Expires: e.Expires})
+	s.Tokens.set(e.ID, &Token{ID: e.ID, Public: e.Public, Name: e.Name, Created: m.Index, By: e.Actor.Identity, Anchor: e.Anchor, Expires: e.Expires})
 	s.enqueue(e.Expires+keepToken, qToken, e.ID)
 	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
 	return nil
@@ -214,7 +214,7 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	s.Sessions.set(m.Index, &Session{
 		Index: m.Index, Identity: e.Identity, Via: e.Via, Method: e.Method, Anchor: e.Anchor,
 		Assurance: e.Assurance, Node: e.Node, NodeSess: e.NodeSession, Root: root, Key: e.Key,
-		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims,
+		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims, Generation: e.Ruling.Generation,
 	})
 	s.enqueue(e.Expires+keepSession, qSession, indexKey(m.Index))
 
@@ -226,7 +226,10 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	} else {
 		s.enqueue(max(m.Time, e.Lifetime)+keepIdentity, qIdentity, e.Identity)
 	}
-	id.Method, id.Anchor, id.Root, id.Counter = e.Method, e.Anchor, root, e.Counter
+	if root != id.Root {
+		id.Enrolled = m.Time
+	}
+	id.Method, id.Anchor, id.Root, id.Counter, id.Closed = e.Method, e.Anchor, root, e.Counter, false
 	if !e.Redelivery {
 		id.Prior = id.Session
 	}
@@ -250,6 +253,12 @@ func (e *SessionClosed) apply(s *State, _ Meta) error {
 	n := *x
 	n.Closed = true
 	s.Sessions.set(n.Index, &n)
+	// Whichever of several replies to one request is given back: all of them are of one holder.
+	if id, ok := s.Identities.Get(x.Identity); ok && id.Root == x.Root && id.Counter == x.Counter && id.Key == x.Key {
+		over := *id
+		over.Closed = true
+		s.Identities.set(over.Path, &over)
+	}
 	return nil
 }
 
