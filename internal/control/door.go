@@ -260,6 +260,9 @@ func decidePermit(s *state.State, prog *policy.Program, claims *claimCache, x *s
 			return policy.Decision{}, p
 		}
 	}
+	if p := stands(s, prog, claims, x); p != nil {
+		return policy.Decision{}, p
+	}
 	in, err := inputOf(s, claims, x, action, secret, purpose, now)
 	if err != nil {
 		return policy.Decision{}, problem.Wrap(err, problem.ReasonCondition, "reading the session's claims")

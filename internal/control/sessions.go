@@ -133,6 +133,9 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 		if !strings.HasPrefix(node.Identity, identity.PrefixNode) {
 			return nil, refuse(problem.New(problem.ReasonForeignNode, "%s is not a node", node.Identity))
 		}
+		if p := stands(t.s, t.prog, &t.e.claims, node); p != nil {
+			return nil, refuse(p)
+		}
 		match, err := t.prog.IdentifyWorkload(node.Identity, prepared, r.Want)
 		if err != nil {
 			return nil, refuse(problem.As(err))
