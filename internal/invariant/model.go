@@ -47,7 +47,7 @@ type model struct {
 	changes    map[uint64]*change
 	cuts       []cut // ascending by index, the newest of each scope
 	holds      map[string]hold
-	idem       map[string]*firstEffect // identity NUL key
+	idem       map[string]*firstEffect // see idemOwner, NUL, key
 	idemCount  map[string]int
 	spent      map[string]state.Millis // challenges and nonces
 	keyOwners  map[state.Digest]*keyOwner
@@ -473,7 +473,8 @@ func (m *model) learnIdem(st *step) {
 	if k == nil || k.First != 0 {
 		return
 	}
-	name := st.actor.Identity + "\x00" + k.Key
+	owner := idemOwner(st.actor)
+	name := owner + "\x00" + k.Key
 	f := &firstEffect{request: k.Request, index: st.index, expires: st.at + idemLife, kind: st.event.Kind().Type}
 	switch e := st.event.(type) {
 	case *state.SecretReleased:
@@ -485,11 +486,14 @@ func (m *model) learnIdem(st *step) {
 		f.secret, f.version = e.Secret, e.Version
 	}
 	if m.idem[name] == nil {
-		m.idemCount[st.actor.Identity]++
+		m.idemCount[owner]++
 	}
 	m.idem[name] = f
 	m.later(f.expires, 'i', 0, name)
 }
+
+// idemOwner is whose an idempotency key is: of one identity, and there where it speaks.
+func idemOwner(a *state.Actor) string { return a.Identity + " on " + a.Node }
 
 func (m *model) finish(index uint64, how string, _ state.Millis) {
 	ch := m.changes[index]

@@ -15,8 +15,17 @@ func LeaseKey(identity, node, secret string, version uint64, purpose string) str
 	return identity + "\x00" + node + "\x00" + secret + "\x00" + strconv.FormatUint(version, 10) + "\x00" + purpose
 }
 
-// IdemName names an identity's idempotency key.
-func IdemName(identity, key string) string { return identity + "\x00" + key }
+// IdemOwner is whose an idempotency key is: an identity's, and a workload's on each node by itself, as its leases are. No
+// node can take or use up the keys of another.
+func IdemOwner(identity, node string) string {
+	if node == "" {
+		return identity
+	}
+	return identity + "@" + node
+}
+
+// IdemName names an owner's idempotency key.
+func IdemName(owner, key string) string { return owner + "\x00" + key }
 
 func idemOwner(name string) string {
 	owner, _, _ := strings.Cut(name, "\x00")
@@ -24,15 +33,16 @@ func idemOwner(name string) string {
 }
 
 // remember enters an idempotency key with the first effect.
-func (s *State) remember(identity string, k *IdemKey, m Meta, what Idempotent) {
+func (s *State) remember(a Actor, k *IdemKey, m Meta, what Idempotent) {
 	if k == nil || k.First != 0 {
 		return
 	}
-	name := IdemName(identity, k.Key)
+	owner := IdemOwner(a.Identity, a.Node)
+	name := IdemName(owner, k.Key)
 	what.Request, what.Index, what.Expires = k.Request, m.Index, m.Time+idemLifetime
 	if _, had := s.Idem.Get(name); !had {
-		n, _ := s.IdemCount.Get(identity)
-		s.IdemCount.set(identity, n+1)
+		n, _ := s.IdemCount.Get(owner)
+		s.IdemCount.set(owner, n+1)
 	}
 	s.Idem.set(name, &what)
 	s.enqueue(what.Expires, qIdem, name)
@@ -147,7 +157,7 @@ func (e *ChangeProposed) apply(s *State, m Meta) error {
 		Created: m.Time, Expires: e.Expires, Reason: e.Reason,
 	})
 	s.enqueue(e.Expires+keepChange, qChange, indexKey(m.Index))
-	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
+	s.remember(e.Actor, e.Idem, m, Idempotent{})
 	return nil
 }
 
@@ -184,7 +194,7 @@ func (e *TokenCreated) apply(s *State, m Meta) error {
 	}
 	s.Tokens.set(e.ID, &Token{ID: e.ID, Public: e.Public, Name: e.Name, Created: m.Index, By: e.Actor.Identity, Anchor: e.Anchor, Expires: e.Expires})
 	s.enqueue(e.Expires+keepToken, qToken, e.ID)
-	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
+	s.remember(e.Actor, e.Idem, m, Idempotent{})
 	return nil
 }
 
@@ -305,7 +315,7 @@ func (e *SecretWritten) apply(s *State, m Meta) error {
 	}
 	sec.Last, sec.Versions = e.Version, versions
 	s.Secrets.set(e.Secret, sec)
-	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version})
+	s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version})
 	return nil
 }
 
@@ -405,7 +415,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 		if lease == 0 {
 			lease = m.Index
 		}
-		s.remember(e.Actor.Identity, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease, Root: e.Root})
+		s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease, Root: e.Root})
 	}
 	return nil
 }

@@ -37,8 +37,8 @@ type State struct {
 	Changes    Table[uint64, *Change]     // by the index of the proposal
 	Cutoffs    Table[string, uint64]      // scope → index of the newest cutoff
 	Holds      Table[string, *Hold]       // by scope
-	Idem       Table[string, *Idempotent] // identity, key
-	IdemCount  Table[string, int]         // live keys per identity
+	Idem       Table[string, *Idempotent] // owner, key
+	IdemCount  Table[string, int]         // live keys per owner
 	Once       Table[string, Millis]      // spent challenges and the like, until when kept
 	SeenKeys   Table[string, *SeenKey]    // session keys' thumbprints and who used them
 	Denials    Table[string, *DenialMinute]
