@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"fmt"
 
@@ -31,14 +30,6 @@ func (e *Environment) Peer(cert *x509.Certificate) (Caller, identity.ID, error) 
 		return Caller{}, identity.ID{}, err
 	}
 	return Caller{Session: s.Index, Key: s.Key}, s.ID, nil
-}
-
-func thumbprint(pub crypto.PublicKey) ([32]byte, error) {
-	t, err := seal.Thumbprint(pub)
-	if err != nil {
-		return t, problem.Wrap(err, problem.ReasonInvalid, "the public key")
-	}
-	return t, nil
 }
 
 // CheckpointKeys are the verifier keys of checkpoints, the current one first.

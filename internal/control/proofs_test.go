@@ -297,7 +297,8 @@ apiVersion: bailment/v1
 kind: Identity
 metadata: {name: corp-work}
 spec: {method: workload, path: /workload/corp, nodes: [/node/x509/*], session: 1h}
-`)}})
+`),
+	}})
 }
 
 func joinByCertificate(t *testing.T, w *controltest.World, a attest.Attester) (controltest.Actor, error) {

@@ -52,7 +52,8 @@ spec:
   secrets: [db/*]
   purposes: [runtime]
   when: claims.name == "n1"
-`)}})
+`),
+	}})
 	ctx := context.Background()
 	alice := w.Login("alice")
 	w.Put(alice, "db/a", "secret of n1")
