@@ -152,6 +152,7 @@ type Opened struct {
 	Assurance string
 	Lifetime  time.Time // hard end of the enrolment; zero: none
 	Proof     *ledger.Proof
+	serial    string
 }
 
 // opening is a session about to be entered.
@@ -161,7 +162,7 @@ type opening struct {
 }
 
 // open enters the session and says what it will be.
-func (t *turn) open(o opening, k sessionKey, random [8]byte) (*Opened, error) {
+func (t *turn) open(o opening, k sessionKey) (*Opened, error) {
 	ev := o.event
 	if p := t.openable(&ev); p != nil {
 		return nil, p
@@ -170,7 +171,7 @@ func (t *turn) open(o opening, k sessionKey, random [8]byte) (*Opened, error) {
 		return nil, err
 	}
 	index := t.at.Index + uint64(len(t.draft.Records))
-	ev.Key, ev.Serial = k.thumb, custody.Serial(t.s.Env.Epoch, index, random)
+	ev.Key, ev.Serial = k.thumb, custody.Serial(t.s.Env.Epoch, index, t.e.serialTag(t.s.Env.Epoch, index, ev.Identity, k.thumb))
 	ev.Expires = t.now.Add(o.ttl)
 	if ev.Lifetime != 0 {
 		ev.Expires = min(ev.Expires, ev.Lifetime)
@@ -186,7 +187,7 @@ func (t *turn) open(o opening, k sessionKey, random [8]byte) (*Opened, error) {
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonNoIdentity, "making the identity")
 	}
-	out := &Opened{Identity: id, Expires: ev.Expires.Time(), Index: index, Assurance: ev.Assurance}
+	out := &Opened{Identity: id, Expires: ev.Expires.Time(), Index: index, Assurance: ev.Assurance, serial: ev.Serial}
 	out.Renew = t.now.Add(time.Duration(ev.Expires-t.now) * time.Millisecond / 2).Time()
 	if ev.Lifetime != 0 {
 		out.Lifetime = ev.Lifetime.Time()
@@ -208,10 +209,9 @@ func (t *turn) openable(ev *state.SessionOpened) error {
 }
 
 // finish signs the certificate, after the entry.
-func (e *Environment) finish(o *Opened, k sessionKey, random [8]byte, proof *ledger.Proof) (*Opened, error) {
+func (e *Environment) finish(o *Opened, k sessionKey, proof *ledger.Proof) (*Opened, error) {
 	o.Proof = proof
-	serial := custody.Serial(e.log.State().Env.Epoch, o.Index, random)
-	leaf, chain, err := e.keys.Load().SignSVID(o.Identity, k.public, serial, proof.Time, o.Expires)
+	leaf, chain, err := e.keys.Load().SignSVID(o.Identity, k.public, o.serial, proof.Time, o.Expires)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the certificate")
 	}
@@ -219,11 +219,27 @@ func (e *Environment) finish(o *Opened, k sessionKey, random [8]byte, proof *led
 	return o, nil
 }
 
-func (e *Environment) random8() ([8]byte, error) {
-	var b [8]byte
-	_, err := e.cfg.Source.Read(b[:])
-	return b, err
+// serialTag binds a certificate's serial number to the session, identity and key that it is for.
+func (e *Environment) serialTag(epoch, index uint64, path string, key state.Digest) custody.Tag {
+	d := e.keyedDigest("serial", bigEndian(epoch), bigEndian(index), []byte(path), key[:])
+	return custody.Tag(d[:len(custody.Tag{})])
 }
+
+// readSVID reads a certificate that this environment issued, in this epoch, for the very key that it names: a CA's signature
+// alone does not do, since the key of a CA may have leaked, and been rotated away for it.
+func (e *Environment) readSVID(der []byte) (custody.SVID, error) {
+	old, err := e.keys.Load().ReadSVID(der, e.Name())
+	if err != nil {
+		return old, err
+	}
+	tag := e.serialTag(old.Epoch, old.Index, old.ID.Path(), old.Key)
+	if old.Epoch != e.log.State().Env.Epoch || !hmac.Equal(tag[:], old.Tag[:]) {
+		return old, errNotIssued
+	}
+	return old, nil
+}
+
+var errNotIssued = problem.New(problem.ReasonSessionForeign, "the certificate is not one of this environment: its serial number was not given to its key")
 
 // AttestRequest is evidence of a node.
 type AttestRequest struct {
@@ -247,10 +263,6 @@ func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, err
 	if err != nil {
 		return nil, err
 	}
-	random, err := e.random8()
-	if err != nil {
-		return nil, err
-	}
 	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
 	out, proof, err := do(ctx, e,
 		func(_ context.Context, s *state.State) (proved, error) {
@@ -260,19 +272,22 @@ func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, err
 			if err := t.spend(c); err != nil {
 				return nil, err
 			}
-			return t.admit(method, p, c, key, random)
+			if p.bundle != t.s.Bundle {
+				return nil, errStale // other authorities may vouch now, or none
+			}
+			return t.admit(method, p, c, key)
 		})
 	if err != nil {
 		return nil, err
 	}
-	return e.finish(out, key, random, proof)
+	return e.finish(out, key, proof)
 }
 
-// proved is verified evidence.
+// proved is evidence that was verified under a bundle.
 type proved struct {
 	attest.Result
-	claims    policy.Claims
-	authority string
+	claims policy.Claims
+	bundle state.Digest
 }
 
 func (e *Environment) verify(s *state.State, method attest.Method, in attest.Input) (proved, error) {
@@ -288,18 +303,23 @@ func (e *Environment) verify(s *state.State, method attest.Method, in attest.Inp
 	if err != nil {
 		return proved{}, err
 	}
-	p := proved{Result: result}
+	p := proved{Result: result, bundle: s.Bundle}
 	if p.Claims, err = canonicalClaims(result.Claims); err != nil {
 		return proved{}, err
 	}
 	if p.claims, err = policy.PrepareClaims(p.Claims); err != nil {
 		return proved{}, problem.Wrap(err, problem.ReasonInvalid, "the evidence's claims")
 	}
-	_, p.authority, _ = strings.Cut(result.Anchor, ":")
-	if method.Name != attestx509.Name {
-		p.authority = ""
-	}
 	return p, nil
+}
+
+// authorityOf is the name by which identity rules know what vouched; only x509 has it.
+func authorityOf(method, anchor string) string {
+	if method != attestx509.Name {
+		return ""
+	}
+	_, name, _ := strings.Cut(anchor, ":")
+	return name
 }
 
 // canonicalClaims brings claims into the form that they have after being read back from the ledger, so
@@ -356,8 +376,8 @@ func authoritiesOf(prog *policy.Program) (*attestx509.Authorities, error) {
 }
 
 // admit decides a node's attestation at the head.
-func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey, random [8]byte) (*Opened, error) {
-	match, err := t.prog.IdentifyNode(method.Name, p.authority, p.claims)
+func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
+	match, err := t.prog.IdentifyNode(method.Name, authorityOf(method.Name, p.Anchor), p.claims)
 	if err != nil {
 		return nil, err
 	}
@@ -370,29 +390,54 @@ func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey
 	}
 	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
 		ev.Token = id
-		tok, ok := t.s.Tokens.Get(id)
-		switch {
-		case !ok || t.now >= tok.Expires:
-			return nil, problem.New(problem.ReasonTokenExpired, "join token %s expired", id)
-		case tok.SpentBy.IsZero():
-			// A token is as old as its making: cutting off its issuer then reaches it.
-			made := state.Subject{Identity: match.Path, Node: match.Path, Anchor: p.Anchor, Own: tok.Created, Root: tok.Created}
-			if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
-				return nil, revoked
-			}
-		case tok.SpentBy != key.thumb:
-			return nil, problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", id)
-		default:
-			// The reply was lost and the same key asks again: the same enrolment, not a second one.
-			ev.Root, ev.Redelivery = tok.SpentAt, true
-			id, ok := t.s.Identities.Get(match.Path)
-			if !ok || id.Root != tok.SpentAt {
-				return nil, problem.New(problem.ReasonTokenSpent, "%s was enrolled anew since join token %s was used", match.Path, tok.ID)
-			}
-			ev.Counter, ev.Lifetime = id.Counter, id.Lifetime
+		if err := t.useToken(&ev, key); err != nil {
+			return nil, err
 		}
 	}
-	return t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now)}, key, random)
+	return t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now)}, key)
+}
+
+// useToken judges the join token of an attestation: its first use, or a retry of that whose reply was lost.
+func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
+	tok, ok := t.s.Tokens.Get(ev.Token)
+	switch {
+	case !ok || t.now >= tok.Expires:
+		return problem.New(problem.ReasonTokenExpired, "join token %s expired", ev.Token)
+	case tok.SpentBy.IsZero():
+		// A token is as old as its making: cutting it off then reaches whoever comes with it.
+		made := state.Subject{Identity: ev.Identity, Node: ev.Identity, Anchor: ev.Anchor, Own: tok.Created, Root: tok.Created}
+		if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
+			return revoked
+		}
+	case tok.SpentBy != key.thumb:
+		return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", tok.ID)
+	default:
+		// The same key asks again: the same enrolment, not a second one. Only until it has renewed: from then on the first
+		// key is an old generation, whoever has it.
+		id, ok := t.s.Identities.Get(ev.Identity)
+		switch {
+		case !ok || id.Root != tok.SpentAt:
+			return problem.New(problem.ReasonTokenSpent, "%s was enrolled anew since join token %s was used", ev.Identity, tok.ID)
+		case id.Counter != 0 || id.Key != key.thumb:
+			return t.fork(id, tok.SpentAt)
+		case id.Closed:
+			return problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", id.Path)
+		}
+		ev.Root, ev.Redelivery, ev.Lifetime = tok.SpentAt, true, t.lifetime(id)
+	}
+	// It derives from who made it, and goes with him.
+	if _, revoked := checkRevoked(t.s, state.SubjectOfToken(tok), t.now); revoked != nil {
+		return problem.New(revoked.Reason, "join token %s was made by %s: %s", tok.ID, tok.By, revoked.Message)
+	}
+	return nil
+}
+
+// lifetime is the hard end of an enrolment: as it was told at its beginning, or sooner if the bundle in force says so.
+func (t *turn) lifetime(id *state.Identity) state.Millis {
+	if id.Lifetime == 0 {
+		return 0
+	}
+	return min(id.Lifetime, id.Enrolled.Add(t.prog.Environment().NodeLifetime))
 }
 
 // sessionTTL keeps a session within its evidence's own end.
@@ -423,7 +468,7 @@ func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error
 	if err != nil {
 		return nil, err
 	}
-	old, err := e.keys.Load().ReadSVID(r.Certificate, e.Name())
+	old, err := e.readSVID(r.Certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -431,20 +476,16 @@ func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error
 	if err := checkSignature(old.Cert.PublicKey, binding.Message(), r.Signature); err != nil {
 		return nil, err
 	}
-	random, err := e.random8()
-	if err != nil {
-		return nil, err
-	}
 	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
 		if err := t.spend(c); err != nil {
 			return nil, err
 		}
-		return t.renew(old, c, key, random)
+		return t.renew(old, c, key)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return e.finish(out, key, random, proof)
+	return e.finish(out, key, proof)
 }
 
 func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
@@ -463,7 +504,7 @@ func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
 }
 
 // renew decides a renewal at the head.
-func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, random [8]byte) (*Opened, error) {
+func (t *turn) renew(old custody.SVID, c challenge, key sessionKey) (*Opened, error) {
 	path := old.ID.Path()
 	id, ok := t.s.Identities.Get(path)
 	if !ok {
@@ -473,24 +514,31 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, random [8]by
 	if err != nil || method.Renewal.Kind != attest.RenewByPossession {
 		return nil, problem.New(problem.ReasonInvalid, "method %s is renewed by fresh evidence", id.Method)
 	}
-	if id.Lifetime != 0 && t.now >= id.Lifetime {
-		return nil, problem.New(problem.ReasonLifetimeOver, "the enrolment of %s ended at %s", path, id.Lifetime)
+	lifetime := t.lifetime(id)
+	if lifetime != 0 && t.now >= lifetime {
+		return nil, problem.New(problem.ReasonLifetimeOver, "the enrolment of %s ended at %s", path, lifetime)
 	}
+	row, kept := t.s.Sessions.Get(old.Index)
 	redelivery := false
 	switch {
 	case old.Index < id.Root:
 		return nil, problem.New(problem.ReasonLifetimeOver, "%s was enrolled anew", path)
+	case kept && (row.Identity != path || row.Key != old.Key), old.Index == id.Session && id.Key != old.Key:
+		return nil, errNotIssued // of a history that is not this one
 	case old.Index == id.Session, t.sameReply(id, old.Index):
 	case old.Index == id.Prior && id.Key == key.thumb:
 		redelivery = true
 	default:
 		return nil, t.fork(id, old.Index)
 	}
+	if id.Closed || (kept && row.Closed) {
+		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
+	}
 	claims, err := policy.PrepareClaims(id.Claims)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "reading the enrolment's claims")
 	}
-	match, err := t.prog.IdentifyNode(id.Method, "", claims)
+	match, err := t.prog.IdentifyNode(id.Method, authorityOf(id.Method, id.Anchor), claims)
 	if err != nil {
 		return nil, err
 	}
@@ -498,14 +546,14 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, random [8]by
 		return nil, problem.New(problem.ReasonNoIdentity, "the bundle in force makes these claims %s, not %s", match.Path, path)
 	}
 	ev := state.SessionOpened{
-		Via: viaRenew, Identity: path, Method: id.Method, Anchor: id.Anchor, Assurance: id.Assurance, Root: id.Root,
-		Counter: id.Counter + 1, Lifetime: id.Lifetime, Evidence: id.Evidence, Claims: id.Claims, Rule: match.Rule,
+		Via: viaRenew, Identity: path, Method: id.Method, Anchor: id.Anchor, Assurance: id.Assurance, Root: id.Root, From: old.Index,
+		Counter: id.Counter + 1, Lifetime: lifetime, Evidence: id.Evidence, Claims: id.Claims, Rule: match.Rule,
 		Challenge: c.name, ChallengeTo: c.expires, Redelivery: redelivery,
 	}
 	if redelivery {
 		ev.Counter = id.Counter
 	}
-	return t.open(opening{event: ev, ttl: match.Session}, key, random)
+	return t.open(opening{event: ev, ttl: match.Session}, key)
 }
 
 // sameReply reports whether a session is another reply to the request that made the newest one: the same key
@@ -515,12 +563,14 @@ func (t *turn) sameReply(id *state.Identity, index uint64) bool {
 	return ok && x.Identity == id.Path && x.Root == id.Root && x.Counter == id.Counter && x.Key == id.Key
 }
 
-// fork holds a node of which two holders were seen. Only who has a key of the enrolment comes this far, so
-// a stranger can't hold anybody.
+// fork cuts off and holds a node of which two holders were seen, unless this enrolment is cut off already. A hold that
+// somebody set for another reason makes no difference: it may run out, or be lifted by who has not heard of the fork. Only
+// who has a key of the enrolment comes this far, so a stranger can't hold anybody.
 func (t *turn) fork(id *state.Identity, index uint64) error {
-	p := problem.New(problem.ReasonForked, "a renewal of %s came from session %d, but %d is the newest", id.Path, index, id.Session)
+	p := problem.New(problem.ReasonForked, "%s was asked for with the key of session %d, but %d is the newest", id.Path, index, id.Session)
 	scope := state.Scope{Kind: state.ScopeNode, Value: id.Path}
-	if _, held := t.s.Holds.Get(scope.String()); !held {
+	enrolment := state.SubjectOf(&state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root})
+	if _, _, dead := t.s.CutoffOver(enrolment); !dead {
 		seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
 		survey(t.s, scope, t.now, 0, seen)
 		_, err := t.enter(&state.RevocationRecorded{
@@ -541,23 +591,18 @@ func (e *Environment) ServerCertificate(ctx context.Context, key crypto.Signer, 
 	if err != nil {
 		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "the server's key")
 	}
-	random, err := e.random8()
-	if err != nil {
-		return nil, time.Time{}, err
-	}
 	k := sessionKey{public: key.Public(), thumb: thumb}
 	path := identity.PrefixServer + e.cfg.ServerID
 	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
 		ev := state.SessionOpened{
 			Via: viaServer, Identity: path, Method: "server", Anchor: "server", Assurance: identity.Key.String(),
 		}
-		return t.open(opening{event: ev, ttl: ttl}, k, random)
+		return t.open(opening{event: ev, ttl: ttl}, k)
 	})
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	serial := custody.Serial(e.log.State().Env.Epoch, out.Index, random)
-	leaf, chain, err := e.keys.Load().SignServer(out.Identity, e.Name(), key.Public(), serial, proof.Time, out.Expires)
+	leaf, chain, err := e.keys.Load().SignServer(out.Identity, e.Name(), key.Public(), out.serial, proof.Time, out.Expires)
 	if err != nil {
 		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "signing the server's certificate")
 	}

@@ -2,9 +2,13 @@ package control
 
 import (
 	"context"
+	"reflect"
+	"strings"
 	"sync"
 
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
 )
@@ -44,28 +48,112 @@ func (g *generations[K, V]) add(k K, v V, weight int) {
 	g.used += weight
 }
 
-// claimCache keeps the prepared form of sessions' claims, so that a decision converts nothing.
+// claimCache keeps what decisions derive from sessions: the prepared form of their claims, and what the bundle's rules say to
+// them, so that a decision on the hot path converts nothing and asks no rule twice.
+//
+// A row is found by the session's index, and is good only for the very objects that it was made from, which it keeps: state's
+// rows are replaced and never changed, so what is the same object says the same. An index alone would not do: a batch that
+// fails gives its indexes to others, after its decisions have been made.
 type claimCache struct {
-	g generations[uint64, policy.Claims]
+	prepared generations[uint64, preparedClaims]
+	asked    generations[uint64, asked]
+}
+
+// preparedClaims are claims in the form that decisions take.
+type preparedClaims struct {
+	from   map[string]any
+	claims policy.Claims
 }
 
 const maxCachedClaims = 65536
 
-func one(policy.Claims) int { return 1 }
+func one[V any](V) int { return 1 }
+
+func newClaimCache() claimCache {
+	return claimCache{
+		prepared: generations[uint64, preparedClaims]{most: maxCachedClaims},
+		asked:    generations[uint64, asked]{most: maxCachedClaims},
+	}
+}
+
+// sameMap reports whether both are one object.
+func sameMap(a, b map[string]any) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
 
 func (c *claimCache) of(session uint64, claims map[string]any) (policy.Claims, error) {
 	if len(claims) == 0 {
 		return policy.Claims{}, nil
 	}
-	if p, ok := c.g.get(session, one); ok {
-		return p, nil
+	if p, ok := c.prepared.get(session, one); ok && sameMap(p.from, claims) {
+		return p.claims, nil
 	}
 	p, err := policy.PrepareClaims(claims)
 	if err != nil {
 		return p, err
 	}
-	c.g.put(session, p, 1)
+	c.prepared.put(session, preparedClaims{claims, p}, 1)
 	return p, nil
+}
+
+// asked is what the rules of a bundle said to a session.
+type asked struct {
+	bundle  state.Digest
+	session *state.Session
+	node    *state.Identity // that speaks for it; nil: none
+	problem *problem.Problem
+}
+
+// stands says whether the rules of the bundle in force still give the session's identity to what it has proved, and for a
+// workload the identity of the node that speaks for it as well; nil if so. A session that was opened under this very bundle
+// was judged then, and costs nothing more. Operators are judged by operatorOf.
+func stands(s *state.State, prog *policy.Program, c *claimCache, x *state.Session) *problem.Problem {
+	if x.Generation == s.Generation {
+		return nil
+	}
+	is := asked{bundle: s.Bundle, session: x}
+	if x.Node != "" {
+		is.node, _ = s.Identities.Get(x.Node)
+	} else if !strings.HasPrefix(x.Identity, identity.PrefixNode) {
+		return nil
+	}
+	if was, ok := c.asked.get(x.Index, one); ok && was.bundle == is.bundle && was.session == is.session && was.node == is.node {
+		return was.problem
+	}
+	is.problem = problem.As(c.ask(prog, x, is.node))
+	c.asked.put(x.Index, is, 1)
+	return is.problem
+}
+
+func (c *claimCache) ask(prog *policy.Program, x *state.Session, node *state.Identity) error {
+	claims, err := c.of(x.Index, x.Claims)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonCondition, "reading the session's claims")
+	}
+	if x.Node == "" {
+		return nodeStands(prog, x.Identity, x.Method, x.Anchor, claims)
+	}
+	if node == nil {
+		return problem.New(problem.ReasonForeignNode, "nothing is known of %s any more, which spoke for %s", x.Node, x.Identity)
+	}
+	// The node's newest proof counts, not the one that the workload was attested under.
+	proof, err := c.of(node.Session, node.Claims)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonCondition, "reading the node's claims")
+	}
+	if err := nodeStands(prog, node.Path, node.Method, node.Anchor, proof); err != nil {
+		return err
+	}
+	_, err = prog.IdentifyWorkload(x.Node, claims, x.Identity)
+	return err
+}
+
+func nodeStands(prog *policy.Program, path, method, anchor string, claims policy.Claims) error {
+	match, err := prog.IdentifyNode(method, authorityOf(method, anchor), claims)
+	if err == nil && match.Path != path {
+		err = problem.New(problem.ReasonNoIdentity, "the bundle in force makes these claims %s, not %s", match.Path, path)
+	}
+	return err
 }
 
 // valueCache keeps ciphertexts by the index of the entry that made them. Never plaintext.

@@ -259,6 +259,27 @@ func TestIdempotency(t *testing.T) {
 	wantReason(t, err, problem.ReasonCutoff)
 }
 
+// A workload's idempotency keys are of the node that it runs on, as its leases are.
+func TestIdempotencyByNode(t *testing.T) {
+	w := controltest.New(t, controltest.Options{})
+	alice := w.Login("alice")
+	w.Put(alice, "db/a", "v")
+	a, b := w.Workload(w.Node(alice, "web-1"), ""), w.Workload(w.Node(alice, "web-2"), "")
+	var leases []uint64
+	for _, actor := range []controltest.Actor{a, b, b, a} {
+		out, err := w.Env.Get(context.Background(), actor.Caller, control.GetRequest{Secret: "db/a", Key: "start-up"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		leases = append(leases, out.Lease)
+	}
+	if leases[0] == leases[1] || leases[1] != leases[2] || leases[0] != leases[3] {
+		t.Errorf("leases %v", leases)
+	}
+	_, err := w.Env.Get(context.Background(), b.Caller, control.GetRequest{Secret: "db/a", Purpose: "migration", Key: "start-up"})
+	wantReason(t, err, problem.ReasonKeyReused)
+}
+
 func TestRenewAndFork(t *testing.T) {
 	w := controltest.New(t, controltest.Options{})
 	alice := w.Login("alice")

@@ -260,6 +260,9 @@ func decidePermit(s *state.State, prog *policy.Program, claims *claimCache, x *s
 			return policy.Decision{}, p
 		}
 	}
+	if p := stands(s, prog, claims, x); p != nil {
+		return policy.Decision{}, p
+	}
 	in, err := inputOf(s, claims, x, action, secret, purpose, now)
 	if err != nil {
 		return policy.Decision{}, problem.Wrap(err, problem.ReasonCondition, "reading the session's claims")
@@ -340,8 +343,8 @@ func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent
 	if k == nil {
 		return nil, nil
 	}
-	identity := x.Identity
-	if first, ok := t.s.Idem.Get(state.IdemName(identity, k.Key)); ok && t.now < first.Expires {
+	owner := state.IdemOwner(x.Identity, x.Node)
+	if first, ok := t.s.Idem.Get(state.IdemName(owner, k.Key)); ok && t.now < first.Expires {
 		if first.Request != k.Request {
 			return nil, problem.New(problem.ReasonKeyReused, "idempotency key %q was used for another request", k.Key)
 		}
@@ -353,8 +356,8 @@ func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent
 		}
 		return first, nil
 	}
-	if n, _ := t.s.IdemCount.Get(identity); n >= maxIdempotencyKeys {
-		return nil, problem.New(problem.ReasonKeyLimit, "%s has %d live idempotency keys", identity, n).WithRetryAfter(time.Minute)
+	if n, _ := t.s.IdemCount.Get(owner); n >= maxIdempotencyKeys {
+		return nil, problem.New(problem.ReasonKeyLimit, "%s has %d live idempotency keys", x.Identity, n).WithRetryAfter(time.Minute)
 	}
 	return nil, nil
 }

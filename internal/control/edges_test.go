@@ -57,7 +57,7 @@ spec: {method: workload, path: /workload/api, nodes: [/node/join-token/*], sessi
 	w.Advance(50 * time.Minute)
 	alice = w.Login("alice")
 	w.Put(alice, "db/a", "two")
-	api = w.Workload(node, "")
+	api = w.Workload(renewed(t, w, node), "")
 	w.Advance(11 * time.Minute)
 	out, err := w.Env.Get(ctx, api.Caller, keyed)
 	if err != nil || out.Version != 2 {

@@ -93,7 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 		cfg.SnapshotEvery = 32768
 	}
 	e := &Environment{cfg: cfg, logger: cfg.Logger}
-	e.claims.g.most, e.values.g.most = maxCachedClaims, maxCachedBytes
+	e.claims, e.values.g.most = newClaimCache(), maxCachedBytes
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{

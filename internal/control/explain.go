@@ -86,6 +86,7 @@ func explain(s *state.State, prog *policy.Program, r ExplainRequest, now state.M
 	check("revocation", p, "no cutoff or hold covers the identity")
 
 	claims := &claimCache{}
+	check("identity", stands(s, prog, claims, x), "by the bundle in force it is who it says")
 	in, err := inputOf(s, claims, x, r.Action, r.Secret, r.Purpose, now)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the claims")
@@ -108,7 +109,10 @@ func explain(s *state.State, prog *policy.Program, r ExplainRequest, now state.M
 
 // explainSession is the newest session of an identity, or a stand-in where there is none.
 func explainSession(s *state.State, r ExplainRequest, now state.Millis) (*state.Session, *problem.Problem) {
-	x := &state.Session{Identity: r.Identity, Node: r.Node, Claims: r.Claims, Method: "none", Assurance: identity.Unbound.String(), Index: s.Next, Root: s.Next}
+	x := &state.Session{
+		Identity: r.Identity, Node: r.Node, Claims: r.Claims, Method: "none", Assurance: identity.Unbound.String(), Index: s.Next, Root: s.Next,
+		Generation: s.Generation, // without a proof there is nothing to ask the rules about
+	}
 	var p *problem.Problem
 	id, known := s.Identities.Get(r.Identity)
 	if !known {
@@ -121,16 +125,20 @@ func explainSession(s *state.State, r ExplainRequest, now state.Millis) (*state.
 		}
 	} else {
 		p = problem.New(problem.ReasonSessionExpired, "the newest session of %s is over", r.Identity)
-		x.Method, x.Assurance, x.Anchor, x.Claims = id.Method, id.Assurance, id.Anchor, id.Claims
+		x.Method, x.Assurance, x.Anchor, x.Claims, x.Generation = id.Method, id.Assurance, id.Anchor, id.Claims, 0
 	}
 	if r.Node != "" && r.Node != x.Node {
 		x.Node = r.Node
 		if node, ok := s.Identities.Get(r.Node); ok {
 			x.Anchor, x.Root, x.Assurance = node.Anchor, node.Root, node.Assurance
 		}
+		x.Generation = 0 // the rules have not been asked about it
 	}
 	if r.Claims != nil {
 		x.Claims, x.Index = r.Claims, s.Next
+		if known {
+			x.Generation = 0
+		}
 	}
 	return x, p
 }

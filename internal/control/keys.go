@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"fmt"
 
@@ -26,21 +25,11 @@ func (e *Environment) vault() custody.Vault {
 // Peer reads the certificate of a connection, whose key TLS has proved, into a Caller. An expired certificate is read
 // as well: the session says so with its own reason.
 func (e *Environment) Peer(cert *x509.Certificate) (Caller, identity.ID, error) {
-	s, err := e.keys.Load().ReadSVID(cert.Raw, e.Name())
+	s, err := e.readSVID(cert.Raw)
 	if err != nil {
 		return Caller{}, identity.ID{}, err
 	}
-	c := Caller{Session: s.Index}
-	c.Key, err = thumbprint(cert.PublicKey)
-	return c, s.ID, err
-}
-
-func thumbprint(pub crypto.PublicKey) ([32]byte, error) {
-	t, err := seal.Thumbprint(pub)
-	if err != nil {
-		return t, problem.Wrap(err, problem.ReasonInvalid, "the public key")
-	}
-	return t, nil
+	return Caller{Session: s.Index, Key: s.Key}, s.ID, nil
 }
 
 // CheckpointKeys are the verifier keys of checkpoints, the current one first.

@@ -82,7 +82,7 @@ func (e *Environment) Get(ctx context.Context, c Caller, r GetRequest) (*Release
 	if err != nil {
 		return nil, err
 	}
-	if late := e.cfg.Now().Sub(proof.Time); late > deliveryDeadline {
+	if late := proof.Age(); late > deliveryDeadline {
 		out.Value.Wipe()
 		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", proof.Index, late.Round(time.Millisecond))
 	}
@@ -99,14 +99,14 @@ func sameBuffer(a, b seal.Secret) bool {
 
 // wanted picks the version that a request means, by a state: the current one, the named one, or for
 // a redelivery the one that was released first.
-func wanted(s *state.State, identity string, r GetRequest, idem *state.IdemKey, now state.Millis) *state.Version {
+func wanted(s *state.State, x *state.Session, r GetRequest, idem *state.IdemKey, now state.Millis) *state.Version {
 	sec, ok := s.Secrets.Get(r.Secret)
 	if !ok {
 		return nil
 	}
 	n := r.Version
 	if idem != nil {
-		if first, ok := s.Idem.Get(state.IdemName(identity, idem.Key)); ok && now < first.Expires && first.Request == idem.Request {
+		if first, ok := s.Idem.Get(state.IdemName(state.IdemOwner(x.Identity, x.Node), idem.Key)); ok && now < first.Expires && first.Request == idem.Request {
 			n = first.Version
 		}
 	}
@@ -124,7 +124,7 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 	if err != nil {
 		return nil, nil //nolint:nilerr // the decision finds it out itself, at the head
 	}
-	v := wanted(s, x.Identity, r, idem, now)
+	v := wanted(s, x, r, idem, now)
 	if v == nil {
 		return nil, nil
 	}
@@ -177,7 +177,7 @@ func (t *turn) release(c Caller, r GetRequest, idem *state.IdemKey, p *preparedV
 	if err != nil {
 		return nil, err
 	}
-	v := wanted(t.s, x.Identity, r, idem, t.now)
+	v := wanted(t.s, x, r, idem, t.now)
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: string(policy.ReadSecret), target: r.Secret, purpose: r.Purpose, grant: grant.Grant, session: x}
 	}

@@ -39,10 +39,6 @@ func (e *Environment) Login(ctx context.Context, r LoginRequest) (*Opened, error
 	if err != nil {
 		return nil, err
 	}
-	random, err := e.random8()
-	if err != nil {
-		return nil, err
-	}
 	s := e.log.State()
 	text := ceremony.Login{Scope: e.scope(s), Person: r.Person, SessionKey: key.thumb, Challenge: c.raw}.Text()
 	out, proof, err := do(ctx, e,
@@ -63,12 +59,12 @@ func (e *Environment) Login(ctx context.Context, r LoginRequest) (*Opened, error
 				Via: viaLogin, Identity: op.Path(), Method: "ssh", Anchor: sshAnchor(fingerprint), Assurance: identity.Key.String(),
 				Claims: map[string]any{"person": r.Person, "key": fingerprint}, Challenge: c.name, ChallengeTo: c.expires,
 			}
-			return t.open(opening{event: ev, ttl: t.prog.Environment().Sessions.Operator}, key, random)
+			return t.open(opening{event: ev, ttl: t.prog.Environment().Sessions.Operator}, key)
 		})
 	if err != nil {
 		return nil, err
 	}
-	return e.finish(out, key, random, proof)
+	return e.finish(out, key, proof)
 }
 
 func hasKey(op policy.Operator, fingerprint string) bool {
@@ -125,10 +121,6 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "the workload's claims")
 	}
-	random, err := e.random8()
-	if err != nil {
-		return nil, err
-	}
 	r.Want = workloadPath(r.Want, e.Name())
 	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
 		node, err := t.session(c)
@@ -141,6 +133,9 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 		if !strings.HasPrefix(node.Identity, identity.PrefixNode) {
 			return nil, refuse(problem.New(problem.ReasonForeignNode, "%s is not a node", node.Identity))
 		}
+		if p := stands(t.s, t.prog, &t.e.claims, node); p != nil {
+			return nil, refuse(p)
+		}
 		match, err := t.prog.IdentifyWorkload(node.Identity, prepared, r.Want)
 		if err != nil {
 			return nil, refuse(problem.As(err))
@@ -149,11 +144,12 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 			Via: viaWorkload, Identity: match.Path, Method: policy.MethodWorkload, Anchor: node.Anchor, Assurance: node.Assurance,
 			Node: node.Identity, NodeSession: node.Index, Root: node.Root, Claims: claims, Rule: match.Rule,
 		}
-		ttl := match.Session
+		// It ends no later than what it derives from: the node's session, its proof, and its enrolment.
+		end := node.Expires
 		if id, ok := t.s.Identities.Get(node.Identity); ok && id.Lifetime != 0 {
-			ttl = min(ttl, id.Lifetime.Time().Sub(t.now.Time())) // it ends no later than what it derives from
+			end = min(end, t.lifetime(id))
 		}
-		out, err := t.open(opening{event: ev, ttl: ttl}, key, random)
+		out, err := t.open(opening{event: ev, ttl: min(match.Session, end.Time().Sub(t.now.Time()))}, key)
 		if p := problem.As(err); p != nil {
 			return nil, refuse(p)
 		}
@@ -162,7 +158,7 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 	if err != nil {
 		return nil, err
 	}
-	return e.finish(out, key, random, proof)
+	return e.finish(out, key, proof)
 }
 
 // workloadPath takes a workload's name, path or SPIFFE ID and gives its path; nothing stays nothing.
@@ -240,7 +236,7 @@ func (e *Environment) CreateToken(ctx context.Context, c Caller, r TokenRequest)
 		}
 		expires := t.now.Add(r.TTL)
 		_, err = t.enter(&state.TokenCreated{
-			ID: r.ID, Public: r.Public, Name: r.Name, Expires: expires, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
+			ID: r.ID, Public: r.Public, Name: r.Name, Expires: expires, Anchor: x.Anchor, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
 		})
 		return expires.Time(), err
 	})

@@ -14,32 +14,39 @@ import (
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/state"
 )
 
 // Serial numbers lead back to the ledger: a version byte, the epoch, the index of the entry that the certificate was
-// signed after, and eight random bytes (RFC 5280 §4.1.2.2 allows 20 bytes).
+// signed after, and a tag of eight bytes (RFC 5280 §4.1.2.2 allows 20 bytes).
 const (
 	serialVersion = 0x01
 	serialLength  = 1 + 2 + 8 + 8
 )
 
+// Tag is the part of a serial number that can't be guessed: a keyed digest of what the certificate is for, truncated. Who
+// has a CA's key only can't make it for another key or identity, so a certificate is known to be one of ours also after
+// its session's row is gone.
+type Tag [8]byte
+
 // Serial makes a serial number, as hex, of the certificate that entry index opens.
-func Serial(epoch, index uint64, random [8]byte) string {
+func Serial(epoch, index uint64, tag Tag) string {
 	b := make([]byte, 0, serialLength)
 	b = append(b, serialVersion)
 	b = binary.BigEndian.AppendUint16(b, uint16(epoch))
 	b = binary.BigEndian.AppendUint64(b, index)
-	b = append(b, random[:]...)
+	b = append(b, tag[:]...)
 	return hex.EncodeToString(b)
 }
 
-// IndexOfSerial reads the entry's index out of a certificate's serial number.
-func IndexOfSerial(serial *big.Int) (epoch, index uint64, ok bool) {
+// readSerial undoes Serial.
+func readSerial(serial *big.Int) (epoch, index uint64, tag Tag, ok bool) {
 	b := serial.Bytes()
 	if len(b) != serialLength || b[0] != serialVersion {
-		return 0, 0, false
+		return 0, 0, Tag{}, false
 	}
-	return uint64(binary.BigEndian.Uint16(b[1:3])), binary.BigEndian.Uint64(b[3:11]), true
+	return uint64(binary.BigEndian.Uint16(b[1:3])), binary.BigEndian.Uint64(b[3:11]), Tag(b[11:]), true
 }
 
 // backdate covers the clock difference that a peer may have.
@@ -107,13 +114,17 @@ func caTemplate(name string, number uint32, serial *big.Int, from time.Time) *x5
 type SVID struct {
 	Cert  *x509.Certificate
 	ID    identity.ID
+	Key   state.Digest // thumbprint of its key
+	Epoch uint64
 	Index uint64 // of the entry that opened its session
+	Tag   Tag    // as it says; the caller compares
 }
 
 const maxCertificate = 8 << 10
 
 // ReadSVID checks that a certificate was signed by a CA of this environment, whether or not it expired, and
-// reads what it says.
+// reads what it says. That a CA signed it proves little: its key may be known to somebody, or have been. The caller compares
+// the tag, and the key with the session's.
 func (k *Keys) ReadSVID(der []byte, env string) (SVID, error) {
 	foreign := func(why string) (SVID, error) {
 		return SVID{}, problem.New(problem.ReasonSessionForeign, "the certificate is not one of this environment: %s", why)
@@ -142,9 +153,13 @@ func (k *Keys) ReadSVID(der []byte, env string) (SVID, error) {
 	if err != nil || id.Env() != env {
 		return foreign("its identity")
 	}
-	_, index, ok := IndexOfSerial(cert.SerialNumber)
-	if !ok {
+	out := SVID{Cert: cert, ID: id}
+	ok := false
+	if out.Epoch, out.Index, out.Tag, ok = readSerial(cert.SerialNumber); !ok {
 		return foreign("its serial number")
 	}
-	return SVID{Cert: cert, ID: id, Index: index}, nil
+	if out.Key, err = seal.Thumbprint(cert.PublicKey); err != nil {
+		return foreign("its key")
+	}
+	return out, nil
 }

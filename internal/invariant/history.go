@@ -13,7 +13,7 @@ import (
 	"github.com/bailment/bailment/internal/state"
 )
 
-// maxIdem is how many live idempotency keys an identity may have.
+// maxIdem is how many live idempotency keys an identity may have, a workload on each node.
 const maxIdem = 1000
 
 func (c *Checker) once(st *step, fail failure) {
@@ -49,14 +49,14 @@ func (c *Checker) once(st *step, fail failure) {
 
 func (c *Checker) onceKey(st *step, fail failure) {
 	k := st.idem
-	first := c.m.idem[st.actor.Identity+"\x00"+k.Key]
+	first := c.m.idem[idemOwner(st.actor)+"\x00"+k.Key]
 	if first != nil && st.at >= first.expires {
 		first = nil
 	}
 	switch {
 	case first == nil && k.First != 0:
 		fail("a redelivery of idempotency key %q, which has no first effect", k.Key)
-	case first == nil && c.m.idemCount[st.actor.Identity] >= maxIdem:
+	case first == nil && c.m.idemCount[idemOwner(st.actor)] >= maxIdem:
 		fail("%s has %d live idempotency keys", st.actor.Identity, maxIdem)
 	case first == nil:
 	case k.First == 0:

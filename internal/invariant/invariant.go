@@ -68,11 +68,11 @@ var Table = []Invariant{
 	{
 		Name: Attested, entry: (*Checker).attested,
 		Entries: "whoever acts does so in a session that was opened before, is his own, has not expired and was not given back; a release names that session's assurance, anchor and root; " +
-			"a session derives from a live node, an enrolment or a token that carries at least as much; the assurance is what the grant asks",
+			"a session derives from a live node, the newest generation of an enrolment, or a token that carries at least as much; the assurance is what the grant asks",
 	},
 	{
 		Name: Permitted, entry: (*Checker).permitted,
-		Entries: "each release, renewal, write and move is decided again under the bundle in force at its index and gives the same grant; each session's identity is derived again by the same rule; " +
+		Entries: "each release, renewal, write and move is decided again under the bundle in force at its index and gives the same grant; each session's identity is derived again by the same rule, and again, with its node's, for each release under a later bundle; " +
 			"each act of an operator is by a listed key with the duty; each ruling names that bundle",
 	},
 	{
@@ -82,11 +82,11 @@ var Table = []Invariant{
 	},
 	{
 		Name: Revoked, entry: (*Checker).revoked,
-		Entries: "no release, renewal, session or other act in scope of an earlier cutoff or hold; the acknowledgement's horizon is not before the end of anything it covers",
+		Entries: "no release, renewal, session or other act in scope of an earlier cutoff or hold, no use of a join token whose maker is; a node with two holders is cut off; the acknowledgement's horizon is not before the end of anything it covers",
 	},
 	{
 		Name: Bounded, entry: (*Checker).bounded,
-		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says and the enrolment's lifetime; holds beyond the blast limit, tokens, changes and whole denials have their bounds",
+		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; holds beyond the blast limit, tokens, changes and whole denials have their bounds",
 	},
 	{
 		Name: ExactlyOnce, entry: (*Checker).once,

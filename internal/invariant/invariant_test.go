@@ -14,6 +14,7 @@ type real struct {
 	entries  []*state.Entry
 	bodies   [][]byte
 	programs map[state.Digest]*policy.Program
+	files    policy.Files // of the bundle in force
 	genesis  state.Digest
 	cast     controltest.Cast
 	state    *state.State
@@ -21,7 +22,7 @@ type real struct {
 
 func record(t testing.TB, w *controltest.World) *real {
 	t.Helper()
-	r := &real{programs: w.Programs(), genesis: w.Genesis, state: w.Env.State()}
+	r := &real{programs: w.Programs(), files: w.Files, genesis: w.Genesis, state: w.Env.State()}
 	for _, x := range w.Stored() {
 		e, err := state.Decode(x.Body)
 		if err != nil {

@@ -50,10 +50,8 @@ func (c *Checker) judge(st *step) {
 	}
 	// Both identities of a workload are in its decision: the node by its newest proof.
 	if node := c.m.enrolments[st.actor.Node]; node != nil {
-		if s := c.m.sessions[node.session]; s != nil {
-			if in.NodeClaims, err = s.proved(); err != nil {
-				return
-			}
+		if in.NodeClaims, err = node.proof.proved(); err != nil {
+			return
 		}
 	}
 	d := st.prog.Decide(in)
@@ -76,11 +74,58 @@ func identify(prog *policy.Program, e *state.SessionOpened) (policy.Match, error
 		}
 		return m, err
 	}
+	return identifyNode(prog, e.Method, e.Anchor, claims)
+}
+
+func identifyNode(prog *policy.Program, method, anchor string, claims policy.Claims) (policy.Match, error) {
 	authority := ""
-	if e.Method == policy.MethodX509 {
-		_, authority, _ = strings.Cut(e.Anchor, ":")
+	if method == policy.MethodX509 {
+		_, authority, _ = strings.Cut(anchor, ":")
 	}
-	return prog.IdentifyNode(e.Method, authority, claims)
+	return prog.IdentifyNode(method, authority, claims)
+}
+
+// gone says why the rules in force do not give a session's identity any more, or that of the node that speaks for it; nothing
+// if they do. A bundle may have come into force since both were proved.
+func (c *Checker) gone(prog *policy.Program, x *session) string {
+	proof := x
+	if x.node != "" {
+		n := c.m.enrolments[x.node]
+		if n == nil {
+			return "nothing is known of " + x.node
+		}
+		proof = n.proof
+	} else if !strings.HasPrefix(x.identity, "/node/") {
+		return ""
+	}
+	if of := (askedOf{c.m.generation, proof.index}); x.asked != of {
+		x.asked, x.gone = of, ask(prog, x, proof)
+	}
+	return x.gone
+}
+
+func ask(prog *policy.Program, x, proof *session) string {
+	claims, err := proof.proved()
+	if err != nil {
+		return err.Error()
+	}
+	m, err := identifyNode(prog, proof.method, proof.anchor, claims)
+	if err != nil {
+		return err.Error()
+	}
+	if m.Path != proof.identity {
+		return "what " + proof.identity + " proved is " + m.Path
+	}
+	if x.node == "" {
+		return ""
+	}
+	if claims, err = x.proved(); err != nil {
+		return err.Error()
+	}
+	if _, err = prog.IdentifyWorkload(x.node, claims, x.identity); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // operator finds the person that a session's identity and key are, in the bundle in force.
@@ -141,6 +186,10 @@ func (c *Checker) attested(st *step, fail failure) {
 		}
 	case *state.SessionOpened:
 		c.attestedSession(st, e, fail)
+	case *state.TokenCreated:
+		if x != nil && e.Anchor != x.anchor {
+			fail("it says that %q vouched for its maker, the session %q", e.Anchor, x.anchor)
+		}
 	}
 	if d := st.decision; d != nil && !d.Allow && d.Reason == "assurance-too-low" {
 		fail("%s", d.Message)
@@ -167,30 +216,9 @@ func (c *Checker) attestedSession(st *step, e *state.SessionOpened, fail failure
 			fail("it does not carry what its node's session %d carries", e.NodeSession)
 		}
 	case viaRenew:
-		switch {
-		case enrolled == nil:
-			fail("%s has no enrolment to renew", e.Identity)
-		case e.Root != enrolled.root || e.Method != enrolled.method || e.Anchor != enrolled.anchor || e.Assurance != enrolled.assurance || e.Lifetime != enrolled.lifetime:
-			fail("it does not carry what the enrolment of %s carries", e.Identity)
-		case e.Lifetime != 0 && st.at >= e.Lifetime:
-			fail("the enrolment of %s ended at %s", e.Identity, e.Lifetime)
-		case e.Redelivery && e.Key != enrolled.key:
-			fail("a redelivery is for the same key")
-		}
+		c.attestedRenewal(st, e, enrolled, fail)
 	case viaAttest:
-		switch t := c.m.tokens[e.Token]; {
-		case e.Token == "" && e.Root != 0:
-			fail("fresh evidence derives from nothing older")
-		case e.Token == "":
-		case t == nil || st.at >= t.expires:
-			fail("join token %q is unknown or expired", e.Token)
-		case t.spentAt != 0 && (t.spentBy != e.Key || e.Root != t.spentAt || !e.Redelivery):
-			fail("join token %q was spent by entry %d", e.Token, t.spentAt)
-		case t.spentAt == 0 && e.Root != 0:
-			fail("a first use of a token derives from nothing older")
-		case t.spentAt != 0 && (enrolled == nil || enrolled.root != t.spentAt):
-			fail("the enrolment of join token %q was replaced by a newer one", e.Token)
-		}
+		c.attestedToken(st, e, enrolled, fail)
 	case viaLogin:
 		if st.prog != nil {
 			if _, why := operator(st.prog, e.Identity, e.Anchor); why != "" {
@@ -203,6 +231,55 @@ func (c *Checker) attestedSession(st *step, e *state.SessionOpened, fail failure
 		}
 	default:
 		fail("a session can't come about by %q", e.Via)
+	}
+}
+
+// attestedRenewal checks that a renewal continues the newest generation of its enrolment.
+func (c *Checker) attestedRenewal(st *step, e *state.SessionOpened, enrolled *enrolment, fail failure) {
+	if enrolled == nil {
+		fail("%s has no enrolment to renew", e.Identity)
+		return
+	}
+	from := c.m.sessions[e.From]
+	// Of several replies to one request each may have been the one that arrived.
+	twin := from != nil && from.identity == e.Identity && from.root == enrolled.root && from.counter == enrolled.counter && from.key == enrolled.key
+	switch {
+	case e.Root != enrolled.root || e.Method != enrolled.method || e.Anchor != enrolled.anchor || e.Assurance != enrolled.assurance:
+		fail("it does not carry what the enrolment of %s carries", e.Identity)
+	case e.Lifetime > enrolled.lifetime || (e.Lifetime == 0) != (enrolled.lifetime == 0):
+		fail("it prolongs the enrolment of %s from %s to %s", e.Identity, enrolled.lifetime, e.Lifetime)
+	case e.Lifetime != 0 && st.at >= e.Lifetime:
+		fail("the enrolment of %s ended at %s", e.Identity, e.Lifetime)
+	case e.Redelivery && e.Key != enrolled.key:
+		fail("a redelivery is for the same key")
+	case e.Redelivery && e.From != enrolled.prior, !e.Redelivery && e.From != enrolled.session && !twin:
+		fail("session %d asked for it, and %d is the newest of %s", e.From, enrolled.session, e.Identity)
+	case enrolled.closed || (from != nil && from.closed):
+		fail("the enrolment of %s was given back", e.Identity)
+	}
+}
+
+// attestedToken checks the use of a join token: once, and once more for a lost reply as long as nothing came after it.
+func (c *Checker) attestedToken(st *step, e *state.SessionOpened, enrolled *enrolment, fail failure) {
+	switch t := c.m.tokens[e.Token]; {
+	case e.Token == "" && e.Root != 0:
+		fail("fresh evidence derives from nothing older")
+	case e.Token == "":
+	case t == nil || st.at >= t.expires:
+		fail("join token %q is unknown or expired", e.Token)
+	case t.spentAt == 0 && e.Root != 0:
+		fail("a first use of a token derives from nothing older")
+	case t.spentAt == 0:
+	case t.spentBy != e.Key || e.Root != t.spentAt || !e.Redelivery:
+		fail("join token %q was spent by entry %d", e.Token, t.spentAt)
+	case enrolled == nil || enrolled.root != t.spentAt:
+		fail("the enrolment of join token %q was replaced by a newer one", e.Token)
+	case enrolled.counter != 0 || enrolled.key != e.Key:
+		fail("join token %q gives generation 0, and %s is at %d", e.Token, e.Identity, enrolled.counter)
+	case e.Lifetime > enrolled.lifetime:
+		fail("it prolongs the enrolment of %s from %s to %s", e.Identity, enrolled.lifetime, e.Lifetime)
+	case enrolled.closed:
+		fail("the enrolment of %s was given back", e.Identity)
 	}
 }
 
@@ -226,7 +303,19 @@ func (c *Checker) permitted(st *step, fail failure) {
 			fail("it names the grant %q, decided again it is %q", st.ruling.Grant, d.Grant)
 		}
 	}
+	if st.action != "" && st.prog != nil && !st.refused {
+		if x := c.m.sessions[st.actor.Session]; x != nil {
+			if why := c.gone(st.prog, x); why != "" {
+				fail("by the bundle in force %s is not who it was: %s", x.identity, why)
+			}
+		}
+	}
 	if e, ok := st.event.(*state.SessionOpened); ok && st.match != nil {
+		if n := c.m.sessions[e.NodeSession]; e.Via == viaWorkload && n != nil {
+			if why := c.gone(st.prog, n); why != "" {
+				fail("by the bundle in force %s is not who it was: %s", n.identity, why)
+			}
+		}
 		switch {
 		case st.matchErr != nil:
 			fail("by the bundle in force these claims are nobody: %v", st.matchErr)
@@ -282,10 +371,17 @@ func (c *Checker) revoked(st *step, fail failure) {
 		x := &session{identity: e.Identity, node: e.Node, anchor: e.Anchor, index: st.index, root: root}
 		c.covered(st, x.subject(), "the session", fail)
 		c.held(st, x.subject(), "the session", fail)
-		if t := c.m.tokens[e.Token]; t != nil && t.spentAt == 0 {
-			c.covered(st, subject{identity: e.Identity, node: e.Identity, anchor: e.Anchor, own: t.created, root: t.created}, "the join token", fail)
+		if t := c.m.tokens[e.Token]; t != nil {
+			c.covered(st, t.maker(), "the join token", fail)
+			c.held(st, t.maker(), "the join token", fail)
+			if t.spentAt == 0 {
+				c.covered(st, subject{identity: e.Identity, node: e.Identity, anchor: e.Anchor, own: t.created, root: t.created}, "the join token", fail)
+			}
 		}
 	case *state.RevocationRecorded:
+		if fork(e) && (!e.Cutoff || e.Until != 0) {
+			fail("%s has two holders, and is not cut off", e.Actor.Identity)
+		}
 		c.horizon(st, e, fail)
 	}
 }
@@ -442,13 +538,22 @@ func (c *Checker) boundedSession(st *step, e *state.SessionOpened, fail failure)
 	if e.Lifetime != 0 && e.Expires > e.Lifetime {
 		fail("it ends at %s, after its enrolment's %s", e.Expires, e.Lifetime)
 	}
+	if n := c.m.sessions[e.NodeSession]; e.Via == viaWorkload && n != nil && e.Expires > n.expires {
+		fail("it ends at %s, after its node's session at %s", e.Expires, n.expires)
+	}
 	if st.match == nil || st.matchErr != nil {
 		return
 	}
 	if e.Via != viaServer && e.Expires > st.at.Add(st.match.Session) {
 		fail("it ends at %s; the bundle allows %s", e.Expires, st.match.Session)
 	}
-	if fresh := e.Via == viaAttest && !e.Redelivery; fresh && e.Lifetime > st.at.Add(st.prog.Environment().NodeLifetime) {
-		fail("its enrolment ends at %s; the bundle allows %s", e.Lifetime, st.prog.Environment().NodeLifetime)
+	if e.Via == viaAttest || e.Via == viaRenew {
+		began := st.at
+		if old := c.m.enrolments[e.Identity]; old != nil && e.Root == old.root {
+			began = old.began
+		}
+		if e.Lifetime > began.Add(st.prog.Environment().NodeLifetime) {
+			fail("its enrolment of %s ends at %s; the bundle allows %s", began, e.Lifetime, st.prog.Environment().NodeLifetime)
+		}
 	}
 }

@@ -46,7 +46,7 @@ type model struct {
 	changes    map[uint64]*change
 	cuts       []cut // ascending by index, the newest of each scope
 	holds      map[string]hold
-	idem       map[string]*firstEffect // identity NUL key
+	idem       map[string]*firstEffect // see idemOwner, NUL, key
 	idemCount  map[string]int
 	spent      map[string]state.Millis // challenges and nonces
 	keyOwners  map[state.Digest]*keyOwner
@@ -59,21 +59,32 @@ type model struct {
 
 type session struct {
 	identity, node, anchor, assurance string
-	index, root                       uint64
+	method                            string
+	index, root, counter              uint64
+	key                               state.Digest
 	expires                           state.Millis
 	closed                            bool
 	raw                               map[string]any
 	claims                            policy.Claims
 	prepared                          bool
+	asked                             askedOf
+	gone                              string // what the rules said when they were asked
+}
+
+// askedOf is what an answer of the rules holds for: a bundle, and the newest proof of the node.
+type askedOf struct {
+	generation, proof uint64
 }
 
 // enrolment is the newest proof of a node.
 type enrolment struct {
-	root, counter, session uint64
-	method, anchor         string
-	assurance              string
-	lifetime, last         state.Millis
-	key                    state.Digest
+	root, counter, session, prior uint64
+	method, anchor                string
+	assurance                     string
+	began, lifetime, last         state.Millis
+	key                           state.Digest
+	closed                        bool     // its newest session was given back
+	proof                         *session // the newest; its row may be over before that of a process on the node
 }
 
 type lease struct {
@@ -105,6 +116,12 @@ type token struct {
 	created, spentAt uint64
 	expires          state.Millis
 	spentBy          state.Digest
+	by, anchor       string // who made it, and what vouched for him
+}
+
+// maker is the subject of who made the token: it is revoked with him.
+func (t *token) maker() subject {
+	return subject{identity: t.by, anchor: t.anchor, own: t.created, root: t.created}
 }
 
 type change struct {
@@ -282,13 +299,20 @@ func (m *model) learn(st *step) {
 	case *state.ChangeRejected:
 		m.finish(e.Change, "rejected", st.at)
 	case *state.TokenCreated:
-		m.tokens[e.ID] = &token{created: st.index, expires: e.Expires}
+		t := &token{created: st.index, expires: e.Expires, by: e.Actor.Identity}
+		if x := m.sessions[e.Actor.Session]; x != nil {
+			t.anchor = x.anchor
+		}
+		m.tokens[e.ID] = t
 		m.later(e.Expires, 't', 0, e.ID)
 	case *state.SessionOpened:
 		m.learnSession(st, e)
 	case *state.SessionClosed:
 		if x := m.sessions[e.Session]; x != nil {
 			x.closed = true
+			if n := m.enrolments[x.identity]; n != nil && n.root == x.root && n.counter == x.counter && n.key == x.key {
+				n.closed = true
+			}
 		}
 	case *state.RevocationRecorded:
 		m.learnRevocation(st, e)
@@ -317,10 +341,11 @@ func (m *model) learnSession(st *step, e *state.SessionOpened) {
 	if root == 0 {
 		root = st.index
 	}
-	m.sessions[st.index] = &session{
-		identity: e.Identity, node: e.Node, anchor: e.Anchor, assurance: e.Assurance, index: st.index, root: root,
-		expires: e.Expires, raw: e.Claims,
+	x := &session{
+		identity: e.Identity, node: e.Node, anchor: e.Anchor, assurance: e.Assurance, method: e.Method, index: st.index, root: root,
+		counter: e.Counter, key: e.Key, expires: e.Expires, raw: e.Claims,
 	}
+	m.sessions[st.index] = x
 	m.later(e.Expires+afterSession, 's', st.index, "")
 	if e.Challenge != "" {
 		m.spend(e.Challenge, e.ChallengeTo)
@@ -329,13 +354,21 @@ func (m *model) learnSession(st *step, e *state.SessionOpened) {
 		t.spentBy, t.spentAt = e.Key, st.index
 	}
 	if e.Via == viaAttest || e.Via == viaRenew {
-		if m.enrolments[e.Identity] == nil {
-			m.later(max(st.at, e.Lifetime)+afterEnrolment, 'e', 0, e.Identity)
-		}
-		m.enrolments[e.Identity] = &enrolment{
+		n := &enrolment{
 			root: root, counter: e.Counter, session: st.index, method: e.Method, anchor: e.Anchor, assurance: e.Assurance,
-			lifetime: e.Lifetime, last: st.at, key: e.Key,
+			began: st.at, lifetime: e.Lifetime, last: st.at, key: e.Key, proof: x,
 		}
+		if old := m.enrolments[e.Identity]; old == nil {
+			m.later(max(st.at, e.Lifetime)+afterEnrolment, 'e', 0, e.Identity)
+		} else {
+			if old.root == root {
+				n.began = old.began
+			}
+			if n.prior = old.session; e.Redelivery {
+				n.prior = old.prior
+			}
+		}
+		m.enrolments[e.Identity] = n
 	}
 	if o := m.keyOwners[e.Key]; o != nil {
 		o.until = max(o.until, e.Expires+afterKey)
@@ -462,7 +495,8 @@ func (m *model) learnIdem(st *step) {
 	if k == nil || k.First != 0 {
 		return
 	}
-	name := st.actor.Identity + "\x00" + k.Key
+	owner := idemOwner(st.actor)
+	name := owner + "\x00" + k.Key
 	f := &firstEffect{request: k.Request, index: st.index, expires: st.at + idemLife, kind: st.event.Kind().Type}
 	switch e := st.event.(type) {
 	case *state.SecretReleased:
@@ -474,11 +508,14 @@ func (m *model) learnIdem(st *step) {
 		f.secret, f.version = e.Secret, e.Version
 	}
 	if m.idem[name] == nil {
-		m.idemCount[st.actor.Identity]++
+		m.idemCount[owner]++
 	}
 	m.idem[name] = f
 	m.later(f.expires, 'i', 0, name)
 }
+
+// idemOwner is whose an idempotency key is: of one identity, and there where it speaks.
+func idemOwner(a *state.Actor) string { return a.Identity + " on " + a.Node }
 
 func (m *model) finish(index uint64, how string, _ state.Millis) {
 	ch := m.changes[index]

@@ -2,6 +2,7 @@ package invariant_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -87,8 +88,38 @@ func (s *scene) attest() *state.SessionOpened {
 func (s *scene) renew() *state.SessionOpened {
 	e := last(s, func(_ uint64, e *state.SessionOpened) bool { return e.Via == "attest" })
 	e = s.fresh(e)
-	e.Via, e.Token, e.Root, e.Counter = "renew", "", s.r.cast.Node.Opened.Index, 1
+	e.Via, e.Token, e.Root, e.From, e.Counter = "renew", "", s.r.cast.Node.Opened.Index, s.r.cast.Node.Opened.Index, 1
 	return e
+}
+
+// again is a legal retry, by the same key, of the attestation that a join token was used for at an index.
+func (s *scene) again(first *state.SessionOpened, at uint64) *state.SessionOpened {
+	e := *first
+	s.fresh(&e)
+	e.Key, e.Root, e.Redelivery = first.Key, at, true
+	return &e
+}
+
+// bring brings a bundle into force that differs from the one before in one file.
+func (s *scene) bring(path, text string) {
+	s.t.Helper()
+	b, p := s.inForce()
+	files := maps.Clone(s.r.files)
+	files[path] = []byte(text)
+	s.r.programs[b.Manifest] = compileFiles(s.t, files)
+	b.Change = s.add(p)
+	s.add(s.approve(b.Change))
+	s.add(b)
+	if len(s.found) > 0 {
+		s.t.Fatalf("the change itself is a violation: %v", s.found)
+	}
+}
+
+// ruling is that of the bundle in force.
+func (s *scene) ruling() state.Ruling {
+	r, b := s.write().Ruling, last[*state.BundleInForce](s, nil)
+	r.Generation, r.Bundle = b.Generation, b.Manifest
+	return r
 }
 
 // fresh gives a session what each new one has of its own.
@@ -165,7 +196,8 @@ func TestPlantsStartLegal(t *testing.T) {
 	s.add(s.write())
 	s.add(s.workload())
 	s.add(s.renew())
-	s.add(s.attest())
+	first := s.attest()
+	s.add(s.again(first, s.add(first)))
 	s.add(s.token("planted"))
 	s.add(s.key())
 	hold := s.revoke("issuer:x509:corp")
@@ -260,11 +292,42 @@ var plants = []struct {
 		newer.Token, newer.Anchor = "newer", "join-token:newer"
 		newer.Key[1]++
 		s.add(newer)
-		key := first.Key
-		again := s.fresh(first)
-		again.Key = key
-		again.Root, again.Redelivery = uint64(len(s.r.entries)), true
-		s.add(again)
+		s.add(s.again(first, uint64(len(s.r.entries))))
+	}},
+	{invariant.Attested, "a spent token that gives the first generation again", func(s *scene) {
+		first := s.attest()
+		at := s.add(first)
+		next := *first
+		s.fresh(&next)
+		next.Via, next.Token, next.Root, next.From, next.Counter = "renew", "", at, at, 1
+		s.add(&next)
+		if len(s.found) > 0 {
+			s.t.Fatalf("a renewal of the new machine: %v", s.found)
+		}
+		s.add(s.again(first, at))
+	}},
+	{invariant.Attested, "a spent token of an enrolment that was given back", func(s *scene) {
+		first := s.attest()
+		at := s.add(first)
+		s.add(&state.SessionClosed{Session: at, Actor: state.Actor{Identity: first.Identity, Session: at}})
+		s.add(s.again(first, at))
+	}},
+	{invariant.Attested, "a renewal from an older generation", func(s *scene) {
+		next := s.renew()
+		s.add(next)
+		e := s.renew()
+		e.Counter = 2 // as if the first one had not been
+		s.add(e)
+	}},
+	{invariant.Attested, "a renewal from a session that was given back", func(s *scene) {
+		e := s.renew()
+		s.add(&state.SessionClosed{Session: e.From, Actor: state.Actor{Identity: e.Identity, Session: e.From}})
+		s.add(s.fresh(e))
+	}},
+	{invariant.Attested, "a join token that names another key than its maker's", func(s *scene) {
+		e := s.token("planted")
+		e.Anchor = "ssh:SHA256:another"
+		s.add(e)
 	}},
 
 	{invariant.Permitted, "a release that no grant permits", func(s *scene) {
@@ -320,6 +383,28 @@ var plants = []struct {
 	{invariant.Permitted, "an identity that the rules do not give", func(s *scene) {
 		e := s.workload()
 		e.Identity = "/workload/other"
+		s.add(e)
+	}},
+	{invariant.Permitted, "a release to a workload for which its node may speak no longer", func(s *scene) {
+		e := s.release()
+		s.bring("identities/work.yaml", strings.ReplaceAll(string(s.r.files["identities/work.yaml"]), "join-token/*", "join-token/another"))
+		e.Ruling = s.ruling()
+		e.Ruling.Grant = s.release().Ruling.Grant
+		s.add(e)
+	}},
+	{invariant.Permitted, "a release to a workload on a node that is nobody now", func(s *scene) {
+		e := s.release()
+		s.bring("identities/node.yaml", noNodes)
+		e.Ruling = s.ruling()
+		e.Ruling.Grant = s.release().Ruling.Grant
+		s.add(e)
+	}},
+	{invariant.Permitted, "a process attested by a node that is nobody now", func(s *scene) {
+		e := s.workload()
+		s.bring("identities/node.yaml", noNodes)
+		e = s.fresh(e)
+		e.Ruling = s.ruling()
+		e.Ruling.Grant = ""
 		s.add(e)
 	}},
 	{invariant.Permitted, "a bundle that is not there", func(s *scene) {
@@ -395,6 +480,36 @@ var plants = []struct {
 		s.add(s.revoke("issuer:join-token:" + s.r.cast.Token))
 		s.add(s.attest())
 	}},
+	{invariant.Revoked, "a join token whose maker was cut off", func(s *scene) {
+		s.add(s.token("planted"))
+		e := s.revoke("identity:/human/alice")
+		e.Actor = state.Actor{Identity: "/human/bob", Session: s.r.cast.Bob.Opened.Index}
+		s.add(e)
+		a := s.attest()
+		a.Token, a.Anchor = "planted", "join-token:planted"
+		s.add(a)
+	}},
+	{invariant.Revoked, "a join token whose maker's key is held", func(s *scene) {
+		e := s.revoke("issuer:" + last[*state.TokenCreated](s, nil).Anchor)
+		e.Cutoff, e.Hold = false, true
+		e.Actor = state.Actor{Identity: "/human/bob", Session: s.r.cast.Bob.Opened.Index}
+		s.add(e)
+		s.add(s.attest())
+	}},
+	{invariant.Revoked, "a retry of a token whose maker was cut off", func(s *scene) {
+		first := s.attest()
+		at := s.add(first)
+		s.add(s.revoke("identity:/human/alice"))
+		s.add(s.again(first, at))
+	}},
+	{invariant.Revoked, "a fork that is only held", func(s *scene) {
+		e := last(s, func(_ uint64, e *state.RevocationRecorded) bool { return e.Reason == "forked enrolment" })
+		node := s.r.cast.Node.Opened.Identity.Path()
+		e.Scope, e.Actor = "node:"+node, state.Actor{Identity: node, Session: s.r.cast.Node.Opened.Index}
+		e.Cutoff, e.Ruling = false, s.write().Ruling
+		e.Ruling.Grant = ""
+		s.add(e)
+	}},
 	{invariant.Revoked, "a horizon before the end of a lease", func(s *scene) {
 		e := s.revoke("secret:db/c")
 		e.Horizon = s.release().Expires - 1
@@ -435,6 +550,21 @@ var plants = []struct {
 	{invariant.Bounded, "a session beyond its enrolment", func(s *scene) {
 		e := s.renew()
 		e.Expires = e.Lifetime + 1
+		s.add(e)
+	}},
+	{invariant.Bounded, "a process's session beyond its node's", func(s *scene) {
+		e := s.workload()
+		node := last(s, func(i uint64, _ *state.SessionOpened) bool { return i == e.NodeSession })
+		at := node.Expires - 60_000
+		e.Expires = node.Expires + 1
+		s.addAt(at, e)
+	}},
+	{invariant.Bounded, "an enrolment that ends after a bundle shortened it", func(s *scene) {
+		e := s.renew()
+		s.bring("environment.yaml", strings.Replace(string(s.r.files["environment.yaml"]), "spec:\n", "spec:\n  nodes: {lifetime: 24h}\n", 1))
+		e = s.fresh(e)
+		e.Ruling = s.ruling()
+		e.Ruling.Grant = ""
 		s.add(e)
 	}},
 	{invariant.Bounded, "a provisional hold for a day", func(s *scene) {
@@ -735,6 +865,13 @@ var plants = []struct {
 
 func pairs(bodies [][]byte) func(func(uint64, []byte) bool) { return (&real{bodies: bodies}).all() }
 
+// noNodes is a rule that none of the history's machines fits.
+const noNodes = `apiVersion: bailment/v1
+kind: Identity
+metadata: {name: nodes}
+spec: {method: join-token, path: "/node/join-token/{claims.name}", when: claims.name == "nobody"}
+`
+
 // strictGrant is a bundle of another environment.
 const strictGrant = `apiVersion: bailment/v1
 kind: Environment
@@ -788,6 +925,11 @@ func compile(t *testing.T, text string) *policy.Program {
 		}
 		files[path] = []byte(doc)
 	}
+	return compileFiles(t, files)
+}
+
+func compileFiles(t *testing.T, files policy.Files) *policy.Program {
+	t.Helper()
 	b, err := policy.Load(files)
 	if err != nil {
 		t.Fatal(err)

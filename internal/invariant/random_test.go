@@ -146,12 +146,11 @@ func (s *sim) put(path string, stage bool) {
 
 func (s *sim) get(m int, path, purpose, key string) {
 	r := control.GetRequest{Secret: path, Purpose: purpose}
-	if key != "" {
-		r.Key = fmt.Sprintf("m%d-%s", m, key) // an identity's keys are its own, wherever it runs
-	}
+	r.Key = key // on each machine its own
 	out, err := s.w.Env.Get(s.ctx, s.api[m].Caller, r)
 	request := path + " " + purpose
-	first, again := s.keys[r.Key]
+	mine := fmt.Sprintf("m%d-%s", m, key)
+	first, again := s.keys[mine]
 	of := leaseOf{m, path, s.current[path], purpose}
 	switch {
 	case !s.apiLive[m], s.apiHeld(m), s.held("secret:*"), path == "db/a" && s.held("secret:db/a"):
@@ -182,7 +181,7 @@ func (s *sim) get(m int, path, purpose, key string) {
 	}
 	s.leases[of] = given{out.Lease, s.apiRoot[m]}
 	if r.Key != "" && !again {
-		s.keys[r.Key] = firstGet{request, of, out.Lease}
+		s.keys[mine] = firstGet{request, of, out.Lease}
 	}
 }
 

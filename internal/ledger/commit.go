@@ -176,6 +176,7 @@ func (l *Log[S]) commitBatch(batch []*proposal[S]) {
 		answerAll(batch, broken)
 		return
 	}
+	l.decided = l.clock.boot()
 	now, err := l.clock.now(l.tree.time)
 	if err != nil {
 		answerAll(batch, err)
@@ -384,7 +385,7 @@ func (l *Log[S]) answerCommitted(accepted []*proposal[S], grown *tree) {
 			if l.cfg.Committed != nil {
 				l.cfg.Committed(p.first, p.draft.Records)
 			}
-			p.proof = &Proof{Index: p.first, Size: grown.size, Time: grown.time, Checkpoint: l.signed, tree: grown}
+			p.proof = &Proof{Index: p.first, Size: grown.size, Time: grown.time, Checkpoint: l.signed, tree: grown, decided: l.decided, boot: l.clock.boot}
 		}
 		p.answer(nil)
 	}

@@ -117,6 +117,7 @@ type Log[S Machine[S]] struct {
 	tree    *tree
 	signed  []byte // checkpoint of tree
 	lastErr error
+	decided time.Duration // on the boot clock: when the batch's decisions began
 }
 
 // view is what readers see: everything in it is committed, and nobody changes it.

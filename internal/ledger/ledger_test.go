@@ -592,6 +592,22 @@ func TestClock(t *testing.T) {
 	}
 }
 
+// How old a decision is does not depend on a wall clock that is put back, nor on what the ledger makes of it.
+func TestAge(t *testing.T) {
+	r := newRig(t)
+	l := r.start()
+	_, _, err := add(l, "t", 1)
+	must(t, err)
+	r.now.Store(int64(-20 * time.Second))
+	_, proof, err := add(l, "t", 1)
+	must(t, err)
+	r.boot.Store(int64(7 * time.Second))
+	r.now.Store(int64(-13 * time.Second))
+	if age := proof.Age(); age < 7*time.Second || age > 17*time.Second {
+		t.Errorf("seven seconds later it is %s old", age)
+	}
+}
+
 func TestSnapshot(t *testing.T) {
 	r := newRig(t)
 	l := r.start()

@@ -138,7 +138,14 @@ type Proof struct {
 	Time       time.Time
 	Checkpoint []byte // signed note; of this batch
 	tree       *tree
+
+	decided time.Duration // on the boot clock
+	boot    func() time.Duration
 }
+
+// Age is how long ago the draft was decided, on the boot clock: the ledger's own time stands still while a wall clock that was
+// put back catches up, and would make what is late look early.
+func (p *Proof) Age() time.Duration { return p.boot() - p.decided }
 
 // Receipt is the first entry's receipt as a C2SP tlog-proof@v1.
 func (p *Proof) Receipt() ([]byte, error) { return p.ReceiptOf(p.Index) }

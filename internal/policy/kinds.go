@@ -71,7 +71,7 @@ type (
 			ValueBytes        number `yaml:"valueBytes" default:"65536" doc:"Size of a value in bytes, up to 65536."`
 		} `yaml:"limits" doc:"Upper bounds of what may be stored."`
 		Nodes struct {
-			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. 1h to 17520h."`
+			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. Shortening it reaches the nodes that there are with their next renewal; lengthening it does not. 1h to 17520h."`
 		} `yaml:"nodes" doc:"Machines."`
 		Authorities []authoritySpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present."`
 	}

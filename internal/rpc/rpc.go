@@ -176,7 +176,7 @@ type call struct {
 	begun bool   // the request was read and its method reached
 
 	wipe     func()    // of a value, when the answer was sent
-	released time.Time // when control let a value go
+	released time.Time // when the release of a value was decided
 	sending  bool      // the value is under way
 }
 

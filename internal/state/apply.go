@@ -15,8 +15,17 @@ func LeaseKey(identity, node, secret string, version uint64, purpose string) str
 	return identity + "\x00" + node + "\x00" + secret + "\x00" + strconv.FormatUint(version, 10) + "\x00" + purpose
 }
 
-// IdemName names an identity's idempotency key.
-func IdemName(identity, key string) string { return identity + "\x00" + key }
+// IdemOwner is whose an idempotency key is: an identity's, and a workload's on each node by itself, as its leases are. No
+// node can take or use up the keys of another.
+func IdemOwner(identity, node string) string {
+	if node == "" {
+		return identity
+	}
+	return identity + "@" + node
+}
+
+// IdemName names an owner's idempotency key.
+func IdemName(owner, key string) string { return owner + "\x00" + key }
 
 func idemOwner(name string) string {
 	owner, _, _ := strings.Cut(name, "\x00")
@@ -24,15 +33,16 @@ func idemOwner(name string) string {
 }
 
 // remember enters an idempotency key with the first effect.
-func (s *State) remember(identity string, k *IdemKey, m Meta, what Idempotent) {
+func (s *State) remember(a Actor, k *IdemKey, m Meta, what Idempotent) {
 	if k == nil || k.First != 0 {
 		return
 	}
-	name := IdemName(identity, k.Key)
+	owner := IdemOwner(a.Identity, a.Node)
+	name := IdemName(owner, k.Key)
 	what.Request, what.Index, what.Expires = k.Request, m.Index, m.Time+idemLifetime
 	if _, had := s.Idem.Get(name); !had {
-		n, _ := s.IdemCount.Get(identity)
-		s.IdemCount.set(identity, n+1)
+		n, _ := s.IdemCount.Get(owner)
+		s.IdemCount.set(owner, n+1)
 	}
 	s.Idem.set(name, &what)
 	s.enqueue(what.Expires, qIdem, name)
@@ -115,7 +125,7 @@ func (e *ChangeProposed) apply(s *State, m Meta) error {
 		Created: m.Time, Expires: e.Expires, Reason: e.Reason,
 	})
 	s.enqueue(e.Expires+keepChange, qChange, indexKey(m.Index))
-	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
+	s.remember(e.Actor, e.Idem, m, Idempotent{})
 	return nil
 }
 
@@ -150,9 +160,9 @@ func (e *TokenCreated) apply(s *State, m Meta) error {
 	if s.Tokens.Has(e.ID) {
 		return fmt.Errorf("join token %s exists", e.ID)
 	}
-	s.Tokens.set(e.ID, &Token{ID: e.ID, Public: e.Public, Name: e.Name, Created: m.Index, By: e.Actor.Identity, Expires: e.Expires})
+	s.Tokens.set(e.ID, &Token{ID: e.ID, Public: e.Public, Name: e.Name, Created: m.Index, By: e.Actor.Identity, Anchor: e.Anchor, Expires: e.Expires})
 	s.enqueue(e.Expires+keepToken, qToken, e.ID)
-	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{})
+	s.remember(e.Actor, e.Idem, m, Idempotent{})
 	return nil
 }
 
@@ -182,7 +192,7 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	s.Sessions.set(m.Index, &Session{
 		Index: m.Index, Identity: e.Identity, Via: e.Via, Method: e.Method, Anchor: e.Anchor,
 		Assurance: e.Assurance, Node: e.Node, NodeSess: e.NodeSession, Root: root, Key: e.Key,
-		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims,
+		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims, Generation: e.Ruling.Generation,
 	})
 	s.enqueue(e.Expires+keepSession, qSession, indexKey(m.Index))
 
@@ -194,7 +204,10 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	} else {
 		s.enqueue(max(m.Time, e.Lifetime)+keepIdentity, qIdentity, e.Identity)
 	}
-	id.Method, id.Anchor, id.Root, id.Counter = e.Method, e.Anchor, root, e.Counter
+	if root != id.Root {
+		id.Enrolled = m.Time
+	}
+	id.Method, id.Anchor, id.Root, id.Counter, id.Closed = e.Method, e.Anchor, root, e.Counter, false
 	if !e.Redelivery {
 		id.Prior = id.Session
 	}
@@ -218,6 +231,12 @@ func (e *SessionClosed) apply(s *State, _ Meta) error {
 	n := *x
 	n.Closed = true
 	s.Sessions.set(n.Index, &n)
+	// Whichever of several replies to one request is given back: all of them are of one holder.
+	if id, ok := s.Identities.Get(x.Identity); ok && id.Root == x.Root && id.Counter == x.Counter && id.Key == x.Key {
+		over := *id
+		over.Closed = true
+		s.Identities.set(over.Path, &over)
+	}
 	return nil
 }
 
@@ -264,7 +283,7 @@ func (e *SecretWritten) apply(s *State, m Meta) error {
 	}
 	sec.Last, sec.Versions = e.Version, versions
 	s.Secrets.set(e.Secret, sec)
-	s.remember(e.Actor.Identity, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version})
+	s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version})
 	return nil
 }
 
@@ -364,7 +383,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 		if lease == 0 {
 			lease = m.Index
 		}
-		s.remember(e.Actor.Identity, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease, Root: e.Root})
+		s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease, Root: e.Root})
 	}
 	return nil
 }

@@ -525,3 +525,37 @@ func TestBundlesSupersede(t *testing.T) {
 		t.Fatal("a superseded change came back")
 	}
 }
+
+// What a row says of an enrolment: since when, whether it was given back, and by which bundle's rules its sessions are.
+func TestEnrolment(t *testing.T) {
+	f := newFeeder(t, 1)
+	const path = "/node/join-token/a"
+	open := func(root, counter uint64, key byte, redelivery bool) uint64 {
+		f.now += 1000
+		e := f.session(path, "")
+		e.Root, e.Counter, e.Key, e.Redelivery, e.Ruling.Generation = root, counter, Digest{key}, redelivery, 7
+		return f.must(e)
+	}
+	check := func(what string, enrolled Millis, prior uint64, closed bool) {
+		t.Helper()
+		id, _ := f.s.Identities.Get(path)
+		if id.Enrolled != enrolled || id.Prior != prior || id.Closed != closed {
+			t.Errorf("%s: enrolled %s, prior %d, closed %t", what, id.Enrolled, id.Prior, id.Closed)
+		}
+	}
+	first := open(0, 0, 1, false)
+	began := f.now
+	check("joined", began, 0, false)
+	if x, _ := f.s.Sessions.Get(first); x.Generation != 7 {
+		t.Errorf("by generation %d", x.Generation)
+	}
+	second := open(first, 1, 2, false)
+	twin := open(first, 1, 2, true)
+	check("renewed, and again", began, first, false)
+	f.must(&SessionClosed{Session: first})
+	check("an older one given back", began, first, false)
+	f.must(&SessionClosed{Session: second})
+	check("a twin of the newest given back", began, first, true)
+	open(0, 0, 3, false)
+	check("joined anew", f.now, twin, false)
+}

@@ -101,6 +101,7 @@ type TokenCreated struct {
 	Public  []byte   `json:"public"`
 	Name    string   `json:"name"`
 	Expires Millis   `json:"expires"`
+	Anchor  string   `json:"anchor"` // of its maker: the token is revoked with it
 	Actor   Actor    `json:"actor"`
 	Ruling  Ruling   `json:"ruling"`
 	Idem    *IdemKey `json:"idem,omitempty"`
@@ -116,6 +117,7 @@ type SessionOpened struct {
 	Node        string         `json:"node,omitempty"`
 	NodeSession uint64         `json:"node_session,omitempty"`
 	Root        uint64         `json:"root,omitempty"` // 0: this entry itself
+	From        uint64         `json:"from,omitempty"` // of a renewal: the session whose key asked for it
 	Counter     uint64         `json:"counter,omitempty"`
 	Lifetime    Millis         `json:"lifetime,omitempty"`
 	Key         Digest         `json:"key"`

@@ -101,6 +101,11 @@ func SubjectOfLease(l *Lease) Subject {
 	return Subject{Identity: l.Identity, Node: l.Node, Anchor: l.Anchor, Secret: l.Secret, Own: l.ID, Root: l.Root}
 }
 
+// SubjectOfToken is the subject of a join token: it is as good as who made it.
+func SubjectOfToken(t *Token) Subject {
+	return Subject{Identity: t.By, Anchor: t.Anchor, Own: t.Created, Root: t.Created}
+}
+
 // Covers reports whether the scope covers the subject.
 func (s Scope) Covers(x Subject) bool {
 	switch s.Kind {

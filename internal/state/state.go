@@ -37,8 +37,8 @@ type State struct {
 	Changes    Table[uint64, *Change]     // by the index of the proposal
 	Cutoffs    Table[string, uint64]      // scope → index of the newest cutoff
 	Holds      Table[string, *Hold]       // by scope
-	Idem       Table[string, *Idempotent] // identity, key
-	IdemCount  Table[string, int]         // live keys per identity
+	Idem       Table[string, *Idempotent] // owner, key
+	IdemCount  Table[string, int]         // live keys per owner
 	Once       Table[string, Millis]      // spent challenges and the like, until when kept
 	SeenKeys   Table[string, *SeenKey]    // session keys' thumbprints and who used them
 	Denials    Table[string, *DenialMinute]
@@ -140,8 +140,10 @@ type Session struct {
 	Serial    string         `json:"serial"`
 	Expires   Millis         `json:"expires"`
 	Counter   uint64         `json:"counter,omitempty"`
-	Claims    map[string]any `json:"claims,omitempty"`
+	Claims    map[string]any `json:"claims,omitempty"` // never changed, only replaced
 	Closed    bool           `json:"closed,omitempty"`
+	// Generation is that of the bundle whose rules gave the identity. A decision under another asks them again.
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // Identity is what the environment knows of an attested identity.
@@ -150,6 +152,7 @@ type Identity struct {
 	Method   string `json:"method"`
 	Anchor   string `json:"anchor"`
 	Root     uint64 `json:"root"`               // index of the enrolment
+	Enrolled Millis `json:"enrolled"`           // its time
 	Counter  uint64 `json:"counter,omitempty"`  // renewals by possession so far
 	Key      Digest `json:"key"`                // newest session key
 	Lifetime Millis `json:"lifetime,omitempty"` // hard end of the enrolment; 0: none
@@ -160,7 +163,8 @@ type Identity struct {
 	Assurance string         `json:"assurance"`
 	Evidence  Digest         `json:"evidence_key,omitzero"`
 	Claims    map[string]any `json:"claims,omitempty"`
-	Prior     uint64         `json:"prior,omitempty"` // session before the newest: a lost reply is told from a fork by it
+	Prior     uint64         `json:"prior,omitempty"`  // session before the newest: a lost reply is told from a fork by it
+	Closed    bool           `json:"closed,omitempty"` // its newest session was given back, and the enrolment with it
 }
 
 // Token is a join token: its public key only. The token itself never reaches the server.
@@ -170,6 +174,7 @@ type Token struct {
 	Name    string `json:"name"`
 	Created uint64 `json:"created"`
 	By      string `json:"by"`
+	Anchor  string `json:"anchor"` // what vouched for who made it
 	Expires Millis `json:"expires"`
 	SpentBy Digest `json:"spent_by,omitzero"` // thumbprint of the session key that used it
 	SpentAt uint64 `json:"spent_at,omitempty"`
