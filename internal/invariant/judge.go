@@ -379,7 +379,7 @@ func (c *Checker) revoked(st *step, fail failure) {
 			}
 		}
 	case *state.RevocationRecorded:
-		if fork(e) && (!e.Cutoff || e.Until != 0) {
+		if meansFork(e) && (!e.Cutoff || e.Until != 0) {
 			fail("%s has two holders, and is not cut off", e.Actor.Identity)
 		}
 		c.horizon(st, e, fail)

@@ -256,11 +256,8 @@ func (m *model) deedOf(e state.Event) deed {
 // fork recognises the one revocation that nobody asks for: a node whose enrolment has two holders is cut off and held in
 // its own name, because of a certificate of that enrolment that is not its newest.
 func (m *model) fork(e *state.RevocationRecorded) bool {
-	if !strings.HasPrefix(e.Actor.Identity, "/node/") || e.Actor.Node != "" || e.Scope != "node:"+e.Actor.Identity {
-		return false
-	}
 	enrolled := m.enrolments[e.Actor.Identity]
-	if !e.Hold || !e.Cutoff || e.Until != 0 || e.Change != 0 || enrolled == nil {
+	if !meansFork(e) || !e.Cutoff || e.Until != 0 || enrolled == nil {
 		return false
 	}
 	shown := e.Actor.Session
@@ -268,6 +265,11 @@ func (m *model) fork(e *state.RevocationRecorded) bool {
 		return false
 	}
 	return shown >= enrolled.root && shown < m.next && shown != enrolled.session
+}
+
+// meansFork is looser: a node that is held in its own name, whether or not the entry is as it must be.
+func meansFork(e *state.RevocationRecorded) bool {
+	return strings.HasPrefix(e.Actor.Identity, "/node/") && e.Actor.Node == "" && e.Scope == "node:"+e.Actor.Identity && e.Hold && e.Change == 0
 }
 
 // learn takes an entry into the model.
