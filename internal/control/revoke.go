@@ -161,21 +161,7 @@ func (t *turn) lastQuorum(scope state.Scope) *problem.Problem {
 	if server := (state.Subject{Identity: identity.PrefixServer + t.e.cfg.ServerID, Anchor: viaServer, Own: t.at.Index, Root: t.at.Index}); scope.Covers(server) {
 		return problem.New(problem.ReasonLastQuorum, "this would keep the server itself from serving, and nobody could lift it")
 	}
-	env := t.prog.Environment()
-	need := max(env.Approvals, 1)
-	if env.Class == policy.Production {
-		need++
-	}
-	free := 0
-	for _, op := range t.prog.Operators() {
-		if op.Has(policy.DutyApprove) && t.canLogin(op, scope) {
-			free++
-		}
-	}
-	if free < need {
-		return problem.New(problem.ReasonLastQuorum, "this would leave %d operators who can approve; %d are needed", free, need)
-	}
-	return nil
+	return quorum(t.prog, func(op policy.Operator) bool { return t.canLogin(op, scope) })
 }
 
 // canLogin reports whether any key of the person would be free of holds, with one more hold.
