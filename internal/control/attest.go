@@ -516,7 +516,7 @@ func (t *turn) fork(id *state.Identity, index uint64) error {
 	p := problem.New(problem.ReasonForked, "a renewal of %s came from session %d, but %d is the newest", id.Path, index, id.Session)
 	scope := state.Scope{Kind: state.ScopeNode, Value: id.Path}
 	if _, held := t.s.Holds.Get(scope.String()); !held {
-		seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+		seen := newCovered()
 		survey(t.s, scope, t.now, 0, seen)
 		_, err := t.enter(&state.RevocationRecorded{
 			Scope: scope.String(), Hold: true, Cutoff: true, Reason: "forked enrolment", Covers: len(seen.identities), Horizon: max(seen.horizon, t.now),

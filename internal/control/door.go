@@ -341,13 +341,11 @@ func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent
 		return nil, nil
 	}
 	identity := x.Identity
-	if first, ok := t.s.Idem.Get(state.IdemName(identity, k.Key)); ok && t.now < first.Expires {
+	if first, ok := firstEffect(t.s, identity, k, t.now); ok {
 		if first.Request != k.Request {
 			return nil, problem.New(problem.ReasonKeyReused, "idempotency key %q was used for another request", k.Key)
 		}
-		was := state.SubjectOf(x)
-		was.Own = min(was.Own, first.Index)
-		if scope, index, dead := t.s.CutoffOver(was); dead {
+		if scope, index, dead := t.s.CutoffOver(state.SubjectOfEffect(identity, first)); dead {
 			p := problem.New(problem.ReasonCutoff, "what this key did first was revoked by entry %d (%s)", index, scope)
 			return nil, &denied{problem: p, action: "retry", target: k.Key, session: x}
 		}
@@ -357,6 +355,15 @@ func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent
 		return nil, problem.New(problem.ReasonKeyLimit, "%s has %d live idempotency keys", identity, n).WithRetryAfter(time.Minute)
 	}
 	return nil, nil
+}
+
+// firstEffect is the live row of a key, of whatever request.
+func firstEffect(s *state.State, identity string, k *state.IdemKey, now state.Millis) (*state.Idempotent, bool) {
+	if k == nil {
+		return nil, false
+	}
+	first, ok := s.Idem.Get(state.IdemName(identity, k.Key))
+	return first, ok && now < first.Expires
 }
 
 const (

@@ -104,10 +104,8 @@ func wanted(s *state.State, identity string, r GetRequest, idem *state.IdemKey, 
 		return nil
 	}
 	n := r.Version
-	if idem != nil {
-		if first, ok := s.Idem.Get(state.IdemName(identity, idem.Key)); ok && now < first.Expires && first.Request == idem.Request {
-			n = first.Version
-		}
+	if first, ok := firstEffect(s, identity, idem, now); ok && first.Request == idem.Request {
+		n = first.Version
 	}
 	if n == 0 {
 		n = sec.Current
@@ -234,8 +232,8 @@ func (t *turn) lease(x *state.Session, v *state.Version, r GetRequest, grant pol
 	if first != nil {
 		// The key's first effect was a lease that is over. A retry never makes a second one.
 		reason := problem.ReasonExpired
-		made := state.SubjectOf(x)
-		made.Secret, made.Own, made.Root = r.Secret, first.Lease, first.Root
+		made := state.SubjectOfEffect(x.Identity, first)
+		made.Secret, made.Own = r.Secret, first.Lease
 		if _, _, dead := t.s.CutoffOver(made); dead {
 			reason = problem.ReasonCutoff
 		}

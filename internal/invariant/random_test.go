@@ -254,7 +254,7 @@ func (s *sim) lift(scope string) {
 	if !s.holds[scope] {
 		return
 	}
-	text := s.w.Change("alice", control.ActionLiftHold, scope, nil).Text()
+	text := s.w.Change("alice", control.ActionLiftHold, s.w.Hold(scope), nil).Text()
 	p, err := s.w.Env.Propose(s.ctx, s.alice.Caller, control.ProposeRequest{Text: text, SSHSIG: s.w.Sign("alice", ceremony.NamespaceChange, text)})
 	s.check(err)
 	_, err = s.w.Approve(s.alice, "alice", p.Change)
