@@ -60,7 +60,9 @@ type Environment struct {
 	genesis  state.Digest
 	document *state.Genesis
 	keys     atomic.Pointer[custody.Keys]
-	keyMu    sync.Mutex // one rotation or rewrap at a time
+	keyMu    sync.Mutex    // one rotation or rewrap at a time
+	loadMu   sync.Mutex    // one load of the keys at a time
+	keysWake chan struct{} // holds one: the state names keys that are not loaded
 	programs programs
 	claims   claimCache
 	values   valueCache
@@ -88,7 +90,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
 	e.claims.g.most, e.values.g.most = maxCachedClaims, maxCachedBytes
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
@@ -131,6 +133,7 @@ func (e *Environment) start(ctx context.Context) error {
 		return err
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })
+	e.background.Go(func() { e.keysLoop(e.run) })
 	e.startChecks()
 	e.started.Store(true)
 	return nil
@@ -222,6 +225,12 @@ func confirmSnapshot(s *state.State, index uint64, snapshot []byte) error {
 func (e *Environment) published(s *state.State) {
 	e.watchers.tell(s.Control)
 	e.arrivals.tell(s.Next)
+	if k := e.keys.Load(); k != nil && k.Behind(s) {
+		select {
+		case e.keysWake <- struct{}{}:
+		default:
+		}
+	}
 	if e.started.Load() && s.Next-s.Root.Index >= e.cfg.SnapshotEvery && e.snapping.CompareAndSwap(false, true) {
 		go func() {
 			defer e.snapping.Store(false)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
@@ -352,25 +353,37 @@ type writing struct {
 	value  seal.Secret
 }
 
-// preparedSeal is a value sealed as a certain version.
+// preparedSeal is a value sealed as the versions from first on: which of them it will be is known at the head only.
 type preparedSeal struct {
-	version uint64
-	sealed  seal.Sealed
+	keys   *custody.Keys
+	first  uint64
+	sealed []seal.Sealed
 }
+
+// as is the value sealed as a version, if it was.
+func (p preparedSeal) as(version uint64) (seal.Sealed, bool) {
+	if version < p.first || version-p.first >= uint64(len(p.sealed)) {
+		return seal.Sealed{}, false
+	}
+	return p.sealed[version-p.first], true
+}
+
+// ahead is as how many versions a value is sealed at each attempt, of at most maxAhead bytes together. One will do unless others
+// write the same secret at the same time; then several of them are written in one batch, each with the number that it finds.
+var ahead = [prepareAttempts]int{1, 8, 64}
+
+const maxAhead = 512 << 10
 
 func (e *Environment) write(ctx context.Context, c Caller, w writing) (*Written, error) {
 	if _, err := identity.ParseSecretPath(w.secret); err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "the secret's name")
 	}
+	attempt := 0
 	out, proof, err := do(ctx, e,
-		func(_ context.Context, s *state.State) (preparedSeal, error) {
-			p := preparedSeal{version: 1}
-			if sec, ok := s.Secrets.Get(w.secret); ok {
-				p.version = sec.Last + 1
-			}
-			var err error
-			p.sealed, err = seal.SealValue(e.keys.Load().KEK(), e.valueContext(w.secret, p.version), w.value, e.cfg.Source)
-			return p, err
+		func(ctx context.Context, s *state.State) (preparedSeal, error) {
+			n := max(min(ahead[attempt], maxAhead/w.value.Len()), 1)
+			attempt++
+			return e.prepareSeal(ctx, s, w, n)
 		},
 		func(t *turn, p preparedSeal) (*Written, error) { return t.write(c, w, p) })
 	if err != nil {
@@ -378,6 +391,25 @@ func (e *Environment) write(ctx context.Context, c Caller, w writing) (*Written,
 	}
 	out.Proof = proof
 	return out, nil
+}
+
+func (e *Environment) prepareSeal(ctx context.Context, s *state.State, w writing, n int) (preparedSeal, error) {
+	p := preparedSeal{first: 1, sealed: make([]seal.Sealed, 0, n)}
+	if sec, ok := s.Secrets.Get(w.secret); ok {
+		p.first = sec.Last + 1
+	}
+	var err error
+	if p.keys, err = e.currentKeys(ctx, s); err != nil {
+		return p, err
+	}
+	for version := p.first; len(p.sealed) < n; version++ {
+		x, err := seal.SealValue(p.keys.KEK(), e.valueContext(w.secret, version), w.value, e.cfg.Source)
+		if err != nil {
+			return p, err
+		}
+		p.sealed = append(p.sealed, x)
+	}
+	return p, nil
 }
 
 // write decides a write at the head.
@@ -419,7 +451,7 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 		return nil, refuse(problem.ReasonLimit, "there are %d secrets already", t.s.Secrets.Len())
 	}
 	ev := &state.SecretWritten{
-		Secret: w.secret, Version: 1, State: state.Current, Digest: p.sealed.Digest, Recipe: w.recipe,
+		Secret: w.secret, Version: 1, State: state.Current, Recipe: w.recipe,
 		Actor: actorOf(x), Ruling: t.ruling(grant.Grant), Idem: w.idem,
 	}
 	if w.stage {
@@ -434,14 +466,16 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 			return nil, refuse(problem.ReasonLimit, "%s has %d versions and none of them is retired", w.secret, len(sec.Versions))
 		}
 	}
-	if ev.Version != p.version {
+	sealed, ok := p.as(ev.Version)
+	if !ok || p.keys.Behind(t.s) {
 		return nil, errStale
 	}
+	ev.Digest = sealed.Digest
 	index, err := t.enter(ev)
 	if err != nil {
 		return nil, err
 	}
-	t.draft.Seal = append(t.draft.Seal, store.Sealed{ID: index, Ciphertext: p.sealed.Ciphertext, WrappedKey: p.sealed.WrappedKey, KEK: p.sealed.KEK})
+	t.draft.Seal = append(t.draft.Seal, store.Sealed{ID: index, Ciphertext: sealed.Ciphertext, WrappedKey: sealed.WrappedKey, KEK: sealed.KEK})
 	for _, n := range ev.Destroys {
 		t.draft.Shred = append(t.draft.Shred, sec.Find(n).Sealed)
 	}
