@@ -348,7 +348,8 @@ func TestRandom(t *testing.T) {
 			s.step()
 		}
 		live := 0
-		w.Env.State().Leases.All(func(_ uint64, l *state.Lease) bool {
+		w.Env.State().LeaseOf.All(func(_ string, id uint64) bool { // those of older enrolments stay, and nobody reads under them
+			l, _ := w.Env.State().Leases.Get(id)
 			if _, _, dead := w.Env.State().CutoffOver(state.SubjectOfLease(l)); !dead && l.Live(state.At(w.Now())) {
 				live++
 			}
