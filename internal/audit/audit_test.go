@@ -533,7 +533,7 @@ func TestFaults(t *testing.T) {
 		},
 		// A forger who computes every hash anew, and drops the checkpoint, still can't make these.
 		"unknown type":  {replace("session.opened", "session.opened", "session.upened"), audit.Options{}, problem.ReasonTampered, "not known", find("session.opened")},
-		"unknown field": {replace("secret.released", `"purpose"`, `"burpose"`), audit.Options{}, problem.ReasonTampered, "unknown field", find("secret.released")},
+		"unknown field": {replace("secret.released", `"purpose"`, `"burpose"`), audit.Options{}, problem.ReasonTampered, "unknown object member name", find("secret.released")},
 		"genesis document": {
 			replace("environment.genesis", `\"quorum\": 1`, `\"quorum\": 0`), audit.Options{}, problem.ReasonTampered, "signature", 0,
 		},

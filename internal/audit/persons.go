@@ -36,10 +36,13 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 	case *state.BundleInForce:
 		return r.completed(ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest })
 	case *state.HoldLifted:
-		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == ev.Scope })
+		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == state.HoldTarget(ev.Scope, ev.Hold) })
 	case *state.RevocationRecorded:
 		if ev.Change != 0 {
-			return r.completed(ev.Change, "revocation.confirm", func(c *state.Change) bool { return c.Target == ev.Scope })
+			return r.completed(ev.Change, "revocation.confirm", func(c *state.Change) bool {
+				h, ok := r.state.Holds.Get(ev.Scope)
+				return ok && c.Target == state.HoldTarget(ev.Scope, h.Index)
+			})
 		}
 	case *state.KeyAdded:
 		return r.keyAdded(&ev.Key)
@@ -193,10 +196,11 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 	return r.signed(prog, policy.DutyApprove, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
 }
 
-// completed checks that an approved change of this action, and about this, is behind an entry.
+// completed checks that an approved change of this action, and about this, is behind an entry. Approvals of who, or by what, was
+// revoked since are not counted.
 func (r *run) completed(change uint64, action string, about func(*state.Change) bool) error {
 	c, ok := r.state.Changes.Get(change)
-	if !ok || c.Action != action || !c.Complete() || c.StateAt(r.state.Time) != state.Proposed || !about(c) {
+	if !ok || c.Action != action || !r.state.Complete(c, r.state.Time) || c.StateAt(r.state.Time) != state.Proposed || !about(c) {
 		return fmt.Errorf("change %d is not an approved %s about this", change, action)
 	}
 	return nil

@@ -70,7 +70,7 @@ type Change struct {
 	Action  string
 	Base    string // digest of the manifest in force
 	New     string // digest of the proposed manifest; empty for other acts
-	Target  string // what else is acted on; empty for a bundle
+	Target  string // what else is acted on: a hold, as SCOPE#ENTRY; empty for a bundle
 	Role    Role
 	Person  string
 	Number  uint64 // of the change; 0 for a proposal, which has none yet

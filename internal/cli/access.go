@@ -331,9 +331,9 @@ func (a *app) revocationCommand() *cobra.Command {
 	}
 	c.AddCommand(list,
 		a.proposeAct("lift SCOPE", "hold.lift", "Propose to lift a hold",
-			"Proposes a change that lifts the hold on a scope. It takes effect when enough operators have\napproved it. What was cut off stays dead."),
+			"Proposes a change that lifts the hold on a scope: the one that stands now, which the signed text\nnames by its entry (SCOPE#ENTRY), and no later one. It takes effect when enough operators have\napproved it. What was cut off stays dead."),
 		a.proposeAct("confirm SCOPE", "revocation.confirm", "Propose to confirm a provisional hold",
-			"Proposes a change that makes a hold beyond the blast limit, which ends by itself, a cutoff and\na hold without end."),
+			"Proposes a change that makes a hold beyond the blast limit, which ends by itself, a cutoff and\na hold without end, before it has ended. The signed text names the hold by its entry."),
 	)
 	return c
 }

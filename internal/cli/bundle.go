@@ -22,6 +22,7 @@ import (
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/sshsig"
+	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
 )
 
@@ -416,12 +417,33 @@ func (a *app) proposeAct(use, action, short, long string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req := &v1.ProposeRequest{Action: action, Target: args[0]}
-			return a.propose(ctx, c, base, ceremony.Change{Action: action, Target: args[0]}, req, o, nil)
+			target, err := c.hold(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			req := &v1.ProposeRequest{Action: action, Target: target}
+			return a.propose(ctx, c, base, ceremony.Change{Action: action, Target: target}, req, o, nil)
 		}),
 	}
 	o.flags(c)
 	return c
+}
+
+// hold is the target of a change about the hold on a scope: which hold it is stands in what is signed. SCOPE#ENTRY is one already.
+func (c *conn) hold(ctx context.Context, scope string) (string, error) {
+	if _, _, ok := state.ParseHoldTarget(scope); ok {
+		return scope, nil
+	}
+	r, err := c.Revocations.ListRevocations(ctx, &v1.ListRevocationsRequest{})
+	if err != nil {
+		return "", err
+	}
+	for _, x := range r.Revocations {
+		if x.Scope == scope && x.Hold != 0 {
+			return state.HoldTarget(scope, x.Hold), nil
+		}
+	}
+	return "", problem.New(problem.ReasonNotFound, "there is no hold on %s", scope).WithFix("see `bailment revocation list`")
 }
 
 // operatorKeys are the keys that the bundle lists for a person.

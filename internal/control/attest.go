@@ -571,7 +571,7 @@ func (t *turn) fork(id *state.Identity, index uint64) error {
 	scope := state.Scope{Kind: state.ScopeNode, Value: id.Path}
 	enrolment := state.SubjectOf(&state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root})
 	if _, _, dead := t.s.CutoffOver(enrolment); !dead {
-		seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+		seen := newCovered()
 		survey(t.s, scope, t.now, 0, seen)
 		_, err := t.enter(&state.RevocationRecorded{
 			Scope: scope.String(), Hold: true, Cutoff: true, Reason: "forked enrolment", Covers: len(seen.identities), Horizon: max(seen.horizon, t.now),

@@ -28,7 +28,10 @@ const (
 const (
 	maxChangeLife = 14 * 24 * time.Hour
 	minChangeLife = time.Minute
-	maxOpen       = 64
+	// Open changes, of bundles and of containment (holds) by themselves: no one person can fill either, and bundles leave
+	// room to contain something.
+	maxOpen     = 64
+	maxOpenEach = 8 // of one proposer
 )
 
 // ProposeRequest opens a change. Text is what the proposer signed; the server computes it again.
@@ -56,6 +59,7 @@ type proposal struct {
 	sig      state.Signature
 	bundle   *state.Signature
 	base     state.Digest
+	retry    bool  // its key had its first effect already: nothing was prepared
 	bad      error // why it is refused: the decision enters that
 }
 
@@ -71,7 +75,7 @@ func (e *Environment) Propose(ctx context.Context, c Caller, r ProposeRequest) (
 	}
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (*proposal, error) {
-			return e.prepareProposal(ctx, s, c, r, text)
+			return e.prepareProposal(ctx, s, c, r, text, idem)
 		},
 		func(t *turn, p *proposal) (*Proposal, error) { return t.propose(c, r, p, idem) })
 	if err != nil {
@@ -84,11 +88,16 @@ func (e *Environment) Propose(ctx context.Context, c Caller, r ProposeRequest) (
 	return out, nil
 }
 
-func (e *Environment) prepareProposal(ctx context.Context, s *state.State, c Caller, r ProposeRequest, text ceremony.Change) (*proposal, error) {
+func (e *Environment) prepareProposal(ctx context.Context, s *state.State, c Caller, r ProposeRequest, text ceremony.Change, idem *state.IdemKey) (*proposal, error) {
 	// Reading and compiling a bundle is dear: only an operator may have it done.
 	p := &proposal{text: text, base: s.Bundle}
-	x, err := e.judge(s, c, state.At(e.cfg.Now()))
+	now := state.At(e.cfg.Now())
+	x, err := e.judge(s, c, now)
 	if p.bad = err; err != nil {
+		return p, nil
+	}
+	if first, ok := firstEffect(s, state.IdemOwner(x.Identity, x.Node), idem, now); ok && first.Request == idem.Request {
+		p.retry = true // it may be in force by now: whether it still fits is not asked again
 		return p, nil
 	}
 	prog, err := e.program(ctx, s.Bundle)
@@ -174,9 +183,6 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	refuse := func(reason problem.Reason, format string, args ...any) error {
 		return &denied{problem: problem.New(reason, format, args...), action: "change.propose", target: p.text.Action, session: x}
 	}
-	if p.bad != nil {
-		return nil, refuse(problem.As(p.bad).Reason, "%s", problem.As(p.bad).Message)
-	}
 	first, err := t.idempotent(x, idem)
 	if err != nil {
 		return nil, err
@@ -185,7 +191,10 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		ch, _ := t.s.Changes.Get(first.Index)
 		return &Proposal{Change: ch, Index: first.Index}, nil
 	}
-	if p.base != t.s.Bundle {
+	if p.bad != nil {
+		return nil, refuse(problem.As(p.bad).Reason, "%s", problem.As(p.bad).Message)
+	}
+	if p.retry || p.base != t.s.Bundle {
 		return nil, errStale
 	}
 	expires := state.At(p.text.Expires)
@@ -202,8 +211,12 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return nil, refuse(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
 	case life < minChangeLife || life > maxChangeLife:
 		return nil, refuse(problem.ReasonInvalid, "a change is open from %s to %s", minChangeLife, maxChangeLife)
-	case t.openChanges() >= maxOpen:
-		return nil, refuse(problem.ReasonLimit, "%d changes are open already", maxOpen)
+	}
+	if err := t.room(x.Identity, p.text.Action); err != nil {
+		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
+	}
+	if err := t.signingKeys(op, &p.sig, p.bundle); err != nil {
+		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
 	}
 	if err := t.checkAct(p); err != nil {
 		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
@@ -249,15 +262,39 @@ func validNonce(n string) bool {
 	return err == nil && len(b) == 16 && strings.ToLower(n) == n
 }
 
-func (t *turn) openChanges() int {
-	n := 0
+// room refuses a proposal when too many of its sort could still be carried out.
+func (t *turn) room(proposer, action string) error {
+	all, own := 0, 0
 	t.s.Changes.All(func(_ uint64, c *state.Change) bool {
-		if c.StateAt(t.now) == state.Proposed {
-			n++
+		if (c.Action == ActionBundle) == (action == ActionBundle) && c.StateAt(t.now) == state.Proposed && c.Base == t.s.Bundle {
+			all++
+			if c.Proposer == proposer {
+				own++
+			}
 		}
 		return true
 	})
-	return n
+	switch {
+	case own >= maxOpenEach:
+		return problem.New(problem.ReasonLimit, "%s has %d such changes open already", proposer, own).WithFix("reject some of them")
+	case all >= maxOpen:
+		return problem.New(problem.ReasonLimit, "%d such changes are open already", all)
+	}
+	return nil
+}
+
+// signingKeys refuses a signature by a key that is held. The login may have been by another key of the person.
+func (t *turn) signingKeys(op policy.Operator, signatures ...*state.Signature) error {
+	for _, sig := range signatures {
+		if sig == nil {
+			continue
+		}
+		x := state.Subject{Identity: op.Path(), Anchor: sshAnchor(sig.Key), Own: t.at.Index, Root: t.at.Index}
+		if _, p := checkRevoked(t.s, x, t.now); p != nil {
+			return p
+		}
+	}
+	return nil
 }
 
 // checkAct refuses an act that makes no sense at the head.
@@ -275,16 +312,24 @@ func (t *turn) checkAct(p *proposal) error {
 		if p.text.New != "" {
 			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
 		}
-		_, err := t.holdOf(p.text.Action, p.text.Target)
+		_, err := t.holdOf(p.text.Target)
 		return err
 	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
 }
 
-func (t *turn) holdOf(action, target string) (*state.Hold, error) {
-	h, ok := t.s.Holds.Get(target)
-	if !ok || (h.Until != 0 && t.now >= h.Until) {
-		return nil, problem.New(problem.ReasonNotFound, "there is no hold on %s", limitText(target))
+// holdOf is the hold that a change is about: that one, and no other on the same scope.
+func (t *turn) holdOf(target string) (*state.Hold, error) {
+	scope, index, ok := state.ParseHoldTarget(target)
+	if !ok {
+		return nil, problem.New(problem.ReasonInvalid, "the target %s is not SCOPE#ENTRY, a hold's scope and the entry that set it", limitText(target))
+	}
+	h, ok := t.s.Holds.Get(scope)
+	switch {
+	case !ok || (h.Until != 0 && t.now >= h.Until):
+		return nil, problem.New(problem.ReasonNotFound, "there is no hold on %s", limitText(scope))
+	case h.Index != index:
+		return nil, problem.New(problem.ReasonConflict, "the hold on %s was set by entry %d, not %d", limitText(scope), h.Index, index)
 	}
 	return h, nil
 }
@@ -374,12 +419,20 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		return nil, refuse(problem.ReasonSeparation, "the approval is signed by %s, not by %s who sends it", a.sig.Person, op.Name)
 	case ch.Proposer == op.Path() && !ch.SelfOK:
 		return nil, refuse(problem.ReasonSeparation, "%s proposed change %d and can't approve it", op.Name, ch.Index)
-	case ch.ApprovedBy(op.Name):
+	case !t.s.MayApprove(ch, op.Name, t.now):
 		return nil, refuse(problem.ReasonSeparation, "%s approved change %d already: every person counts once", op.Name, ch.Index)
 	case !validNonce(a.text.Nonce), t.s.Once.Has("nonce:" + a.text.Nonce):
 		return nil, refuse(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
 	case ch.Base != t.s.Bundle:
 		return nil, refuse(problem.ReasonConflict, "change %d was made for bundle %s, which is no longer in force", ch.Index, ch.Base)
+	}
+	for _, x := range ch.Proposal() {
+		if _, p := checkRevoked(t.s, x, t.now); p != nil {
+			return nil, refuse(p.Reason, "what %s proposed no longer counts: %s", ch.Proposer, p.Message)
+		}
+	}
+	if err := t.signingKeys(op, &a.sig); err != nil {
+		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
 	}
 	index, err := t.enter(&state.ChangeApproved{
 		Change: ch.Index, Text: r.Text, Nonce: a.text.Nonce, Signature: a.sig, Actor: actorOf(x), Ruling: t.ruling(""),
@@ -388,7 +441,14 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		return nil, err
 	}
 	out := &Proposal{Index: index}
-	if len(ch.Approvals)+1 < ch.Required {
+	// An approval counts as long as neither the person nor a key behind it is revoked, like all that derives from something.
+	others := 0
+	for _, a := range ch.Approvals {
+		if a.Person != op.Name && t.s.Stands(a.Derives(), t.now) {
+			others++
+		}
+	}
+	if others+1 < ch.Required {
 		return out, nil
 	}
 	return out, t.carryOut(ch, x, out)
@@ -407,24 +467,28 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		})
 		return err
 	case ActionLiftHold:
-		h, err := t.holdOf(ch.Action, ch.Target)
+		h, err := t.holdOf(ch.Target)
 		if err != nil {
 			return err
 		}
 		_, err = t.enter(&state.HoldLifted{Scope: h.Scope, Hold: h.Index, Change: ch.Index})
 		return err
 	case ActionConfirmCut:
-		scope, err := state.ParseScope(ch.Target)
+		h, err := t.holdOf(ch.Target)
+		if err != nil {
+			return err
+		}
+		scope, err := state.ParseScope(h.Scope)
 		if err != nil {
 			return err
 		}
 		if p := t.lastQuorum(scope); p != nil {
 			return p
 		}
-		seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+		seen := newCovered()
 		survey(t.s, scope, t.now, 0, seen)
 		_, err = t.enter(&state.RevocationRecorded{
-			Scope: ch.Target, Cutoff: true, Hold: true, Horizon: max(seen.horizon, t.now), Covers: len(seen.identities), Reason: ch.Reason,
+			Scope: h.Scope, Cutoff: true, Hold: true, Horizon: max(seen.horizon, t.now), Covers: len(seen.identities), Reason: ch.Reason,
 			Change: ch.Index, Actor: actorOf(x), Ruling: t.ruling(""),
 		})
 		return err
@@ -463,6 +527,18 @@ func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reaso
 	out.Proof = proof
 	out.Change, _ = e.log.State().Changes.Get(change)
 	return out, nil
+}
+
+// ApprovedBy lists whose approvals of a change there are; of an open one, those that count as of now.
+func (e *Environment) ApprovedBy(ch *state.Change) []string {
+	s, now := e.log.State(), state.At(e.cfg.Now())
+	var out []string
+	for _, a := range ch.Approvals {
+		if ch.State != state.Proposed || s.Stands(a.Derives(), now) {
+			out = append(out, a.Person)
+		}
+	}
+	return out
 }
 
 // ChangeView is a change with its state as of now.

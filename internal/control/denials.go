@@ -51,36 +51,43 @@ func (d *denialSums) add(x denial) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.total++
+	c := d.row(denialKey{x.method, x.identity, x.reason, x.minute})
+	c.count++
+	if x.source.IsValid() {
+		c.from(sourceNetwork(x.source), 1)
+	}
+}
+
+// row is where a refusal is counted. When there are many rows, that is by reason and minute only; and when there are many of
+// those, because no sum could be entered for long, by minute.
+func (d *denialSums) row(k denialKey) *denialCount {
 	if d.m == nil {
 		d.m = make(map[denialKey]*denialCount)
 	}
-	k := denialKey{x.method, x.identity, x.reason, x.minute}
-	c := d.m[k]
-	if c == nil {
-		if len(d.m) >= maxDenialKeys {
-			k = denialKey{method: "other", reason: x.reason, minute: x.minute}
-			if c = d.m[k]; c == nil {
-				c = &denialCount{}
-				d.m[k] = c
-			}
-		} else {
-			c = &denialCount{}
-			d.m[k] = c
+	if d.m[k] == nil && len(d.m) >= maxDenialKeys {
+		k = denialKey{method: "other", reason: k.reason, minute: k.minute}
+		if d.m[k] == nil && len(d.m) >= 2*maxDenialKeys {
+			k.reason = problem.ReasonLimit
 		}
 	}
-	c.count++
-	if !x.source.IsValid() {
-		return
+	c := d.m[k]
+	if c == nil {
+		c = &denialCount{}
+		d.m[k] = c
 	}
-	net := sourceNetwork(x.source)
+	return c
+}
+
+// from counts refusals of a source.
+func (c *denialCount) from(net string, n int) {
 	if _, known := c.sources[net]; !known && len(c.sources) >= maxSources {
-		c.others++
+		c.others += uint64(n)
 		return
 	}
 	if c.sources == nil {
 		c.sources = make(map[string]int)
 	}
-	c.sources[net]++
+	c.sources[net] += n
 }
 
 // sourceNetwork is what counts as one source: an IPv6 /64, an IPv4 address.
@@ -184,24 +191,16 @@ func (e *Environment) flush(ctx context.Context, before int64) error {
 	return nil
 }
 
-// putBack keeps sums whose entry failed, for the next time.
+// putBack keeps sums whose entry failed, for the next time, within the same bounds.
 func (d *denialSums) putBack(sums []*state.DenialsSummed) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, x := range sums {
-		k := denialKey{x.Method, x.Identity, problem.Reason(x.Reason), int64(x.Minute) / 60_000}
-		c := d.m[k]
-		if c == nil {
-			c = &denialCount{}
-			d.m[k] = c
-		}
+		c := d.row(denialKey{x.Method, x.Identity, problem.Reason(x.Reason), int64(x.Minute) / 60_000})
 		c.count += x.Count
 		c.others += x.Others
 		for net, n := range x.Sources {
-			if c.sources == nil {
-				c.sources = make(map[string]int)
-			}
-			c.sources[net] += n
+			c.from(net, n)
 		}
 	}
 }

@@ -344,13 +344,11 @@ func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent
 		return nil, nil
 	}
 	owner := state.IdemOwner(x.Identity, x.Node)
-	if first, ok := t.s.Idem.Get(state.IdemName(owner, k.Key)); ok && t.now < first.Expires {
+	if first, ok := firstEffect(t.s, owner, k, t.now); ok {
 		if first.Request != k.Request {
 			return nil, problem.New(problem.ReasonKeyReused, "idempotency key %q was used for another request", k.Key)
 		}
-		was := state.SubjectOf(x)
-		was.Own = min(was.Own, first.Index)
-		if scope, index, dead := t.s.CutoffOver(was); dead {
+		if scope, index, dead := t.s.CutoffOver(state.SubjectOfEffect(x.Identity, first)); dead {
 			p := problem.New(problem.ReasonCutoff, "what this key did first was revoked by entry %d (%s)", index, scope)
 			return nil, &denied{problem: p, action: "retry", target: k.Key, session: x}
 		}
@@ -360,6 +358,15 @@ func (t *turn) idempotent(x *state.Session, k *state.IdemKey) (*state.Idempotent
 		return nil, problem.New(problem.ReasonKeyLimit, "%s has %d live idempotency keys", x.Identity, n).WithRetryAfter(time.Minute)
 	}
 	return nil, nil
+}
+
+// firstEffect is the live row of a key, of whatever request.
+func firstEffect(s *state.State, owner string, k *state.IdemKey, now state.Millis) (*state.Idempotent, bool) {
+	if k == nil {
+		return nil, false
+	}
+	first, ok := s.Idem.Get(state.IdemName(owner, k.Key))
+	return first, ok && now < first.Expires
 }
 
 const (

@@ -64,7 +64,9 @@ type Environment struct {
 	genesis  state.Digest
 	document *state.Genesis
 	keys     atomic.Pointer[custody.Keys]
-	keyMu    sync.Mutex // one rotation or rewrap at a time
+	keyMu    sync.Mutex    // one rotation or rewrap at a time
+	loadMu   sync.Mutex    // one load of the keys at a time
+	keysWake chan struct{} // holds one: the state names keys that are not loaded
 	programs programs
 	claims   claimCache
 	values   valueCache
@@ -92,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
 	e.claims, e.values.g.most = newClaimCache(), maxCachedBytes
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
@@ -134,6 +136,7 @@ func (e *Environment) start(ctx context.Context) error {
 		return err
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })
+	e.background.Go(func() { e.keysLoop(e.run) })
 	e.startChecks()
 	e.started.Store(true)
 	return nil
@@ -237,6 +240,12 @@ func (e *Environment) committed(first uint64, records []ledger.Record) {
 func (e *Environment) published(s *state.State) {
 	e.watchers.tell(s.Control)
 	e.arrivals.tell(s.Next)
+	if k := e.keys.Load(); k != nil && k.Behind(s) {
+		select {
+		case e.keysWake <- struct{}{}:
+		default:
+		}
+	}
 	if e.started.Load() && s.Next-s.Root.Index >= e.cfg.SnapshotEvery && e.snapping.CompareAndSwap(false, true) {
 		go func() {
 			defer e.snapping.Store(false)

@@ -1,4 +1,22 @@
 package control
 
+import "github.com/bailment/bailment/internal/state"
+
 // DeliverUnrecorded counts a value as handed out that no entry stands for: a planted defect.
 func (e *Environment) DeliverUnrecorded() { e.checks.delivered.Add(1) }
+
+// Coverage is what a revocation covers.
+type Coverage struct {
+	Identities int
+	Horizon    state.Millis
+	Rotate     []string
+}
+
+// DecideTwice surveys a state and adds what came until the head, twice, as when a batch is decided again.
+func DecideTwice(before, head *state.State, scope state.Scope, now state.Millis) (first, second Coverage) {
+	seen := newCovered()
+	survey(before, scope, now, 0, seen)
+	t := &turn{s: head, now: now}
+	a, b := t.surveyed(scope, seen), t.surveyed(scope, seen)
+	return Coverage{a.identities, a.horizon, a.rotate}, Coverage{b.identities, b.horizon, b.rotate}
+}

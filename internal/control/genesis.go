@@ -102,25 +102,39 @@ func checkBundle(prog *policy.Program) error {
 
 // checkOperators refuses a bundle that would leave an environment nobody can change or recover.
 func checkOperators(prog *policy.Program) error {
-	propose, approve := 0, 0
-	for _, op := range prog.Operators() {
-		if op.Has(policy.DutyPropose) {
-			propose++
-		}
-		if op.Has(policy.DutyApprove) {
-			approve++
-		}
-	}
-	env := prog.Environment()
-	need := env.Approvals
-	if env.Class == policy.Production {
-		need = max(need, 1) + 1 // the proposer is never counted
-	}
-	if propose == 0 || approve < max(need, 1) {
-		return problem.New(problem.ReasonLastQuorum, "the bundle lists %d operators with the duty propose and %d with approve; %d must be able to approve", propose, approve, max(need, 1)).
-			WithFix("list more operators with the duties propose and approve, or lower approvals.required")
+	if p := quorum(prog, func(policy.Operator) bool { return true }); p != nil {
+		return p.WithFix("list more operators with the duties propose and approve, or lower approvals.required")
 	}
 	return nil
+}
+
+// quorum refuses operators among whom no change could ever be approved: it takes a free one who may propose, and beside him as
+// many free approvers as a change needs. In every class: by the same rule as changes are (required).
+func quorum(prog *policy.Program, free func(policy.Operator) bool) *problem.Problem {
+	need, self := required(prog)
+	approvers := 0
+	var proposers []policy.Operator
+	for _, op := range prog.Operators() {
+		if !free(op) {
+			continue
+		}
+		if op.Has(policy.DutyApprove) {
+			approvers++
+		}
+		if op.Has(policy.DutyPropose) {
+			proposers = append(proposers, op)
+		}
+	}
+	for _, op := range proposers {
+		others := approvers
+		if op.Has(policy.DutyApprove) && !self {
+			others--
+		}
+		if others >= need {
+			return nil
+		}
+	}
+	return problem.New(problem.ReasonLastQuorum, "no change could be approved any more: %d operators could propose and %d approve, and it takes one who proposes and %d besides who approve", len(proposers), approvers, need)
 }
 
 func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *custody.Founding, f Founding) (string, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"time"
 
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
@@ -53,17 +54,22 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 			WithFix("rotate one of ca, checkpoint, kek")
 	}
 	type made struct {
+		by    *custody.Keys
 		facts state.KeyFacts
 		row   store.Key
 	}
 	name, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (made, error) {
+			k, err := e.currentKeys(ctx, s)
+			if err != nil {
+				return made{}, err
+			}
 			all, err := custody.Numbered(s, kind)
 			if err != nil {
 				return made{}, err
 			}
-			facts, row, err := e.vault().Make(ctx, e.keys.Load(), kind, all[len(all)-1].Number+1, e.scope(s), e.cfg.Source, e.cfg.Now())
-			return made{facts, row}, err
+			facts, row, err := e.vault().Make(ctx, k, kind, all[len(all)-1].Number+1, e.scope(s), e.cfg.Source, e.cfg.Now())
+			return made{k, facts, row}, err
 		},
 		func(t *turn, m made) (string, error) {
 			x, err := t.session(c)
@@ -73,8 +79,8 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 			if _, err := t.duty(x, policy.DutyKeys); err != nil {
 				return "", err
 			}
-			if t.s.Keys.Has(m.facts.Name) {
-				return "", errStale
+			if m.by.Behind(t.s) {
+				return "", errStale // the key that vouches for it, or wraps it, is not the current one
 			}
 			if _, err := t.enter(&state.KeyAdded{Key: m.facts, Actor: actorOf(x), Ruling: t.ruling("")}); err != nil {
 				return "", err
@@ -85,13 +91,56 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 	if err != nil {
 		return "", nil, err
 	}
+	if _, err := e.currentKeys(ctx, e.log.State()); err != nil {
+		return "", nil, fmt.Errorf("%s is entered, and will be used as soon as it can be unsealed: %w", name, err)
+	}
+	return name, proof, nil
+}
+
+// How long a load of the keys may take, and the rest before another one.
+const (
+	loadTimeout = 30 * time.Second
+	loadRest    = time.Second
+)
+
+// currentKeys are the keys of the state, or newer ones: they are loaded if the state names more than are here. The ledger says which
+// keys there are, whoever added them, and whether or not he stayed to hear of it; so a load is nobody's to cancel.
+func (e *Environment) currentKeys(ctx context.Context, s *state.State) (*custody.Keys, error) {
+	if k := e.keys.Load(); !k.Behind(s) {
+		return k, nil
+	}
+	e.loadMu.Lock()
+	defer e.loadMu.Unlock()
+	if k := e.keys.Load(); !k.Behind(s) {
+		return k, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+	defer cancel()
 	k, err := e.vault().Unseal(ctx, e.log.State(), e.log.Origin())
 	if err != nil {
-		return "", nil, fmt.Errorf("using the new key: %w", err)
+		return nil, fmt.Errorf("loading the environment's keys: %w", err)
 	}
 	e.keys.Store(k)
 	e.log.SetSigners(k.Signers())
-	return name, proof, nil
+	return k, nil
+}
+
+// keysLoop loads keys that were entered, also when a rotation's outcome was unknown to who asked for it.
+func (e *Environment) keysLoop(ctx context.Context) {
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.keysWake:
+		case <-rest.C:
+		}
+		if _, err := e.currentKeys(ctx, e.log.State()); err != nil {
+			e.logger.Error("a new key can't be used yet", "err", err)
+			rest.Reset(loadRest)
+		}
+	}
 }
 
 // rewrapSlice is how many versions are wrapped anew in one commit.
@@ -116,10 +165,14 @@ func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapPr
 	if _, p := dutyOf(e.Program(), x, policy.DutyKeys); p != nil {
 		return p
 	}
+	k, err := e.currentKeys(ctx, s)
+	if err != nil {
+		return err
+	}
 	if err := e.rewrapNamed(ctx, c); err != nil {
 		return err
 	}
-	to := e.keys.Load().KEK()
+	to := k.KEK()
 	progress := RewrapProgress{Total: versionsOf(s)}
 	for after := uint64(0); ; {
 		ids, err := e.log.Store().SealedUnder(ctx, to.Number(), after, rewrapSlice)

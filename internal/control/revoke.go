@@ -39,6 +39,7 @@ const provisionalHold = 15 * time.Minute
 
 // covered is what a scope covers, as of a number of entries.
 type covered struct {
+	now        state.Millis // when it was looked through
 	next       uint64
 	identities map[string]bool
 	horizon    state.Millis // end of the last live session or lease that was seen
@@ -48,6 +49,10 @@ type covered struct {
 
 // maxRotate is how many secrets the acknowledgement names.
 const maxRotate = 1000
+
+func newCovered() *covered {
+	return &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+}
 
 // survey looks through live sessions and leases from an index on.
 func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c *covered) {
@@ -70,17 +75,39 @@ func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c 
 		}
 		return true
 	})
-	c.next = s.Next
+	c.now, c.next = now, s.Next
 }
 
-// surveyed looks at what came since the survey, and gives the horizon at the head.
-func (t *turn) surveyed(scope state.Scope, seen *covered) state.Millis {
-	renewed := seen.next != t.s.Next
-	survey(t.s, scope, t.now, seen.next, seen)
-	if renewed { // a lease that was seen may have been renewed since
-		return max(seen.horizon, seen.bound, t.now)
+// coverage is what a revocation covers at the head.
+type coverage struct {
+	identities int
+	horizon    state.Millis
+	rotate     []string // sorted
+}
+
+// surveyed adds what came since the survey, which it leaves as it was: the same turn may be decided twice, at different heads.
+func (t *turn) surveyed(scope state.Scope, seen *covered) coverage {
+	since := newCovered()
+	survey(t.s, scope, t.now, seen.next, since)
+	out := coverage{identities: len(seen.identities), horizon: max(seen.horizon, since.horizon, t.now)}
+	if seen.next != t.s.Next { // a lease that was seen may have been renewed since
+		out.horizon = max(out.horizon, seen.bound, since.bound)
 	}
-	return max(seen.horizon, t.now)
+	for id := range since.identities {
+		if !seen.identities[id] {
+			out.identities++
+		}
+	}
+	for path := range seen.rotate {
+		out.rotate = append(out.rotate, path)
+	}
+	for path := range since.rotate {
+		if !seen.rotate[path] && len(out.rotate) < maxRotate {
+			out.rotate = append(out.rotate, path)
+		}
+	}
+	sort.Strings(out.rotate)
+	return out
 }
 
 // Revoke sets a cutoff, a hold, or both, in one commit whatever the number of credentials. What lives is looked
@@ -102,7 +129,7 @@ func (e *Environment) Revoke(ctx context.Context, c Caller, r RevokeRequest) (*R
 	}
 	out, proof, err := do(ctx, e,
 		func(_ context.Context, s *state.State) (*covered, error) {
-			seen := &covered{identities: make(map[string]bool), rotate: make(map[string]bool)}
+			seen := newCovered()
 			survey(s, scope, state.At(e.cfg.Now()), 0, seen)
 			return seen, nil
 		},
@@ -122,10 +149,10 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 	if _, err := t.duty(x, policy.DutyRevoke); err != nil {
 		return nil, err
 	}
-	horizon := t.surveyed(scope, seen)
-	out := &Revoked{Covers: len(seen.identities), Cutoff: !r.HoldOnly, Hold: hold, Horizon: horizon.Time()}
+	live := t.surveyed(scope, seen)
+	out := &Revoked{Covers: live.identities, Cutoff: !r.HoldOnly, Hold: hold, Horizon: live.horizon.Time()}
 	ev := &state.RevocationRecorded{
-		Scope: scope.String(), Cutoff: out.Cutoff, Hold: hold, Horizon: horizon, Covers: out.Covers,
+		Scope: scope.String(), Cutoff: out.Cutoff, Hold: hold, Horizon: live.horizon, Covers: out.Covers,
 		Reason: r.Reason, Actor: actorOf(x), Ruling: t.ruling(""),
 	}
 	if limit := t.prog.Environment().BlastLimit; out.Covers > limit {
@@ -143,14 +170,49 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 		return nil, problem.New(problem.ReasonExists, "there is a hold on %s already", ev.Scope).
 			WithFix("propose a change with the action %s to make it a cutoff", ActionConfirmCut)
 	}
-	if out.Cutoff {
-		for path := range seen.rotate {
-			out.Rotate = append(out.Rotate, path)
+	if ev.Until != 0 {
+		if p := t.provisional(x.Identity, ev.Scope); p != nil {
+			return nil, &denied{problem: p, action: "revoke", target: ev.Scope, session: x}
 		}
-		sort.Strings(out.Rotate)
+	}
+	if out.Cutoff {
+		out.Rotate = live.rotate
 	}
 	out.Index, err = t.enter(ev)
 	return out, err
+}
+
+// maxProvisional is how many provisional holds one person may set in a day: an hour, at most, in which he stops things alone.
+const maxProvisional = 4
+
+// provisional refuses a hold beyond the blast limit by who set it before, or set many: whether they ran out or were lifted, one
+// person doesn't stop things for longer by setting them again.
+func (t *turn) provisional(person, scope string) *problem.Problem {
+	if _, self := required(t.prog); self {
+		return nil // he is the quorum that could confirm it
+	}
+	var p *problem.Problem
+	prefix, n := state.ProvisionalName(person, ""), 0
+	t.s.Once.From(prefix, func(name string, until state.Millis) bool {
+		set, own := strings.CutPrefix(name, prefix)
+		if !own {
+			return false
+		}
+		if until <= t.now {
+			return true
+		}
+		if n++; set == scope {
+			p = problem.New(problem.ReasonBlastLimit, "%s set a hold beyond the blast limit on %s within the last day", person, scope)
+		}
+		return true
+	})
+	if p == nil && n >= maxProvisional {
+		p = problem.New(problem.ReasonBlastLimit, "%s set %d holds beyond the blast limit within the last day", person, n)
+	}
+	if p != nil {
+		p = p.WithFix("have another operator revoke, and a quorum confirm it with the action %s", ActionConfirmCut)
+	}
+	return p
 }
 
 // lastQuorum refuses a hold after which too few persons could approve anything.
@@ -161,21 +223,7 @@ func (t *turn) lastQuorum(scope state.Scope) *problem.Problem {
 	if server := (state.Subject{Identity: identity.PrefixServer + t.e.cfg.ServerID, Anchor: viaServer, Own: t.at.Index, Root: t.at.Index}); scope.Covers(server) {
 		return problem.New(problem.ReasonLastQuorum, "this would keep the server itself from serving, and nobody could lift it")
 	}
-	env := t.prog.Environment()
-	need := max(env.Approvals, 1)
-	if env.Class == policy.Production {
-		need++
-	}
-	free := 0
-	for _, op := range t.prog.Operators() {
-		if op.Has(policy.DutyApprove) && t.canLogin(op, scope) {
-			free++
-		}
-	}
-	if free < need {
-		return problem.New(problem.ReasonLastQuorum, "this would leave %d operators who can approve; %d are needed", free, need)
-	}
-	return nil
+	return quorum(t.prog, func(op policy.Operator) bool { return t.canLogin(op, scope) })
 }
 
 // canLogin reports whether any key of the person would be free of holds, with one more hold.

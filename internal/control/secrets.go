@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
@@ -105,10 +106,8 @@ func wanted(s *state.State, x *state.Session, r GetRequest, idem *state.IdemKey,
 		return nil
 	}
 	n := r.Version
-	if idem != nil {
-		if first, ok := s.Idem.Get(state.IdemName(state.IdemOwner(x.Identity, x.Node), idem.Key)); ok && now < first.Expires && first.Request == idem.Request {
-			n = first.Version
-		}
+	if first, ok := firstEffect(s, state.IdemOwner(x.Identity, x.Node), idem, now); ok && first.Request == idem.Request {
+		n = first.Version
 	}
 	if n == 0 {
 		n = sec.Current
@@ -235,8 +234,8 @@ func (t *turn) lease(x *state.Session, v *state.Version, r GetRequest, grant pol
 	if first != nil {
 		// The key's first effect was a lease that is over. A retry never makes a second one.
 		reason := problem.ReasonExpired
-		made := state.SubjectOf(x)
-		made.Secret, made.Own, made.Root = r.Secret, first.Lease, first.Root
+		made := state.SubjectOfEffect(x.Identity, first)
+		made.Secret, made.Own = r.Secret, first.Lease
 		if _, _, dead := t.s.CutoffOver(made); dead {
 			reason = problem.ReasonCutoff
 		}
@@ -355,25 +354,37 @@ type writing struct {
 	value  seal.Secret
 }
 
-// preparedSeal is a value sealed as a certain version.
+// preparedSeal is a value sealed as the versions from first on: which of them it will be is known at the head only.
 type preparedSeal struct {
-	version uint64
-	sealed  seal.Sealed
+	keys   *custody.Keys
+	first  uint64
+	sealed []seal.Sealed
 }
+
+// as is the value sealed as a version, if it was.
+func (p preparedSeal) as(version uint64) (seal.Sealed, bool) {
+	if version < p.first || version-p.first >= uint64(len(p.sealed)) {
+		return seal.Sealed{}, false
+	}
+	return p.sealed[version-p.first], true
+}
+
+// ahead is as how many versions a value is sealed at each attempt, of at most maxAhead bytes together. One will do unless others
+// write the same secret at the same time; then several of them are written in one batch, each with the number that it finds.
+var ahead = [prepareAttempts]int{1, 8, 64}
+
+const maxAhead = 512 << 10
 
 func (e *Environment) write(ctx context.Context, c Caller, w writing) (*Written, error) {
 	if _, err := identity.ParseSecretPath(w.secret); err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "the secret's name")
 	}
+	attempt := 0
 	out, proof, err := do(ctx, e,
-		func(_ context.Context, s *state.State) (preparedSeal, error) {
-			p := preparedSeal{version: 1}
-			if sec, ok := s.Secrets.Get(w.secret); ok {
-				p.version = sec.Last + 1
-			}
-			var err error
-			p.sealed, err = seal.SealValue(e.keys.Load().KEK(), e.valueContext(w.secret, p.version), w.value, e.cfg.Source)
-			return p, err
+		func(ctx context.Context, s *state.State) (preparedSeal, error) {
+			n := max(min(ahead[attempt], maxAhead/w.value.Len()), 1)
+			attempt++
+			return e.prepareSeal(ctx, s, w, n)
 		},
 		func(t *turn, p preparedSeal) (*Written, error) { return t.write(c, w, p) })
 	if err != nil {
@@ -382,6 +393,25 @@ func (e *Environment) write(ctx context.Context, c Caller, w writing) (*Written,
 	e.cfg.Silence.Seed(w.value.Expose()) // only what was really written: a stranger could seed what every log has
 	out.Proof = proof
 	return out, nil
+}
+
+func (e *Environment) prepareSeal(ctx context.Context, s *state.State, w writing, n int) (preparedSeal, error) {
+	p := preparedSeal{first: 1, sealed: make([]seal.Sealed, 0, n)}
+	if sec, ok := s.Secrets.Get(w.secret); ok {
+		p.first = sec.Last + 1
+	}
+	var err error
+	if p.keys, err = e.currentKeys(ctx, s); err != nil {
+		return p, err
+	}
+	for version := p.first; len(p.sealed) < n; version++ {
+		x, err := seal.SealValue(p.keys.KEK(), e.valueContext(w.secret, version), w.value, e.cfg.Source)
+		if err != nil {
+			return p, err
+		}
+		p.sealed = append(p.sealed, x)
+	}
+	return p, nil
 }
 
 // write decides a write at the head.
@@ -423,7 +453,7 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 		return nil, refuse(problem.ReasonLimit, "there are %d secrets already", t.s.Secrets.Len())
 	}
 	ev := &state.SecretWritten{
-		Secret: w.secret, Version: 1, State: state.Current, Digest: p.sealed.Digest, Recipe: w.recipe,
+		Secret: w.secret, Version: 1, State: state.Current, Recipe: w.recipe,
 		Actor: actorOf(x), Ruling: t.ruling(grant.Grant), Idem: w.idem,
 	}
 	if w.stage {
@@ -438,14 +468,16 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 			return nil, refuse(problem.ReasonLimit, "%s has %d versions and none of them is retired", w.secret, len(sec.Versions))
 		}
 	}
-	if ev.Version != p.version {
+	sealed, ok := p.as(ev.Version)
+	if !ok || p.keys.Behind(t.s) {
 		return nil, errStale
 	}
+	ev.Digest = sealed.Digest
 	index, err := t.enter(ev)
 	if err != nil {
 		return nil, err
 	}
-	t.draft.Seal = append(t.draft.Seal, store.Sealed{ID: index, Ciphertext: p.sealed.Ciphertext, WrappedKey: p.sealed.WrappedKey, KEK: p.sealed.KEK})
+	t.draft.Seal = append(t.draft.Seal, store.Sealed{ID: index, Ciphertext: sealed.Ciphertext, WrappedKey: sealed.WrappedKey, KEK: sealed.KEK})
 	for _, n := range ev.Destroys {
 		t.draft.Shred = append(t.draft.Shred, sec.Find(n).Sealed)
 	}

@@ -249,7 +249,8 @@ type IdentityView struct {
 	Expires time.Time
 }
 
-// ListIdentities lists identities below a path prefix, for who audits, revokes or admits.
+// ListIdentities lists an identity and those below it (whole segments; an empty path is above all), for who audits, revokes or
+// admits. Others may ask for exactly themselves.
 func (e *Environment) ListIdentities(_ context.Context, c Caller, prefix string, page Page) ([]IdentityView, string, error) {
 	s := e.log.State()
 	now := state.At(e.cfg.Now())
@@ -257,15 +258,25 @@ func (e *Environment) ListIdentities(_ context.Context, c Caller, prefix string,
 	if err != nil {
 		return nil, "", err
 	}
-	if prefix != x.Identity {
-		if err := e.mayInspect(x); err != nil {
+	below := true
+	if err := e.mayInspect(x); err != nil {
+		if prefix != x.Identity {
 			return nil, "", err
 		}
+		below = false
 	}
 	var out []IdentityView
-	next, last := "", ""
-	s.Identities.From(max(prefix, page.After), func(path string, id *state.Identity) bool {
-		if !strings.HasPrefix(path, prefix) {
+	root := strings.TrimSuffix(prefix, "/")
+	// In order of paths the siblings web-1.a and web-1-a come before what is below web-1, so the two are looked up apart.
+	if id, ok := s.Identities.Get(root); ok && page.After < root {
+		out = append(out, viewIdentity(s, id, now))
+	}
+	next, last := "", root
+	if !below {
+		return out, next, nil
+	}
+	s.Identities.From(max(root+"/", page.After), func(path string, id *state.Identity) bool {
+		if !strings.HasPrefix(path, root+"/") {
 			return false
 		}
 		if path == page.After {

@@ -105,7 +105,13 @@ type Keys struct {
 	signers   []note.Signer
 	verifiers []note.Verifier
 	vkeys     []string
+
+	known int // keys that the state named: keys are only ever added
 }
+
+// Behind reports whether the state names keys that are not among these. What was sealed, wrapped or vouched for with keys that
+// are behind must not be entered: it would be by a key that is no longer the current one.
+func (k *Keys) Behind(s *state.State) bool { return k.known < s.Keys.Len() }
 
 // KEK is the current key-encryption key.
 func (k *Keys) KEK() *seal.KEK { return k.kek }
@@ -153,7 +159,7 @@ func (k *Keys) Wipe() {
 // Unseal opens all keys that the state names: key-encryption keys by the root holder, the others by those.
 // origin is the checkpoints' origin line.
 func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys, error) {
-	k := &Keys{keks: make(map[uint32]*seal.KEK)}
+	k := &Keys{keks: make(map[uint32]*seal.KEK), known: s.Keys.Len()}
 	keks, err := Numbered(s, KEK)
 	if err != nil {
 		return nil, err

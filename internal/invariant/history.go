@@ -2,9 +2,13 @@ package invariant
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -132,7 +136,7 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 			fail("change %d is about another bundle", e.Change)
 		}
 	case *state.HoldLifted:
-		if ch := c.complete(st, e.Change, "hold.lift", fail); ch != nil && ch.target != e.Scope {
+		if ch := c.complete(st, e.Change, "hold.lift", fail); ch != nil && ch.target != target(e.Scope, e.Hold) {
 			fail("change %d is about another hold", e.Change)
 		}
 		if h, ok := c.m.holds[e.Scope]; !ok || h.index != e.Hold {
@@ -145,11 +149,18 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		if e.Change == 0 {
 			return
 		}
-		if ch := c.complete(st, e.Change, "revocation.confirm", fail); ch != nil && ch.target != e.Scope {
-			fail("change %d is about another scope", e.Change)
+		h, ok := c.m.holds[e.Scope]
+		if !ok || (h.until != 0 && st.at >= h.until) {
+			fail("there is no hold on %s to confirm", e.Scope)
+		}
+		if ch := c.complete(st, e.Change, "revocation.confirm", fail); ch != nil && ch.target != target(e.Scope, h.index) {
+			fail("change %d is about another hold", e.Change)
 		}
 	}
 }
+
+// target is what a change about a hold names: which one it is, and not just where.
+func target(scope string, hold uint64) string { return fmt.Sprintf("%s#%d", scope, hold) }
 
 // givable checks that a version is in a state in which it is handed out.
 func (c *Checker) givable(st *step, path string, n uint64, fail failure) {
@@ -265,7 +276,8 @@ func (c *Checker) separated(st *step, fail failure) {
 		if ch.proposer == e.Actor.Identity && (!ch.selfOK || c.m.class != string(policy.Development)) {
 			fail("%s approves his own change %d", e.Actor.Identity, e.Change)
 		}
-		if ch.approvers[e.Signature.Person] {
+		before, again := ch.approvers[e.Signature.Person]
+		if again && c.over(st, e.Actor.Identity, before) == "" && c.counted(st, ch) < ch.required {
 			fail("%s approves change %d again", e.Signature.Person, e.Change)
 		}
 	case *state.BundleInForce:
@@ -276,7 +288,52 @@ func (c *Checker) separated(st *step, fail failure) {
 		if e.Change != 0 {
 			c.enough(e.Change, fail)
 		}
+		if e.Hold {
+			c.lastQuorum(st, e, fail)
+		}
 	}
+}
+
+// lastQuorum checks that a hold on persons leaves some by whom it could be lifted again: one who proposes, and as many others who
+// approve as the bundle asks for.
+func (c *Checker) lastQuorum(st *step, e *state.RevocationRecorded, fail failure) {
+	if st.prog == nil {
+		return
+	}
+	stops, touched := readScope(e.Scope), false
+	free := func(op policy.Operator) bool {
+		for _, k := range op.Keys {
+			x := subject{identity: "/human/" + op.Name, anchor: "ssh:" + k.Fingerprint, own: st.index, root: st.index}
+			if stops.stops(x) {
+				touched = true
+			} else if by, _ := c.holder(st, x); by == "" {
+				return true
+			}
+		}
+		return false
+	}
+	var can []policy.Operator
+	for _, op := range st.prog.Operators() {
+		if free(op) {
+			can = append(can, op)
+		}
+	}
+	if !touched {
+		return
+	}
+	env := st.prog.Environment()
+	for _, proposer := range can {
+		n := 0
+		for _, op := range can {
+			if op.Has(policy.DutyApprove) && (op.Name != proposer.Name || (env.Approvals == 0 && env.Class == policy.Development)) {
+				n++
+			}
+		}
+		if proposer.Has(policy.DutyPropose) && n >= max(env.Approvals, 1) {
+			return
+		}
+	}
+	fail("it holds %s, and the %d operators who are left can change nothing", e.Scope, len(can))
 }
 
 // separatedQuorum checks that a change asks for what the bundle in force asks for.
@@ -342,8 +399,12 @@ func (c *Checker) monotonic(st *step, fail failure) {
 	case *state.SessionOpened:
 		c.monotonicCounter(e, fail)
 	case *state.KeyAdded:
-		if kind, n, ok := keyNumber(e.Key.Name); !ok || n != c.m.envKeys[kind]+1 {
+		kind, n, ok := keyNumber(e.Key.Name)
+		if !ok || n != c.m.envKeys[kind]+1 {
 			fail("key %.80q follows number %d", e.Key.Name, c.m.envKeys[kind])
+		}
+		if err := c.vouched(kind, &e.Key); err != nil {
+			fail("key %s is not vouched for by the one before it: %v", e.Key.Name, err)
 		}
 	case *state.StateRootSet:
 		if e.Index >= st.index || (len(c.m.roots) > 0 && e.Index <= c.m.roots[len(c.m.roots)-1].Index) {
@@ -354,6 +415,29 @@ func (c *Checker) monotonic(st *step, fail failure) {
 			fail("protocol %d follows %d", e.Version, c.m.protocol)
 		}
 	}
+}
+
+// vouched checks that the newest CA and the newest checkpoint key signed for the one that follows: who trusts one comes to the next.
+func (c *Checker) vouched(kind string, k *state.KeyFacts) error {
+	before := c.m.vouching[kind]
+	switch kind {
+	case "ca":
+		parent, err := x509.ParseCertificate(before.Cert)
+		if err != nil {
+			return err
+		}
+		cross, err := x509.ParseCertificate(k.Cross)
+		if err != nil {
+			return err
+		}
+		return cross.CheckSignatureFrom(parent)
+	case "checkpoint":
+		text := fmt.Sprintf("bailment checkpoint key v1\nenvironment %s\ngenesis %x\nepoch 0\nname %s\npublic %x\n", c.m.name, c.m.genesis[:], k.Name, k.Public)
+		if len(before.Public) != ed25519.PublicKeySize || !ed25519.Verify(before.Public, []byte(text), k.Cross) {
+			return errors.New("its signature is not there")
+		}
+	}
+	return nil
 }
 
 // monotonicCounter checks the generation counter of renewals.

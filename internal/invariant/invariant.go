@@ -8,7 +8,7 @@
 // random source; memory is bounded by what is alive in the ledger and not by its length. Two things are shared on
 // purpose: the entries' types, and policy.Program.Decide, since to decide again with the same evaluator is what
 // "permitted" means. Not guaranteed: anything about what never became an entry, apart from the counters
-// that the caller brings (CheckCounts), and about signatures, which are checked when they are made.
+// that the caller brings (CheckCounts), and about persons' signatures, which are checked when they are made.
 //
 // Its place: pure, beside state and policy. Package control runs it in the background, package audit over a whole ledger. A Checker
 // is used by one goroutine at a time.
@@ -82,11 +82,12 @@ var Table = []Invariant{
 	},
 	{
 		Name: Revoked, entry: (*Checker).revoked,
-		Entries: "no release, renewal, session or other act in scope of an earlier cutoff or hold, no use of a join token whose maker is; a node with two holders is cut off; the acknowledgement's horizon is not before the end of anything it covers",
+		Entries: "no release, renewal, session or other act in scope of an earlier cutoff or hold, no use of a join token whose maker is; a node with two holders is cut off; the acknowledgement's horizon is not before the end of anything it covers; " +
+			"a change is carried out by approvals, and of a proposal, whose persons and keys were not revoked since",
 	},
 	{
 		Name: Bounded, entry: (*Checker).bounded,
-		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; holds beyond the blast limit, tokens, changes and whole denials have their bounds",
+		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; holds beyond the blast limit, tokens, open changes and whole denials have their bounds",
 	},
 	{
 		Name: ExactlyOnce, entry: (*Checker).once,
@@ -98,11 +99,11 @@ var Table = []Invariant{
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
-		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor",
+		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor; a hold on persons leaves a quorum",
 	},
 	{
 		Name: Monotonic, entry: (*Checker).monotonic,
-		Entries: "indexes without gaps, time that never runs back, generations, versions, key numbers, renewal counters, protocol and state roots that only rise; a manifest follows the one in force",
+		Entries: "indexes without gaps, time that never runs back, generations, versions, key numbers, renewal counters, protocol and state roots that only rise; a manifest follows the one in force, and a key the one that vouches for it",
 	},
 	{
 		Name: Confined, entry: (*Checker).confined,

@@ -1,6 +1,7 @@
 package invariant
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -383,6 +384,65 @@ func (c *Checker) revoked(st *step, fail failure) {
 			fail("%s has two holders, and is not cut off", e.Actor.Identity)
 		}
 		c.horizon(st, e, fail)
+		if e.Change != 0 {
+			c.revokedChange(st, e.Change, fail)
+		}
+	case *state.ChangeProposed:
+		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature, e.Bundle), fail)
+	case *state.ChangeApproved:
+		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature), fail)
+		if ch := c.m.changes[e.Change]; ch != nil {
+			c.revokedSigning(st, ch.proposer, ch.proposal, fail)
+		}
+	case *state.BundleInForce:
+		c.revokedChange(st, e.Change, fail)
+	case *state.HoldLifted:
+		c.revokedChange(st, e.Change, fail)
+	}
+}
+
+// over says why what a person signed does not count any more, or nothing: it derives from him and from each key behind it.
+func (c *Checker) over(st *step, person string, s signing) string {
+	for _, anchor := range append([]string{""}, s.anchors...) {
+		x := subject{identity: person, anchor: anchor, own: s.index, root: s.index}
+		for _, k := range c.m.cuts {
+			if k.index > s.index && k.scope.kills(x, k.index) {
+				return fmt.Sprintf("cut off by entry %d (%s)", k.index, k.text)
+			}
+		}
+		if by, h := c.holder(st, x); by != "" {
+			return fmt.Sprintf("held by entry %d (%s)", h.index, by)
+		}
+	}
+	return ""
+}
+
+func (c *Checker) revokedSigning(st *step, person string, s signing, fail failure) {
+	if why := c.over(st, person, s); why != "" {
+		fail("what %s signed in entry %d is %s", person, s.index, why)
+	}
+}
+
+// counted is how many approvals of a change count.
+func (c *Checker) counted(st *step, ch *change) int {
+	n := 0
+	for person, s := range ch.approvers {
+		if c.over(st, "/human/"+person, s) == "" {
+			n++
+		}
+	}
+	return n
+}
+
+// revokedChange checks that a change is carried out by approvals that count, of a proposal that does.
+func (c *Checker) revokedChange(st *step, index uint64, fail failure) {
+	ch := c.m.changes[index]
+	if ch == nil {
+		return // "separated" says so
+	}
+	c.revokedSigning(st, ch.proposer, ch.proposal, fail)
+	if n := c.counted(st, ch); n < ch.required && len(ch.approvers) >= ch.required {
+		fail("of %d approvals of change %d only %d count: the others are revoked", len(ch.approvers), index, n)
 	}
 }
 
@@ -403,15 +463,20 @@ func (c *Checker) covered(_ *step, x subject, what string, fail failure) {
 }
 
 func (c *Checker) held(st *step, x subject, what string, fail failure) {
+	if by, h := c.holder(st, x); by != "" {
+		fail("%s of %s is held by entry %d (%s)", what, x.identity, h.index, by)
+	}
+}
+
+// holder is the oldest hold over the subject, if there is one.
+func (c *Checker) holder(st *step, x subject) (string, hold) {
 	oldest, by := hold{}, ""
 	for text, h := range c.m.holds {
 		if (h.until == 0 || st.at < h.until) && h.scope.stops(x) && (by == "" || h.index < oldest.index) {
 			oldest, by = h, text
 		}
 	}
-	if by != "" {
-		fail("%s of %s is held by entry %d (%s)", what, x.identity, oldest.index, by)
-	}
+	return by, oldest
 }
 
 // horizon checks the promise of an acknowledgement against all that it covers.
@@ -454,6 +519,9 @@ const (
 	maxToken       = 7 * day
 	maxChange      = 14 * day
 	maxWhole       = 60
+	maxStops       = 4 // provisional holds of one person in a day, no two of one scope
+	maxOpen        = 64
+	maxOpenEach    = 8 // open changes of one proposer, of bundles or not
 )
 
 func (c *Checker) bounded(st *step, fail failure) {
@@ -477,6 +545,12 @@ func (c *Checker) bounded(st *step, fail failure) {
 		if e.Until != 0 && (e.Until <= st.at || e.Until > st.at+maxProvisional) {
 			fail("a provisional hold stands until %s", e.Until)
 		}
+		if e.Until != 0 && st.prog != nil && (st.prog.Environment().Approvals > 0 || st.prog.Environment().Class != policy.Development) {
+			set := c.m.stopped[e.Actor.Identity]
+			if _, again := set[e.Scope]; again || len(set) >= maxStops {
+				fail("%s sets a provisional hold again, the last %d within a day", e.Actor.Identity, len(set))
+			}
+		}
 	case *state.TokenCreated:
 		if e.Expires <= st.at || e.Expires > st.at+maxToken {
 			fail("join token %s lives until %s", e.ID, e.Expires)
@@ -484,6 +558,18 @@ func (c *Checker) bounded(st *step, fail failure) {
 	case *state.ChangeProposed:
 		if e.Expires <= st.at || e.Expires > st.at+maxChange {
 			fail("the change is open until %s", e.Expires)
+		}
+		all, own := 0, 0
+		for _, ch := range c.m.changes {
+			if (ch.action == "bundle") == (e.Action == "bundle") && ch.over == "" && st.at < ch.expires && ch.base == c.m.bundle {
+				all++
+				if ch.proposer == e.Actor.Identity {
+					own++
+				}
+			}
+		}
+		if all >= maxOpen || own >= maxOpenEach {
+			fail("%d such changes are open, %d of them by %s", all, own, e.Actor.Identity)
 		}
 	case *state.RequestDenied:
 		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole {

@@ -50,7 +50,9 @@ type model struct {
 	idemCount  map[string]int
 	spent      map[string]state.Millis // challenges and nonces
 	keyOwners  map[state.Digest]*keyOwner
-	envKeys    map[string]uint64 // kind → highest number
+	envKeys    map[string]uint64                  // kind → highest number
+	vouching   map[string]state.KeyFacts          // kind → the newest key
+	stopped    map[string]map[string]state.Millis // person → scope of a provisional hold that he set → until when that counts
 	denials    map[string]*denials
 	roots      []state.StateRootSet
 	inForce    uint64 // the change that brought the bundle into force
@@ -130,8 +132,28 @@ type change struct {
 	required                 int
 	selfOK                   bool
 	expires                  state.Millis
-	approvers                map[string]bool
-	over                     string // what became of it; empty: open
+	proposal                 signing
+	approvers                map[string]signing // by person
+	over                     string             // what became of it; empty: open
+}
+
+// signing is what a person signed and sent: in which entry, and what vouches for it.
+type signing struct {
+	index   uint64
+	anchors []string
+}
+
+func (m *model) signing(index uint64, a *state.Actor, by ...*state.Signature) signing {
+	s := signing{index: index}
+	if x := m.sessions[a.Session]; x != nil {
+		s.anchors = append(s.anchors, x.anchor)
+	}
+	for _, sig := range by {
+		if sig != nil {
+			s.anchors = append(s.anchors, "ssh:"+sig.Key)
+		}
+	}
+	return s
 }
 
 type cut struct {
@@ -172,13 +194,13 @@ func newModel() *model {
 		secrets: map[string]*secret{}, tokens: map[string]*token{}, changes: map[uint64]*change{},
 		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
-		denials: map[string]*denials{},
+		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{},
 	}
 }
 
 func (m *model) rows() int {
 	return len(m.sessions) + len(m.enrolments) + len(m.leases) + len(m.secrets) + len(m.tokens) + len(m.changes) + len(m.cuts) +
-		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.roots) + len(m.due)
+		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.vouching) + len(m.stopped) + len(m.roots) + len(m.due)
 }
 
 // deed is what an entry has in common with others: who did it, by what ruling, and what it asks to be allowed.
@@ -279,8 +301,8 @@ func (m *model) learn(st *step) {
 	case *state.Genesis:
 		m.name, m.class, m.genesis = e.Name, e.Class, sha256.Sum256([]byte(e.Document))
 		m.generation, m.bundle, m.protocol = 1, e.Manifest, 1
-		for _, k := range e.Keys {
-			m.learnKey(k.Name)
+		for i := range e.Keys {
+			m.learnKey(&e.Keys[i])
 		}
 	case *state.BundleInForce:
 		m.finish(m.inForce, "superseded", st.at)
@@ -289,13 +311,14 @@ func (m *model) learn(st *step) {
 	case *state.ChangeProposed:
 		m.changes[st.index] = &change{
 			action: e.Action, target: e.Target, proposer: e.Actor.Identity, manifest: e.Manifest, base: e.Base, required: e.Required,
-			selfOK: e.SelfOK, expires: e.Expires, approvers: map[string]bool{},
+			selfOK: e.SelfOK, expires: e.Expires, approvers: map[string]signing{},
+			proposal: m.signing(st.index, &e.Actor, &e.Signature, e.Bundle),
 		}
 		m.spend("n:"+e.Nonce, e.Expires)
 		m.later(e.Expires, 'c', st.index, "")
 	case *state.ChangeApproved:
 		if ch := m.changes[e.Change]; ch != nil {
-			ch.approvers[e.Signature.Person] = true
+			ch.approvers[e.Signature.Person] = m.signing(st.index, &e.Actor, &e.Signature)
 			m.spend("n:"+e.Nonce, ch.expires)
 		}
 	case *state.ChangeRejected:
@@ -324,7 +347,7 @@ func (m *model) learn(st *step) {
 	case *state.RequestDenied:
 		m.learnDenial(st, e)
 	case *state.KeyAdded:
-		m.learnKey(e.Key.Name)
+		m.learnKey(&e.Key)
 	case *state.StateRootSet:
 		m.roots = append(m.roots, *e)
 		if len(m.roots) > keepRoots {
@@ -394,6 +417,12 @@ func (m *model) learnRevocation(st *step, e *state.RevocationRecorded) {
 		m.holds[e.Scope] = hold{readScope(e.Scope), st.index, e.Until}
 		if e.Until != 0 {
 			m.later(e.Until, 'h', 0, e.Scope)
+			who := e.Actor.Identity
+			if m.stopped[who] == nil {
+				m.stopped[who] = map[string]state.Millis{}
+			}
+			m.stopped[who][e.Scope] = st.at + day
+			m.later(st.at+day, 'p', 0, who+"\x00"+e.Scope)
 		}
 	}
 	if e.Change != 0 {
@@ -415,9 +444,9 @@ func (m *model) learnDenial(st *step, e *state.RequestDenied) {
 	d.count++
 }
 
-func (m *model) learnKey(name string) {
-	if kind, n, ok := keyNumber(name); ok {
-		m.envKeys[kind] = max(m.envKeys[kind], n)
+func (m *model) learnKey(k *state.KeyFacts) {
+	if kind, n, ok := keyNumber(k.Name); ok {
+		m.envKeys[kind], m.vouching[kind] = max(m.envKeys[kind], n), *k
 	}
 }
 
@@ -611,6 +640,14 @@ func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
 			if m.idemCount[owner]--; m.idemCount[owner] <= 0 {
 				delete(m.idemCount, owner)
 			}
+		}
+	case 'p':
+		who, scope, _ := strings.Cut(d.s, "\x00")
+		if until := m.stopped[who][scope]; until > now {
+			return until, true
+		}
+		if delete(m.stopped[who], scope); len(m.stopped[who]) == 0 {
+			delete(m.stopped, who)
 		}
 	case 'o':
 		if until, ok := m.spent[d.s]; ok && until <= now {

@@ -142,6 +142,9 @@ func (s *scene) propose(action, target string) *state.ChangeProposed {
 	return e
 }
 
+// hold is the target of a change about the hold of an entry.
+func hold(scope string, index uint64) string { return fmt.Sprintf("%s#%d", scope, index) }
+
 func (s *scene) approve(change uint64) *state.ChangeApproved {
 	e := last[*state.ChangeApproved](s, nil)
 	e.Change, e.Nonce = change, fmt.Sprintf("nonce-%d", len(s.entries))
@@ -200,10 +203,10 @@ func TestPlantsStartLegal(t *testing.T) {
 	s.add(s.again(first, s.add(first)))
 	s.add(s.token("planted"))
 	s.add(s.key())
-	hold := s.revoke("issuer:x509:corp")
-	hold.Hold = true
-	at := s.add(hold)
-	ch := s.add(s.propose("hold.lift", "issuer:x509:corp"))
+	held := s.revoke("issuer:x509:corp")
+	held.Hold = true
+	at := s.add(held)
+	ch := s.add(s.propose("hold.lift", hold("issuer:x509:corp", at)))
 	s.add(s.approve(ch))
 	s.add(&state.HoldLifted{Scope: "issuer:x509:corp", Hold: at, Change: ch})
 	b, p := s.inForce()
@@ -516,6 +519,54 @@ var plants = []struct {
 		s.add(e)
 	}},
 
+	{invariant.Revoked, "a horizon that forgets a lease for a newer one of the same name", func(s *scene) {
+		r := s.release()
+		r.Lease, r.Anchor, r.Expires = 0, s.workload().Anchor, s.entries[len(s.entries)-1].Time+60_000
+		r.Max = r.Expires
+		s.add(r)
+		e := s.revoke("secret:db/c")
+		e.Horizon = r.Expires
+		s.add(e)
+	}},
+	{invariant.Revoked, "a bundle in force by the approval of a person who was cut off", func(s *scene) {
+		b, p := s.inForce()
+		b.Change = s.add(p)
+		s.add(s.approve(b.Change))
+		s.add(s.revoke("identity:/human/bob"))
+		s.add(b)
+	}},
+	{invariant.Revoked, "a bundle in force by an approval whose key is held", func(s *scene) {
+		b, p := s.inForce()
+		b.Change = s.add(p)
+		a := s.approve(b.Change)
+		s.add(a)
+		e := s.revoke("issuer:ssh:" + a.Signature.Key)
+		e.Cutoff, e.Hold = false, true
+		s.add(e)
+		s.add(b)
+	}},
+	{invariant.Revoked, "a bundle in force by the proposal of a person who was cut off", func(s *scene) {
+		b, p := s.inForce()
+		b.Change = s.add(p)
+		s.add(s.approve(b.Change))
+		s.add(s.revoke("identity:/human/alice"))
+		s.add(b)
+	}},
+	{invariant.Revoked, "an approval signed by a held key of the person", func(s *scene) {
+		ch := s.add(s.propose("hold.lift", "everything#1"))
+		e := s.revoke("issuer:ssh:SHA256:spare")
+		e.Cutoff, e.Hold = false, true
+		s.add(e)
+		a := s.approve(ch)
+		a.Signature.Key = "SHA256:spare"
+		s.add(a)
+	}},
+	{invariant.Revoked, "an approval of what a person proposed who was cut off", func(s *scene) {
+		ch := s.add(s.propose("hold.lift", "everything#1"))
+		s.add(s.revoke("identity:/human/alice"))
+		s.add(s.approve(ch))
+	}},
+
 	{invariant.Bounded, "a lease beyond the grant", func(s *scene) {
 		e := s.release()
 		e.Purpose, e.Lease, e.Anchor = "migration", 0, s.workload().Anchor
@@ -571,6 +622,26 @@ var plants = []struct {
 		e := s.revoke("everything")
 		e.Cutoff, e.Hold, e.Until = false, true, s.entries[len(s.entries)-1].Time+86_400_000
 		s.add(e)
+	}},
+	{invariant.Bounded, "a provisional hold that its setter sets again", func(s *scene) {
+		for range 2 {
+			e := s.revoke("identity:/workload/api")
+			e.Cutoff, e.Hold, e.Until = false, true, s.entries[len(s.entries)-1].Time+60_000
+			s.add(e)
+			s.addAt(e.Until+1, s.revoke("secret:db/c"))
+		}
+	}},
+	{invariant.Bounded, "many provisional holds of one person", func(s *scene) {
+		for i := range 5 {
+			e := s.revoke(fmt.Sprintf("identity:/workload/w%d", i))
+			e.Cutoff, e.Hold, e.Until = false, true, s.entries[len(s.entries)-1].Time+60_000
+			s.add(e)
+		}
+	}},
+	{invariant.Bounded, "too many open changes of one proposer", func(s *scene) {
+		for range 9 {
+			s.add(s.propose("hold.lift", "everything#1"))
+		}
 	}},
 	{invariant.Bounded, "too many whole denials", func(s *scene) {
 		r := s.release()
@@ -674,6 +745,37 @@ var plants = []struct {
 		s.add(&state.HoldLifted{Scope: "everything", Hold: 7, Change: ch})
 	}},
 
+	{invariant.Lifecycle, "a hold lifted by a change about the hold before it", func(s *scene) {
+		e := s.revoke("issuer:x509:corp")
+		e.Hold = true
+		first := s.add(e)
+		ch := s.add(s.propose("hold.lift", hold("issuer:x509:corp", first)))
+		e = s.revoke("issuer:x509:corp")
+		e.Hold = true
+		second := s.add(e)
+		s.add(s.approve(ch))
+		s.add(&state.HoldLifted{Scope: "issuer:x509:corp", Hold: second, Change: ch})
+	}},
+	{invariant.Lifecycle, "a revocation confirmed by a change about the hold before it", func(s *scene) {
+		e := s.revoke("issuer:x509:corp")
+		e.Hold = true
+		ch := s.add(s.propose("revocation.confirm", hold("issuer:x509:corp", s.add(e))))
+		e = s.revoke("issuer:x509:corp")
+		e.Hold = true
+		s.add(e)
+		s.add(s.approve(ch))
+		e = s.revoke("issuer:x509:corp")
+		e.Hold, e.Change = true, ch
+		s.add(e)
+	}},
+
+	{invariant.Separated, "a hold that leaves nobody who could lift it", func(s *scene) {
+		for _, person := range []string{"bob", "carol"} {
+			e := s.revoke("identity:/human/" + person)
+			e.Cutoff, e.Hold = false, true
+			s.add(e)
+		}
+	}},
 	{invariant.Separated, "a change approved by its proposer", func(s *scene) {
 		ch := s.add(s.propose("hold.lift", "everything"))
 		e := s.approve(ch)
@@ -688,7 +790,9 @@ var plants = []struct {
 		s.add(e)
 	}},
 	{invariant.Separated, "a person who counts twice", func(s *scene) {
-		ch := s.add(s.propose("hold.lift", "everything"))
+		p := s.propose("hold.lift", "everything#1")
+		p.Required = 2
+		ch := s.add(p)
 		s.add(s.approve(ch))
 		s.add(s.approve(ch))
 	}},
@@ -784,6 +888,14 @@ var plants = []struct {
 		s.genesis(func(g *state.Genesis) { g.Keys[1].Cross = make([]byte, 64) })
 	}},
 	{invariant.Confined, "another class than the document's", func(s *scene) { s.genesis(func(g *state.Genesis) { g.Class = "production" }) }},
+	{invariant.Monotonic, "a checkpoint key that the one before did not sign for", func(s *scene) {
+		k := last(s, func(_ uint64, e *state.KeyAdded) bool { return strings.HasPrefix(e.Key.Name, "checkpoint/") })
+		k.Actor, k.Ruling = s.write().Actor, s.write().Ruling
+		_, n, _ := strings.Cut(k.Key.Name, "/")
+		k.Key.Name = fmt.Sprintf("checkpoint/%d", int(n[0]-'0')+1)
+		s.add(k)
+	}},
+
 	{invariant.Confined, "an identity of another environment", func(s *scene) {
 		e := s.workload()
 		e.Identity = "spiffe://other.example/workload/api"

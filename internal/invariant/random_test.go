@@ -253,7 +253,7 @@ func (s *sim) lift(scope string) {
 	if !s.holds[scope] {
 		return
 	}
-	text := s.w.Change("alice", control.ActionLiftHold, scope, nil).Text()
+	text := s.w.Change("alice", control.ActionLiftHold, s.w.Hold(scope), nil).Text()
 	p, err := s.w.Env.Propose(s.ctx, s.alice.Caller, control.ProposeRequest{Text: text, SSHSIG: s.w.Sign("alice", ceremony.NamespaceChange, text)})
 	s.check(err)
 	_, err = s.w.Approve(s.alice, "alice", p.Change)
@@ -347,7 +347,8 @@ func TestRandom(t *testing.T) {
 			s.step()
 		}
 		live := 0
-		w.Env.State().Leases.All(func(_ uint64, l *state.Lease) bool {
+		w.Env.State().LeaseOf.All(func(_ string, id uint64) bool { // those of older enrolments stay, and nobody reads under them
+			l, _ := w.Env.State().Leases.Get(id)
 			if _, _, dead := w.Env.State().CutoffOver(state.SubjectOfLease(l)); !dead && l.Live(state.At(w.Now())) {
 				live++
 			}

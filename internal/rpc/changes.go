@@ -99,7 +99,7 @@ func (s changes) ListChanges(ctx context.Context, r *pb.ListChangesRequest) (*pb
 	}
 	out := &pb.ListChangesResponse{}
 	for _, x := range all {
-		out.Changes = append(out.Changes, changeInfo(x.Change))
+		out.Changes = append(out.Changes, changeInfo(c.conn.site.Env, x.Change))
 	}
 	return out, nil
 }
@@ -110,7 +110,7 @@ func (s changes) GetChange(ctx context.Context, r *pb.GetChangeRequest) (*pb.Get
 	if err != nil {
 		return nil, err
 	}
-	out := &pb.GetChangeResponse{Change: changeInfo(x.Change)}
+	out := &pb.GetChangeResponse{Change: changeInfo(c.conn.site.Env, x.Change)}
 	if p := x.Proposal; p != nil {
 		out.ProposalText = p.Text
 		out.ProposalSignature = &pb.Signature{Person: p.Signature.Person, Key: p.Signature.Key, Sshsig: p.Signature.SSHSIG}
@@ -141,7 +141,7 @@ func (s changes) Approve(ctx context.Context, r *pb.ApproveRequest) (*pb.Approve
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ApproveResponse{Change: changeInfo(p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
+	return &pb.ApproveResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
 }
 
 func (s changes) Reject(ctx context.Context, r *pb.RejectRequest) (*pb.RejectResponse, error) {
@@ -171,7 +171,7 @@ func (s changes) GetBundle(ctx context.Context, r *pb.GetBundleRequest) (*pb.Get
 	return &pb.GetBundleResponse{Manifest: string(m.Text()), Files: contentsOf(m, files), Generation: generation}, nil
 }
 
-func changeInfo(x *state.Change) *pb.ChangeInfo {
+func changeInfo(env *control.Environment, x *state.Change) *pb.ChangeInfo {
 	if x == nil {
 		return nil
 	}
@@ -182,8 +182,6 @@ func changeInfo(x *state.Change) *pb.ChangeInfo {
 	if !x.Manifest.IsZero() {
 		out.Manifest = x.Manifest.String()
 	}
-	for _, a := range x.Approvals {
-		out.ApprovedBy = append(out.ApprovedBy, a.Person)
-	}
+	out.ApprovedBy = env.ApprovedBy(x)
 	return out
 }

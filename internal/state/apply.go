@@ -3,6 +3,7 @@ package state
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,7 +40,10 @@ func (s *State) remember(a Actor, k *IdemKey, m Meta, what Idempotent) {
 	}
 	owner := IdemOwner(a.Identity, a.Node)
 	name := IdemName(owner, k.Key)
-	what.Request, what.Index, what.Expires = k.Request, m.Index, m.Time+idemLifetime
+	what.Request, what.Index, what.Expires, what.Node = k.Request, m.Index, m.Time+idemLifetime, a.Node
+	if x, ok := s.Sessions.Get(a.Session); ok {
+		what.Anchor, what.Root = x.Anchor, x.Root
+	}
 	if _, had := s.Idem.Get(name); !had {
 		n, _ := s.IdemCount.Get(owner)
 		s.IdemCount.set(owner, n+1)
@@ -81,7 +85,7 @@ func (e *BundleInForce) apply(s *State, m Meta) error {
 		return fmt.Errorf("it replaces another bundle than the one in force")
 	}
 	c, ok := s.Changes.Get(e.Change)
-	if !ok || !c.Complete() || c.State != Proposed || c.Manifest != e.Manifest {
+	if !ok || !s.Complete(c, m.Time) || c.State != Proposed || c.Manifest != e.Manifest {
 		return fmt.Errorf("change %d does not bring this bundle into force", e.Change)
 	}
 	s.setChange(c, InForce)
@@ -121,7 +125,7 @@ func (e *ChangeProposed) apply(s *State, m Meta) error {
 	}
 	s.Changes.set(m.Index, &Change{
 		Index: m.Index, Action: e.Action, State: Proposed, Manifest: e.Manifest, Base: e.Base,
-		Target: e.Target, Proposer: e.Actor.Identity, Required: e.Required, SelfOK: e.SelfOK,
+		Target: e.Target, Proposer: e.Actor.Identity, Anchors: s.vouched(e.Actor, &e.Signature, e.Bundle), Required: e.Required, SelfOK: e.SelfOK,
 		Created: m.Time, Expires: e.Expires, Reason: e.Reason,
 	})
 	s.enqueue(e.Expires+keepChange, qChange, indexKey(m.Index))
@@ -129,20 +133,45 @@ func (e *ChangeProposed) apply(s *State, m Meta) error {
 	return nil
 }
 
+// vouched lists what vouches for what a person signed and sent, without repetition: the keys of the signatures, and the
+// anchor of the session.
+func (s *State) vouched(a Actor, signatures ...*Signature) []string {
+	var out []string
+	add := func(anchor string) {
+		if !slices.Contains(out, anchor) {
+			out = append(out, anchor)
+		}
+	}
+	for _, x := range signatures {
+		if x != nil {
+			add("ssh:" + x.Key)
+		}
+	}
+	if x, ok := s.Sessions.Get(a.Session); ok {
+		add(x.Anchor)
+	}
+	return out
+}
+
 func (e *ChangeApproved) apply(s *State, m Meta) error {
 	c, ok := s.Changes.Get(e.Change)
 	if !ok || c.StateAt(m.Time) != Proposed {
 		return fmt.Errorf("change %d is not open", e.Change)
 	}
-	if c.ApprovedBy(e.Signature.Person) {
+	if !s.MayApprove(c, e.Signature.Person, m.Time) {
 		return fmt.Errorf("%s approved change %d before", e.Signature.Person, e.Change)
 	}
 	if err := s.spend(e.Nonce, c.Expires); err != nil {
 		return err
 	}
 	n := *c
-	n.Approvals = append(append([]Approval(nil), c.Approvals...),
-		Approval{Person: e.Signature.Person, Index: m.Index, Key: e.Signature.Key})
+	n.Approvals = make([]Approval, 0, len(c.Approvals)+1)
+	for _, a := range c.Approvals {
+		if a.Person != e.Signature.Person { // every person counts once: one that no longer counts makes room
+			n.Approvals = append(n.Approvals, a)
+		}
+	}
+	n.Approvals = append(n.Approvals, Approval{Person: e.Signature.Person, Index: m.Index, Anchors: s.vouched(e.Actor, &e.Signature)})
 	s.Changes.set(n.Index, &n)
 	return nil
 }
@@ -370,7 +399,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 		}
 		k := LeaseKey(l.Identity, l.Node, l.Secret, l.Version, l.Purpose)
 		if before, ok := s.LeaseOf.Get(k); ok {
-			s.dropLease(before)
+			s.supersede(before, l)
 		}
 		s.Leases.set(l.ID, l)
 		s.LeaseOf.set(k, l.ID)
@@ -383,9 +412,22 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 		if lease == 0 {
 			lease = m.Index
 		}
-		s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease, Root: e.Root})
+		s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version, Lease: lease})
 	}
 	return nil
+}
+
+// supersede makes room for a lease of the same name. The older row stays until its own time is over if a revocation may have to
+// name it and would not name the newer one: it was made under another enrolment, or lives longer. So there is one row for each
+// enrolment within its leases' lifetime, and an enrolment costs a proof; whoever returns leases and takes new ones leaves one.
+func (s *State) supersede(before uint64, by *Lease) {
+	old, ok := s.Leases.Get(before)
+	if !ok || old.Anchor != by.Anchor || old.Root != by.Root || old.Expires > by.Expires {
+		return
+	}
+	s.Leases.del(before)
+	// Unless it was renewed, this is its place; else the sweep finds that it is gone.
+	s.queue.del(queueKey(old.Expires+keepLease, qLease, indexKey(before)))
 }
 
 func (e *LeaseRenewed) apply(s *State, m Meta) error {
@@ -417,6 +459,15 @@ func (e *RevocationRecorded) apply(s *State, m Meta) error {
 	if _, err := ParseScope(e.Scope); err != nil {
 		return err
 	}
+	if e.Change != 0 { // before it has effect: it may be about one of its own approvers
+		h, ok := s.Holds.Get(e.Scope)
+		if !ok || (h.Until != 0 && m.Time >= h.Until) {
+			return fmt.Errorf("there is no hold on %s to confirm", e.Scope)
+		}
+		if err := s.carryOut(e.Change, HoldTarget(e.Scope, h.Index), m); err != nil {
+			return err
+		}
+	}
 	if e.Cutoff {
 		s.Cutoffs.set(e.Scope, m.Index)
 	}
@@ -424,16 +475,26 @@ func (e *RevocationRecorded) apply(s *State, m Meta) error {
 		s.Holds.set(e.Scope, &Hold{Scope: e.Scope, Index: m.Index, By: e.Actor.Identity, Reason: e.Reason, Until: e.Until})
 		if e.Until != 0 {
 			s.enqueue(e.Until, qHold, e.Scope)
+			name := ProvisionalName(e.Actor.Identity, e.Scope)
+			s.Once.set(name, m.Time+provisionalMemory)
+			s.enqueue(m.Time+provisionalMemory, qOnce, name)
 		}
-	}
-	if e.Change != 0 {
-		c, ok := s.Changes.Get(e.Change)
-		if !ok || !c.Complete() || c.State != Proposed || c.Target != e.Scope {
-			return fmt.Errorf("change %d does not confirm a revocation of %s", e.Change, e.Scope)
-		}
-		s.setChange(c, Done)
 	}
 	s.Control = m.Index
+	return nil
+}
+
+// ProvisionalName is under what Once remembers that a person set a provisional hold, for a day: whoever sets it again when it
+// has run out, or under another scope, would stop things for longer than one person may. An empty scope gives the prefix.
+func ProvisionalName(person, scope string) string { return "hold:" + person + "\x00" + scope }
+
+// carryOut ends a change that an entry carries out.
+func (s *State) carryOut(change uint64, target string, m Meta) error {
+	c, ok := s.Changes.Get(change)
+	if !ok || c.State != Proposed || c.Target != target || !s.Complete(c, m.Time) {
+		return fmt.Errorf("change %d is not approved, or is not about %s", change, target)
+	}
+	s.setChange(c, Done)
 	return nil
 }
 
@@ -442,12 +503,10 @@ func (e *HoldLifted) apply(s *State, m Meta) error {
 	if !ok || h.Index != e.Hold {
 		return fmt.Errorf("there is no such hold on %s", e.Scope)
 	}
-	c, ok := s.Changes.Get(e.Change)
-	if !ok || !c.Complete() || c.State != Proposed || c.Target != e.Scope {
-		return fmt.Errorf("change %d does not lift the hold on %s", e.Change, e.Scope)
+	if err := s.carryOut(e.Change, HoldTarget(e.Scope, e.Hold), m); err != nil {
+		return err
 	}
 	s.Holds.del(e.Scope)
-	s.setChange(c, Done)
 	s.Control = m.Index
 	return nil
 }

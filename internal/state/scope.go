@@ -96,6 +96,15 @@ func SubjectOf(x *Session) Subject {
 	return Subject{Identity: x.Identity, Node: node, Anchor: x.Anchor, Own: own, Root: x.Root}
 }
 
+// SubjectOfEffect is the subject of an idempotency key's first effect.
+func SubjectOfEffect(who string, x *Idempotent) Subject {
+	node := x.Node
+	if node == "" && strings.HasPrefix(who, "/node/") {
+		node = who
+	}
+	return Subject{Identity: who, Node: node, Anchor: x.Anchor, Own: x.Index, Root: min(x.Root, x.Index)}
+}
+
 // SubjectOfLease is the subject of a lease.
 func SubjectOfLease(l *Lease) Subject {
 	return Subject{Identity: l.Identity, Node: l.Node, Anchor: l.Anchor, Secret: l.Secret, Own: l.ID, Root: l.Root}

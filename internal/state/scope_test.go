@@ -246,12 +246,58 @@ func TestVersionMoves(t *testing.T) {
 }
 
 func TestChangeStates(t *testing.T) {
-	c := &Change{State: Proposed, Expires: 1000, Required: 2, Approvals: []Approval{{Person: "bob"}}}
-	if c.StateAt(999) != Proposed || c.StateAt(1000) != Expired || c.Complete() || !c.ApprovedBy("bob") || c.ApprovedBy("alice") {
+	c := &Change{Index: 5, State: Proposed, Expires: 1000, Proposer: "/human/carol", Required: 1, Approvals: []Approval{{Person: "bob", Index: 7, Anchors: []string{"ssh:b"}}}}
+	s := New()
+	if c.StateAt(999) != Proposed || c.StateAt(1000) != Expired || !s.Complete(c, 1) || s.MayApprove(c, "bob", 1) == false || !s.MayApprove(c, "alice", 1) {
 		t.Errorf("%+v", c)
 	}
+	c.Required = 2
+	if s.Complete(c, 1) || s.MayApprove(c, "bob", 1) {
+		t.Error("one approval of two")
+	}
+	c.Required = 1
 	c.State = InForce
 	if c.StateAt(5000) != InForce {
 		t.Error("a change in force does not expire")
+	}
+}
+
+// What was signed counts as long as neither the person nor a key behind it is revoked.
+func TestApprovalsDerive(t *testing.T) {
+	c := &Change{
+		Index: 5, State: Proposed, Expires: 1000, Proposer: "/human/carol", Anchors: []string{"ssh:c"}, Required: 1,
+		Approvals: []Approval{{Person: "bob", Index: 7, Anchors: []string{"ssh:b", "ssh:b-login"}}},
+	}
+	for scope, stands := range map[string]bool{
+		"identity:/human/bob": false, "identity:/human/*": false, "issuer:ssh:b": false, "issuer:ssh:b-login": false, "everything": false,
+		"identity:/human/carol": false, "issuer:ssh:c": false, "identity:/human/dave": true, "issuer:ssh:d": true, "node:/*": true,
+	} {
+		s := New()
+		s.Cutoffs.set(scope, 8)
+		if got := s.Complete(c, 1); got != stands {
+			t.Errorf("a cutoff on %s: %t", scope, got)
+		}
+		s = New()
+		s.Holds.set(scope, &Hold{Scope: scope, Index: 8, Until: 100})
+		if got := s.Complete(c, 99); got != stands && scope != "everything" { // a hold on everything leaves persons
+			t.Errorf("a hold on %s: %t", scope, got)
+		}
+		if !s.Complete(c, 100) {
+			t.Errorf("the hold on %s is over", scope)
+		}
+	}
+}
+
+func TestHoldTarget(t *testing.T) {
+	for _, scope := range []string{"everything", "identity:/human/bob", "issuer:odd#7", ""} {
+		got, hold, ok := ParseHoldTarget(HoldTarget(scope, 57))
+		if !ok || got != scope || hold != 57 {
+			t.Errorf("%q: %q %d %t", scope, got, hold, ok)
+		}
+	}
+	for _, target := range []string{"", "everything", "everything#", "everything#07", "everything#+7", "everything#7 ", "everything#-1", "everything#99999999999999999999"} {
+		if _, _, ok := ParseHoldTarget(target); ok {
+			t.Errorf("%q was read", target)
+		}
 	}
 }

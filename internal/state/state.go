@@ -189,7 +189,8 @@ type Change struct {
 	Base      Digest      `json:"base"`
 	Target    string      `json:"target,omitempty"` // for acts that are not a bundle: what is acted on
 	Proposer  string      `json:"proposer"`
-	Required  int         `json:"required"` // persons other than the proposer
+	Anchors   []string    `json:"anchors,omitempty"` // what vouched for the proposer: see Approval
+	Required  int         `json:"required"`          // persons other than the proposer
 	SelfOK    bool        `json:"self_ok,omitempty"`
 	Approvals []Approval  `json:"approvals,omitempty"`
 	Created   Millis      `json:"created"`
@@ -199,9 +200,9 @@ type Change struct {
 
 // Approval is one person's yes.
 type Approval struct {
-	Person string `json:"person"`
-	Index  uint64 `json:"index"`
-	Key    string `json:"key"` // SSH fingerprint
+	Person  string   `json:"person"`
+	Index   uint64   `json:"index"`
+	Anchors []string `json:"anchors,omitempty"` // what vouched for it: the keys that signed, and the login's
 }
 
 // Hold refuses what is asked from now until it is lifted or, if Until is set, runs out.
@@ -221,7 +222,10 @@ type Idempotent struct {
 	Secret  string `json:"secret,omitempty"`
 	Version uint64 `json:"version,omitempty"`
 	Lease   uint64 `json:"lease,omitempty"`
-	Root    uint64 `json:"root,omitempty"`
+	// What the first effect derives from: a retry comes in another session, perhaps of another enrolment.
+	Node   string `json:"node,omitempty"`
+	Anchor string `json:"anchor,omitempty"`
+	Root   uint64 `json:"root,omitempty"`
 }
 
 // SeenKey says whose a session key is, so that the same key under another name is refused.

@@ -13,6 +13,8 @@ const (
 	keepIdentity = 30 * 24 * 60 * 60 * 1000
 	keepChange   = 30 * 24 * 60 * 60 * 1000
 	idemLifetime = 60 * 60 * 1000
+	// provisionalMemory is for how long a provisional hold counts against who set it.
+	provisionalMemory = 24 * 60 * 60 * 1000
 )
 
 // sweepPerEntry bounds the work that one entry does for the past. It is more than an entry can

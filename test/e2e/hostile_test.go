@@ -478,8 +478,16 @@ func (h *hostile) insiders() []attack {
 func (h *hostile) proposed(person, signer string) *bailmentv1.ProposeRequest {
 	env, err := h.admin.Environment.GetEnvironment(h.T.Context(), &bailmentv1.GetEnvironmentRequest{})
 	h.Check(err)
+	holds, err := h.admin.Revocations.ListRevocations(h.T.Context(), &bailmentv1.ListRevocationsRequest{})
+	h.Check(err)
+	target := ""
+	for _, x := range holds.Revocations {
+		if x.Scope == "node:/node/join-token/cut" {
+			target = state.HoldTarget(x.Scope, x.Hold)
+		}
+	}
 	c := ceremony.Change{
-		Scope: h.scope(), Action: control.ActionLiftHold, Base: env.Bundle, Target: "node:/node/join-token/cut", Role: ceremony.Proposer, Person: person,
+		Scope: h.scope(), Action: control.ActionLiftHold, Base: env.Bundle, Target: target, Role: ceremony.Proposer, Person: person,
 		Nonce: sitetest.Random(), Expires: time.Now().Add(time.Hour).Truncate(time.Second), Reason: "test",
 	}
 	sig, err := h.Signer(signer)(ceremony.NamespaceChange, []byte(c.Text()))

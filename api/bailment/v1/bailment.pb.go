@@ -2755,7 +2755,7 @@ type ProposeRequest struct {
 	Action            string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`     // bundle | hold.lift | revocation.confirm
 	Manifest          string                 `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"` // for a bundle: the manifest's text
 	Files             [][]byte               `protobuf:"bytes,3,rep,name=files,proto3" json:"files,omitempty"`       // contents; named by their digests in the manifest
-	Target            string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`     // for other acts: the scope
+	Target            string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`     // for other acts: the hold, as SCOPE#ENTRY
 	Reason            string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Expires           *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires,proto3" json:"expires,omitempty"`
 	Text              string                 `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"` // what was signed

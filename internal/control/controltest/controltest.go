@@ -416,6 +416,16 @@ func (w *World) Change(person, action, target string, manifest *policy.Manifest)
 	return c
 }
 
+// Hold is the target of a change that is about the hold in force on a scope.
+func (w *World) Hold(scope string) string {
+	w.T.Helper()
+	h, ok := w.Env.State().Holds.Get(scope)
+	if !ok {
+		w.T.Fatalf("there is no hold on %s", scope)
+	}
+	return state.HoldTarget(scope, h.Index)
+}
+
 // Nonce is a fresh nonce of a signed text.
 func Nonce() string {
 	b := make([]byte, 16)

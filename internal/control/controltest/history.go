@@ -191,17 +191,17 @@ func (h *history) revocations() {
 	h.check(err)
 	_, _, err = w.Get(h.api, "db/a")
 	h.refused(err, problem.ReasonCutoff)
-	h.act(control.ActionLiftHold, "identity:/workload/api")
+	h.act(control.ActionLiftHold, w.Hold("identity:/workload/api"))
 	h.api = w.Workload(h.node, "")
 	out, err := w.Env.Revoke(h.ctx, h.bob.Caller, control.RevokeRequest{Scope: "node:/node/*", Reason: "an incident"})
 	h.check(err)
 	if out.Provisional.IsZero() {
 		w.T.Fatal("the revocation was not provisional")
 	}
-	h.act(control.ActionConfirmCut, "node:/node/*")
+	h.act(control.ActionConfirmCut, w.Hold("node:/node/*"))
 	_, err = w.TryWorkload(h.node, "")
 	h.refused(err, problem.ReasonCutoff)
-	h.act(control.ActionLiftHold, "node:/node/*")
+	h.act(control.ActionLiftHold, w.Hold("node:/node/*"))
 
 	// A machine whose enrolment has two holders.
 	forked := w.Node(h.alice, "forked")

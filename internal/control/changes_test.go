@@ -1,0 +1,305 @@
+package control_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// board is an environment with operators who are logged in.
+type board struct {
+	*controltest.World
+	by map[string]controltest.Actor
+}
+
+func newBoard(t *testing.T, quorum int, persons ...string) *board {
+	t.Helper()
+	b := &board{controltest.New(t, controltest.Options{Persons: persons, Quorum: quorum}), map[string]controltest.Actor{}}
+	for _, p := range persons {
+		b.by[p] = b.Login(p)
+	}
+	return b
+}
+
+// with is the bundle with one file more, or another one.
+func (b *board) with(path, text string) policy.Files {
+	files := maps.Clone(b.Files)
+	files[path] = []byte(text)
+	return files
+}
+
+// propose proposes a bundle that differs in its README.
+func (b *board) propose(person, readme string) *state.Change {
+	b.T.Helper()
+	p, err := b.Propose(b.by[person], person, b.with("README.md", readme))
+	b.must(err)
+	return p.Change
+}
+
+func (b *board) must(err error) {
+	b.T.Helper()
+	if err != nil {
+		b.T.Fatal(err)
+	}
+}
+
+func (b *board) refused(err error, want problem.Reason) {
+	b.T.Helper()
+	if !problem.Is(err, want) {
+		b.T.Fatalf("got %v; want %s", err, want)
+	}
+}
+
+// revoke revokes with a hold.
+func (b *board) revoke(person, scope string) *control.Revoked {
+	b.T.Helper()
+	r, err := b.Env.Revoke(context.Background(), b.by[person].Caller, control.RevokeRequest{Scope: scope, Reason: "test"})
+	b.must(err)
+	return r
+}
+
+// act proposes something about the hold on a scope.
+func (b *board) act(person, action, target string) (*control.Proposal, error) {
+	b.T.Helper()
+	text := b.Change(person, action, target, nil).Text()
+	return b.Env.Propose(context.Background(), b.by[person].Caller, control.ProposeRequest{Text: text, SSHSIG: b.Sign(person, ceremony.NamespaceChange, text)})
+}
+
+// lift lifts a hold by the proposal of one person and the approvals of others.
+func (b *board) lift(scope, by string, others ...string) {
+	b.T.Helper()
+	p, err := b.act(by, control.ActionLiftHold, b.Hold(scope))
+	b.must(err)
+	for _, o := range others {
+		_, err = b.Approve(b.by[o], o, p.Change)
+		b.must(err)
+	}
+	if b.Env.State().Holds.Has(scope) {
+		b.T.Fatalf("%s is held", scope)
+	}
+}
+
+// inForce checks the generation, and that the running checks find nothing.
+func (b *board) inForce(generation uint64) {
+	b.T.Helper()
+	if g := b.Env.State().Generation; g != generation {
+		b.T.Fatalf("generation %d, want %d", g, generation)
+	}
+	if _, found, err := b.Env.Check(context.Background()); err != nil || len(found) > 0 {
+		b.T.Fatalf("%v %v", found, err)
+	}
+}
+
+func (b *board) key(person string) string {
+	return "issuer:ssh:" + ssh.FingerprintSHA256(b.Persons[person].PublicKey())
+}
+
+// An approval does not outlive its approver's revocation, by person or by key; another approval takes its place.
+func TestApprovalDerivesFromItsApprover(t *testing.T) {
+	for _, by := range []string{"person", "key"} {
+		t.Run(by, func(t *testing.T) {
+			b := newBoard(t, 2, "alice", "bob", "carol", "dave", "erin")
+			ch := b.propose("alice", "x")
+			_, err := b.Approve(b.by["bob"], "bob", ch)
+			b.must(err)
+			scope := "identity:/human/bob"
+			if by == "key" {
+				scope = b.key("bob")
+			}
+			b.revoke("dave", scope)
+			out, err := b.Approve(b.by["carol"], "carol", ch)
+			b.must(err)
+			if out.Generation != 0 {
+				t.Fatal("it came into force by the approval of somebody who is revoked")
+			}
+			if got := b.Env.ApprovedBy(out.Change); len(got) != 1 || got[0] != "carol" {
+				t.Errorf("it is shown as approved by %v", got)
+			}
+			b.inForce(1)
+			// Bob comes back, and approves anew: what he signed before is dead.
+			b.lift(scope, "alice", "carol", "dave")
+			b.inForce(1)
+			b.by["bob"] = b.Login("bob")
+			out, err = b.Approve(b.by["bob"], "bob", ch)
+			b.must(err)
+			if out.Generation != 2 || len(out.Change.Approvals) != 2 {
+				t.Fatalf("%+v %+v", out, out.Change)
+			}
+			b.inForce(2)
+		})
+	}
+}
+
+// A hold without a cutoff suspends an approval: when it is over, the approval counts again, and whoever approves again carries the
+// change out.
+func TestApprovalUnderHold(t *testing.T) {
+	b := newBoard(t, 2, "alice", "bob", "carol", "dave")
+	ch := b.propose("alice", "x")
+	_, err := b.Approve(b.by["bob"], "bob", ch)
+	b.must(err)
+	_, err = b.Approve(b.by["bob"], "bob", ch)
+	b.refused(err, problem.ReasonSeparation)
+	_, err = b.Env.Revoke(context.Background(), b.by["dave"].Caller, control.RevokeRequest{Scope: "identity:/human/bob", HoldOnly: true, Reason: "test"})
+	b.must(err)
+	_, err = b.Approve(b.by["carol"], "carol", ch)
+	b.must(err)
+	b.inForce(1)
+	b.lift("identity:/human/bob", "alice", "carol", "dave")
+	out, err := b.Approve(b.by["carol"], "carol", ch)
+	b.must(err)
+	if out.Generation != 2 {
+		t.Fatalf("%+v", out)
+	}
+	b.inForce(2)
+}
+
+// A proposal does not outlive its proposer's revocation.
+func TestProposalDerivesFromItsProposer(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	ch := b.propose("alice", "x")
+	b.revoke("carol", "identity:/human/alice")
+	_, err := b.Approve(b.by["bob"], "bob", ch)
+	b.refused(err, problem.ReasonCutoff)
+	b.inForce(1)
+}
+
+// The key that signed is judged, and not just that of the login.
+func TestSignatureByHeldKey(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	b.AddPerson("spare") // a second key of bob
+	line := func(p string) string {
+		return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(b.Persons[p].PublicKey())), "\n")
+	}
+	duties := "[propose, approve, revoke, admit, keys, audit]"
+	b.Files["operators.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: %s\n    - name: bob\n      keys: [%q, %q]\n      duties: %s\n",
+		line("alice"), duties, line("bob"), line("spare"), duties)
+	_, err := b.Approve(b.by["bob"], "bob", b.propose("alice", "two keys"))
+	b.must(err)
+	b.revoke("alice", b.key("spare"))
+
+	ch := b.propose("alice", "x")
+	c := ceremony.Change{
+		Scope: b.Scope(), Action: ch.Action, Base: ch.Base.String(), Role: ceremony.Approver, Person: "bob",
+		Number: ch.Index, Nonce: controltest.Nonce(), Expires: ch.Expires.Time(), Reason: ch.Reason, New: ch.Manifest.String(),
+	}
+	_, err = b.Env.Approve(context.Background(), b.by["bob"].Caller, control.ApproveRequest{Change: ch.Index, Text: c.Text(), SSHSIG: b.Sign("spare", ceremony.NamespaceChange, c.Text())})
+	b.refused(err, problem.ReasonHeld)
+
+	text := b.Change("bob", control.ActionLiftHold, b.Hold(b.key("spare")), nil).Text()
+	_, err = b.Env.Propose(context.Background(), b.by["bob"].Caller, control.ProposeRequest{Text: text, SSHSIG: b.Sign("spare", ceremony.NamespaceChange, text)})
+	b.refused(err, problem.ReasonHeld)
+	b.inForce(2)
+}
+
+// An approval about one hold is none for another one on the same scope.
+func TestApprovalNamesItsHold(t *testing.T) {
+	const scope = "identity:/workload/api"
+	for _, action := range []string{control.ActionLiftHold, control.ActionConfirmCut} {
+		t.Run(action, func(t *testing.T) {
+			b := newBoard(t, 2, "alice", "bob", "carol", "dave")
+			first := b.revoke("dave", scope)
+			p, err := b.act("alice", action, b.Hold(scope))
+			b.must(err)
+			_, err = b.Approve(b.by["bob"], "bob", p.Change)
+			b.must(err)
+			b.lift(scope, "alice", "bob", "carol")
+			second := b.revoke("dave", scope) // a new incident
+			_, err = b.Approve(b.by["carol"], "carol", p.Change)
+			b.refused(err, problem.ReasonConflict)
+			if h, ok := b.Env.State().Holds.Get(scope); !ok || h.Index != second.Index {
+				t.Fatalf("what was said of hold %d had an effect on %d: %+v", first.Index, second.Index, h)
+			}
+			for _, target := range []string{scope, state.HoldTarget(scope, first.Index), state.HoldTarget("identity:/workload/other", second.Index)} {
+				if _, err := b.act("alice", action, target); err == nil {
+					t.Errorf("a change about %s was proposed", target)
+				}
+			}
+			b.inForce(1)
+		})
+	}
+}
+
+// A retry of a proposal gives its first effect, also when that is in force by now.
+func TestProposalRetriedAfterItsEffect(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	ctx := context.Background()
+	alice := b.by["alice"]
+	base, _, _, err := b.Env.Bundle(ctx, alice.Caller, state.Digest{})
+	b.must(err)
+	files := b.with("README.md", "x")
+	m, err := policy.BuildManifest(files, policy.Header{Environment: controltest.EnvName, Genesis: policy.Digest(b.Genesis), Version: 2, Previous: base.Digest()})
+	b.must(err)
+	text := b.Change("alice", control.ActionBundle, "", m).Text()
+	req := control.ProposeRequest{
+		Text: text, SSHSIG: b.Sign("alice", ceremony.NamespaceChange, text), Manifest: m.Text(), Files: files,
+		ManifestSignature: b.Sign("alice", ceremony.NamespaceBundle, string(m.Text())), Key: "k",
+	}
+	first, err := b.Env.Propose(ctx, alice.Caller, req)
+	b.must(err)
+	size := b.Env.Ledger().Size()
+	for _, when := range []string{"open", "in force"} {
+		again, err := b.Env.Propose(ctx, alice.Caller, req)
+		if err != nil || again.Index != first.Index || b.Env.Ledger().Size() != size {
+			t.Fatalf("%s: %+v %v", when, again, err)
+		}
+		if when == "open" {
+			_, err = b.Approve(b.by["bob"], "bob", first.Change)
+			b.must(err)
+			size = b.Env.Ledger().Size()
+		}
+	}
+	req.Text = strings.Replace(req.Text, "test", "rest", 1)
+	if _, err = b.Env.Propose(ctx, alice.Caller, req); err == nil {
+		t.Error("another request under the same key went through")
+	}
+}
+
+// Nobody fills the room for open changes, and bundles don't take that of containment.
+func TestRoomForChanges(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.revoke("carol", "identity:/workload/api")
+	hold := b.Hold("identity:/workload/api")
+	for _, action := range []string{control.ActionBundle, control.ActionLiftHold} {
+		n := 0
+		for ; n < 20; n++ {
+			var err error
+			if action == control.ActionBundle {
+				_, err = b.Propose(b.by["alice"], "alice", b.with("README.md", fmt.Sprint(n)))
+			} else {
+				_, err = b.act("alice", action, hold)
+			}
+			if err != nil {
+				b.refused(err, problem.ReasonLimit)
+				break
+			}
+		}
+		if n != 8 {
+			t.Errorf("%s: %d changes of one proposer", action, n)
+		}
+	}
+	p, err := b.act("bob", control.ActionLiftHold, hold)
+	b.must(err)
+	_, err = b.Approve(b.by["carol"], "carol", p.Change)
+	b.must(err)
+	// What can't be carried out any more takes no room.
+	_, err = b.Approve(b.by["bob"], "bob", b.propose("carol", "new"))
+	b.must(err)
+	if ch := b.propose("alice", "once more"); ch.State != state.Proposed {
+		t.Errorf("%+v", ch)
+	}
+	if open, err := b.Env.ListChanges(context.Background(), b.by["bob"].Caller, true); err != nil || !slices.ContainsFunc(open, func(v control.ChangeView) bool { return v.Proposer == "/human/alice" }) {
+		t.Errorf("%v %v", open, err)
+	}
+}
