@@ -2,6 +2,7 @@ package ledger_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"database/sql"
 	"errors"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/store"
 	"github.com/bailment/bailment/internal/store/sqlite"
 	"github.com/bailment/bailment/internal/store/storetest"
 	"github.com/bailment/bailment/verify"
@@ -98,6 +100,45 @@ func TestSigningFails(t *testing.T) {
 	if got := r.start().State(); got.n != 2 || got.last["a"] != 2 {
 		t.Fatalf("%+v", got)
 	}
+}
+
+// refusing is a store that calls a batch invalid.
+type refusing struct {
+	store.Store
+	refuse atomic.Bool
+}
+
+func (s *refusing) Append(ctx context.Context, b *store.Batch) error {
+	if s.refuse.Load() {
+		return store.ErrInvalid
+	}
+	return s.Store.Append(ctx, b)
+}
+
+// A batch that the store refuses before it touches anything costs nobody the handle.
+func TestInvalidBatch(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	st := &refusing{}
+	open := cfg.Open
+	cfg.Open = func(ctx context.Context) (_ store.Store, err error) {
+		st.Store, err = open(ctx)
+		return st, err
+	}
+	l, err := ledger.Load(t.Context(), cfg)
+	must(t, err)
+	verifier, err := note.NewVerifier(r.vkey)
+	must(t, err)
+	must(t, l.Start([]note.Signer{signerOf(t, r.skey)}, []note.Verifier{verifier}))
+	st.refuse.Store(true)
+	if _, _, err := add(l, "a", 1); !problem.Is(err, problem.ReasonInternal) {
+		t.Errorf("got %v", err)
+	}
+	st.refuse.Store(false)
+	if _, _, err := add(l, "a", 2); err != nil || l.Size() != 2 || l.Stats().Reloads.Load() != 0 {
+		t.Errorf("%v, %d entries, %d reloads", err, l.Size(), l.Stats().Reloads.Load())
+	}
+	must(t, l.Close())
 }
 
 // exec changes the database as who can write it, and has no key.
