@@ -192,8 +192,8 @@ func rewrite(t *testing.T, dir string, by ed25519.PrivateKey, change func(*state
 	to := filepath.Join(t.TempDir(), "forged")
 	st, err := sqlite.Create(ctx, to)
 	must(err)
+	b.Checkpoint = signedBy(t, ledger.OriginOf(g.Name, sha256.Sum256([]byte(g.Document)), 0), int64(len(b.Entries)), root, by)
 	must(st.Append(ctx, &b))
-	must(st.PutCheckpoint(ctx, signedBy(t, ledger.OriginOf(g.Name, sha256.Sum256([]byte(g.Document)), 0), int64(len(b.Entries)), root, by)))
 	must(st.Close())
 	return to
 }

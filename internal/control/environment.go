@@ -44,6 +44,8 @@ type Config struct {
 	Limits    ledger.Limits
 	// Now is the wall clock; nil means time.Now. Only ledger and certificates use it.
 	Now func() time.Time
+	// Boot is the clock since the machine's start, by which the ledger judges Now; nil means CLOCK_BOOTTIME.
+	Boot func() time.Duration
 	// ServerID names this server: /server/ID.
 	ServerID string
 	// SnapshotEvery is the number of entries between state roots. Default 32,768.
@@ -100,7 +102,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
 		Open: cfg.OpenStore, New: state.New, Restore: state.Restore, Confirm: confirmSnapshot,
-		Origin: originOf, Published: e.published, Committed: e.committed, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now,
+		Origin: originOf, Published: e.published, Committed: e.committed, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now, Boot: cfg.Boot,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the environment: %w", err)

@@ -27,6 +27,7 @@ import (
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/seal"
 )
 
@@ -61,7 +62,11 @@ func bring(t *testing.T, w *controltest.World, alice controltest.Actor, path, te
 // lift lifts a hold: alice proposes and bob approves.
 func lift(t *testing.T, w *controltest.World, alice, bob controltest.Actor, scope string) {
 	t.Helper()
-	text := w.Change("alice", control.ActionLiftHold, scope, nil).Text()
+	hold, ok := w.Env.State().Holds.Get(scope)
+	if !ok {
+		t.Fatalf("there is no hold on %s", scope)
+	}
+	text := w.Change("alice", control.ActionLiftHold, state.HoldTarget(scope, hold.Index), nil).Text()
 	p, err := w.Env.Propose(context.Background(), alice.Caller, control.ProposeRequest{Text: text, SSHSIG: w.Sign("alice", ceremony.NamespaceChange, text)})
 	if err != nil {
 		t.Fatal(err)

@@ -169,8 +169,8 @@ func (s *scene) token(id string) *state.TokenCreated {
 
 // key is a legal rotation of the checkpoint key by alice.
 func (s *scene) key() *state.KeyAdded {
-	k := last(s, func(_ uint64, e *state.KeyAdded) bool { return strings.HasPrefix(e.Key.Name, "checkpoint/") })
-	k.Key.Name, k.Actor, k.Ruling = "checkpoint/3", s.token("x").Actor, s.release().Ruling
+	k := last(s, func(_ uint64, e *state.KeyAdded) bool { return strings.HasPrefix(e.Key.Name, "kek/") })
+	k.Key.Name, k.Actor, k.Ruling = "kek/3", s.token("x").Actor, s.release().Ruling
 	return k
 }
 
@@ -873,8 +873,8 @@ var plants = []struct {
 		s.add(k)
 	}},
 	{invariant.Confined, "a checkpoint key that no other vouches for", func(s *scene) {
-		k := s.key()
-		k.Key.Cross = nil
+		k := last(s, func(_ uint64, e *state.KeyAdded) bool { return strings.HasPrefix(e.Key.Name, "checkpoint/") })
+		k.Key.Name, k.Key.Cross, k.Actor, k.Ruling = "checkpoint/3", nil, s.token("x").Actor, s.release().Ruling
 		s.add(k)
 	}},
 	{invariant.Confined, "a key more in genesis", func(s *scene) {

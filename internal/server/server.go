@@ -41,6 +41,8 @@ type Options struct {
 	Version string
 	// Now is the wall clock of ledger and certificates; nil means time.Now.
 	Now func() time.Time
+	// Boot is the clock that Now is judged by; nil means the system's.
+	Boot func() time.Duration
 	// Started is called when the server answers, with its addresses; may be nil.
 	Started func(listen, ops string)
 	// OpenStore opens the store in an environment's directory; nil means SQLite. It is there for tests of faults.

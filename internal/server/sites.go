@@ -126,7 +126,7 @@ func (s *Server) openOver(ctx context.Context, name, dir string, open func(conte
 	logger := s.logger.With("environment", name)
 	return control.Open(ctx, control.Config{
 		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Logger: logger,
-		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, ServerID: s.cfg.ServerID, Silence: s.silence,
+		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, Boot: s.o.Boot, ServerID: s.cfg.ServerID, Silence: s.silence,
 		OnViolation: func(invariant, detail string) {
 			s.metrics.violated(invariant)
 			logger.Error("an invariant was violated", "invariant", invariant, "detail", detail)

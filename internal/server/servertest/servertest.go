@@ -55,6 +55,7 @@ type Options struct {
 	Configure func(*config.Server)
 	Logger    *slog.Logger
 	Now       func() time.Time
+	Boot      func() time.Duration // beside Now, if that runs ahead
 	OpenStore func(ctx context.Context, dir string) (store.Store, error)
 }
 
@@ -134,7 +135,7 @@ func (h *House) Config() config.Server {
 // Begin starts the server, after Stop.
 func (h *House) Begin() {
 	h.tb.Helper()
-	s, err := server.New(h.Config(), server.Options{Logger: h.o.Logger, Version: "test", Now: h.o.Now, OpenStore: h.o.OpenStore})
+	s, err := server.New(h.Config(), server.Options{Logger: h.o.Logger, Version: "test", Now: h.o.Now, Boot: h.o.Boot, OpenStore: h.o.OpenStore})
 	h.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	h.must(s.Open(ctx))
