@@ -257,7 +257,7 @@ func explainTable(t *rows, r *v1.ExplainResponse) {
 
 func (a *app) revokeCommand() *cobra.Command {
 	var reason string
-	var hold, noHold, holdOnly bool
+	var hold, noHold, holdOnly, preemptive, yes bool
 	c := &cobra.Command{
 		Use: "revoke SCOPE", Short: "Take back what was handed out, at once", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.scopes),
 		Long: `Cuts off everything in a scope that was issued up to now and, for identities, nodes, issuers
@@ -267,8 +267,13 @@ when, at the latest, everything that it covers is dead everywhere. Values that w
 die only when they are rotated; the answer names them.
 
 Scopes: everything, identity:/PATH, node:/node/PATH, issuer:NAME, secret:PATH. A subtree ends
-in /*.`,
-		Example: "  bailment revoke identity:/workload/payments-api --reason \"incident 7\"\n  bailment revoke 'node:/node/join-token/*' --reason \"image leaked\"",
+in /*. Everything, and a subtree, is asked about first, or takes --yes.
+
+A scope that nothing known is in (no identity that was attested, nothing in the bundle, no
+secret) is most often misspelt. The nearest names are told, and you are asked; without a
+terminal nothing is revoked, and the exit code is 6. With --preemptive nothing is looked up. A
+join token that nobody has used yet is not known.`,
+		Example: "  bailment revoke identity:/workload/payments-api --reason \"incident 7\"\n  bailment revoke 'node:/node/join-token/*' --reason \"image leaked\" --yes",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			req := &v1.RevokeRequest{Scope: args[0], Reason: reason, HoldOnly: holdOnly}
 			switch {
@@ -278,6 +283,9 @@ in /*.`,
 				req.Hold = v1.RevokeRequest_HOLD_YES
 			case noHold:
 				req.Hold = v1.RevokeRequest_HOLD_NO
+			}
+			if err := a.checkScope(ctx, c, args[0], preemptive, yes); err != nil {
+				return err
 			}
 			r, err := c.Revocations.Revoke(ctx, req)
 			if err != nil {
@@ -290,9 +298,9 @@ in /*.`,
 	c.Flags().BoolVar(&hold, "hold", false, "also refuse what is asked from now on")
 	c.Flags().BoolVar(&noHold, "no-hold", false, "cut off only: new attestations and logins are welcome")
 	c.Flags().BoolVar(&holdOnly, "hold-only", false, "refuse from now on, and leave what was issued")
-	if err := c.MarkFlagRequired("reason"); err != nil {
-		panic(err) // the flag stands two lines above
-	}
+	c.Flags().BoolVar(&preemptive, "preemptive", false, "revoke what nobody knows yet, such as a join token that was not used")
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask about everything, or a subtree")
+	must(c.MarkFlagRequired("reason"))
 	return c
 }
 

@@ -196,24 +196,21 @@ func (a *app) bundleExport() *cobra.Command {
 	var dir, digest string
 	c := &cobra.Command{
 		Use: "export --dir DIR", Short: "Write the bundle in force to a directory", Args: cobra.NoArgs,
-		Long:    "Writes the files of the bundle in force, or of one that was, to a new directory. Every file\nis checked against the manifest.",
+		Long:    "Writes the files of the bundle in force, or of one that was, to a new directory. Every file\nis checked against the manifest. Those of a proposal: bailment change export --files.",
 		Example: "  bailment bundle export --dir ./env",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
 			b, err := c.bundle(ctx, digest)
+			if p := (*problem.Problem)(nil); errors.As(err, &p) && p.Reason == problem.ReasonNotFound {
+				return p.WithFix("see `bailment bundle show`; the files of a proposal are written by `bailment change export CHANGE --files DIR`")
+			}
 			if err != nil {
 				return err
 			}
 			if err := newDir(dir); err != nil {
 				return err
 			}
-			for _, path := range b.files.Paths() {
-				to := filepath.Join(dir, filepath.FromSlash(path))
-				if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-					return wrong(err, "writing the bundle")
-				}
-				if err := os.WriteFile(to, b.files[path], 0o644); err != nil {
-					return wrong(err, "writing the bundle")
-				}
+			if err := writeBundle(dir, b.files); err != nil {
+				return err
 			}
 			a.note("%d files of %s in %s", len(b.files), b.manifest.Digest(), dir)
 			return nil
@@ -223,6 +220,23 @@ func (a *app) bundleExport() *cobra.Command {
 	c.Flags().StringVar(&digest, "digest", "", "digest of an earlier bundle (default: the one in force)")
 	must(c.MarkFlagRequired("dir"))
 	return c
+}
+
+// writeBundle writes a bundle's files into a directory, which it makes.
+func writeBundle(dir string, files policy.Files) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return wrong(err, "writing the bundle")
+	}
+	for _, path := range files.Paths() {
+		to := filepath.Join(dir, filepath.FromSlash(path))
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return wrong(err, "writing the bundle")
+		}
+		if err := os.WriteFile(to, files[path], 0o644); err != nil {
+			return wrong(err, "writing the bundle")
+		}
+	}
+	return nil
 }
 
 // must is for what can only fail by a mistake in this file.
@@ -317,34 +331,9 @@ func (c *conn) next(base *held, files policy.Files) (*policy.Manifest, error) {
 	})
 }
 
-// changedFile is a file in which two bundles differ.
-type changedFile struct {
-	Path string `json:"path"`
-	How  string `json:"how"` // added | changed | removed
-}
-
-func differences(from, to policy.Files) []changedFile {
-	all := maps.Clone(map[string][]byte(from))
-	maps.Copy(all, to)
-	out := []changedFile{}
-	for _, path := range slices.Sorted(maps.Keys(all)) {
-		before, was := from[path]
-		after, is := to[path]
-		switch {
-		case !was:
-			out = append(out, changedFile{path, "added"})
-		case !is:
-			out = append(out, changedFile{path, "removed"})
-		case !bytes.Equal(before, after):
-			out = append(out, changedFile{path, "changed"})
-		}
-	}
-	return out
-}
-
 func (a *app) noteDifferences(diff []changedFile) {
 	for _, d := range diff {
-		a.note("  %-8s %s", d.How, printable(d.Path))
+		a.note("  %-8s %s", d.how, printable(d.path))
 	}
 }
 

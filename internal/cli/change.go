@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -59,7 +60,7 @@ type review struct {
 	manifest *policy.Manifest // nil for other acts than a bundle
 	files    policy.Files
 	base     *held
-	diff     []changedFile
+	diff     []changedFile // between base and files, of which each was checked against its signed manifest
 }
 
 // reviewChange fetches a change and computes what approving it would mean. Nothing of it is taken from the server's
@@ -143,18 +144,25 @@ func (v *review) checkProposal(bad func(string, ...any) error) error {
 	return nil
 }
 
+// textLeftOut tells who decides that he has not seen everything.
+func (v *review) textLeftOut(left int) string {
+	return fmt.Sprintf("%d more %s: bailment change export %d --files DIR writes both sides", left, plural(left, "line"), v.proposal.Change.Change)
+}
+
 type reviewView struct {
-	Change       any           `json:"change"`
-	Text         string        `json:"proposal_text"`
-	Files        []changedFile `json:"files"`
-	ApprovalText string        `json:"approval_text"`
+	Change       any        `json:"change"`
+	Text         string     `json:"proposal_text"`
+	Files        []fileView `json:"files"`
+	ApprovalText string     `json:"approval_text"`
 }
 
 func (a *app) changeShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show CHANGE", Short: "Show what a change would do", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
-		Long:    "Fetches a change, checks its digests and its proposer's signature here, and shows what was\nsigned and which files differ from the bundle in force.",
-		Example: "  bailment change show 97",
+		Long: `Fetches a change, checks its digests and its proposer's signature here, and shows what was
+signed and, in the unified format, how the files differ from the bundle that it follows. With
+-o json each of these files comes with its content on both sides.`,
+		Example: "  bailment change show 97 | less\n  bailment change show 97 -o json | jq -r '.files[].after.text'",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			n, err := number(args[0], "change")
 			if err != nil {
@@ -165,12 +173,14 @@ func (a *app) changeShow() *cobra.Command {
 				return err
 			}
 			info := v.proposal.Change
-			view := reviewView{objectOf(info.ProtoReflect()), v.proposal.ProposalText, v.diff, v.text.Text()}
+			view := reviewView{objectOf(info.ProtoReflect()), v.proposal.ProposalText, viewFiles(v.diff), v.text.Text()}
 			return a.show(view, func(t *rows) {
 				t.line("change %d is %s, approved by %d of %d: %s", n, info.State, len(info.ApprovedBy), info.Required, strings.Join(info.ApprovedBy, ", "))
 				t.line("\n%s", v.proposal.ProposalText)
-				for _, d := range v.diff {
-					t.add(d.How, d.Path)
+				text, left := unified(v.diff)
+				t.line("%s", text)
+				if left > 0 {
+					t.line("%s", v.textLeftOut(left))
 				}
 			})
 		}),
@@ -182,8 +192,9 @@ func (a *app) changeApprove() *cobra.Command {
 	c := &cobra.Command{
 		Use: "approve CHANGE", Short: "Approve a change with an SSH signature", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
 		Long: `Fetches the change and its files, computes the manifest's digest and the text to sign here,
-from what is pinned and from the bytes that came, shows both, asks, and signs the text in the
-namespace change@bailment. Whatever else the server shows, only this is what is approved.`,
+from what is pinned and from the bytes that came, shows the text and how the files differ from
+the bundle that it follows, asks, and signs the text in the namespace change@bailment. Whatever
+else the server shows, only this is what is approved.`,
 		Example: "  bailment change approve 97\n  bailment change approve 97 --yes -i SHA256:…",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			n, err := number(args[0], "change")
@@ -208,8 +219,10 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 	fmt.Fprintf(a.err, "%s\n", printable(text))
 	if v.manifest != nil {
 		fmt.Fprintf(a.err, "files that differ from generation %d:\n", v.base.generation)
-		for _, d := range v.diff {
-			fmt.Fprintf(a.err, "  %-8s %s\n", d.How, printable(d.Path))
+		text, left := unified(v.diff)
+		fmt.Fprintln(a.err, text)
+		if left > 0 {
+			fmt.Fprintln(a.err, v.textLeftOut(left))
 		}
 	}
 	if !yes {
@@ -275,40 +288,92 @@ const (
 )
 
 func (a *app) changeExport() *cobra.Command {
-	var dir string
+	var dir, files string
 	c := &cobra.Command{
-		Use: "export CHANGE --dir DIR", Short: "Write a change's signed texts for ssh-keygen", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
-		Long: `Writes what was signed for a change, the signatures, and an allowed_signers file made from the
+		Use: "export CHANGE", Short: "Write a change's files, and its signed texts for ssh-keygen", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long: `With --files it writes the bundle that a change follows and the one that it proposes, every
+file checked against what was signed, to the directories before and after in a new one, for
+diff -r and whatever else reads files.
+
+With --dir it writes what was signed, the signatures, and an allowed_signers file made from the
 bundle that governed, so that plain ssh-keygen verifies them; the commands are printed. The
 manifest's signature is read from the ledger, for which the duty audit is needed.`,
-		Example: "  bailment change export 97 --dir change-97",
-		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-			n, err := number(args[0], "change")
-			if err != nil {
-				return err
+		Example: "  bailment change export 97 --files change-97 && diff -r change-97/before change-97/after\n  bailment change export 97 --dir change-97",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if dir == "" && files == "" {
+				return usageError{errors.New("give --files, --dir, or both")}
 			}
-			return a.exportChange(ctx, c, n, dir)
-		}),
+			return a.call(func(ctx context.Context, c *conn, args []string) error {
+				n, err := number(args[0], "change")
+				if err != nil {
+					return err
+				}
+				return a.exportChange(ctx, c, n, dir, files)
+			})(cmd, args)
+		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "directory to make (required)")
-	must(c.MarkFlagRequired("dir"))
+	c.Flags().StringVar(&dir, "dir", "", "directory to make for the signed texts")
+	c.Flags().StringVar(&files, "files", "", "directory to make for the files, before and after")
 	return c
 }
 
 type exportView struct {
 	Dir      string   `json:"dir"`
-	Files    []string `json:"files"`
-	Commands []string `json:"commands"`
+	Files    []string `json:"files"`    // in dir
+	Commands []string `json:"commands"` // that verify them
+	Before   string   `json:"before"`   // directory of the bundle that the change follows
+	After    string   `json:"after"`    // directory of the bundle that it proposes
 }
 
-func (a *app) exportChange(ctx context.Context, c *conn, n uint64, dir string) error {
+func (a *app) exportChange(ctx context.Context, c *conn, n uint64, dir, files string) error {
 	v, err := c.reviewChange(ctx, n)
 	if err != nil {
 		return err
 	}
+	view := exportView{Files: []string{}, Commands: []string{}}
+	if files != "" {
+		if view.Before, view.After, err = v.writeSides(files); err != nil {
+			return err
+		}
+		a.note("%d files in %s, %d in %s", len(v.base.files), view.Before, len(v.files), view.After)
+	}
+	if dir != "" {
+		texts, commands, err := c.signedTexts(ctx, v, dir)
+		if err != nil {
+			return err
+		}
+		if err := writeNew(dir, texts); err != nil {
+			return err
+		}
+		view.Dir, view.Files, view.Commands = dir, slices.Sorted(maps.Keys(texts)), commands
+	}
+	return a.show(view, func(t *rows) {
+		for _, c := range view.Commands {
+			t.line("%s", c)
+		}
+	})
+}
+
+// writeSides writes the files of both bundles.
+func (v *review) writeSides(dir string) (before, after string, err error) {
+	if v.manifest == nil {
+		return "", "", problem.New(problem.ReasonInvalid, "change %d is %s: it has no files", v.text.Number, v.text.Action).WithFix("see `bailment change show %d`", v.text.Number)
+	}
+	if err := newDir(dir); err != nil {
+		return "", "", err
+	}
+	before, after = filepath.Join(dir, "before"), filepath.Join(dir, "after")
+	if err := writeBundle(before, v.base.files); err != nil {
+		return "", "", err
+	}
+	return before, after, writeBundle(after, v.files)
+}
+
+// signedTexts are what was signed, by the names of files, and the commands that verify them in dir.
+func (c *conn) signedTexts(ctx context.Context, v *review, dir string) (map[string][]byte, []string, error) {
 	prog, err := compile(v.base.files)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	person := strings.TrimPrefix(v.proposal.Change.Proposer, "/human/")
 	files := map[string][]byte{
@@ -318,21 +383,14 @@ func (a *app) exportChange(ctx context.Context, c *conn, n uint64, dir string) e
 	commands := []string{verifyCommand(dir, person, ceremony.NamespaceChange, exportText)}
 	if v.manifest != nil {
 		files[exportManifest] = v.manifest.Text()
-		signature, err := c.manifestSignature(ctx, n, v)
+		signature, err := c.manifestSignature(ctx, v.text.Number, v)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		files[exportManifest+exportSigned] = []byte(signature)
 		commands = append(commands, verifyCommand(dir, person, ceremony.NamespaceBundle, exportManifest))
 	}
-	if err := writeNew(dir, files); err != nil {
-		return err
-	}
-	return a.show(exportView{dir, slices.Sorted(maps.Keys(files)), commands}, func(t *rows) {
-		for _, c := range commands {
-			t.line("%s", c)
-		}
-	})
+	return files, commands, nil
 }
 
 // verifyCommand is a command for a POSIX shell.

@@ -2,8 +2,8 @@
 //
 // Guaranteed: nothing but data on standard output, notes and progress on standard error; every failure is one line
 // `error:`, its stable reason, and the way out, or the same as JSON with -o json; exit codes by package problem (1 the
-// request, 2 the server said no, 3 try again or ask for help), 4 for what is sound but not authenticated, and the
-// child's own for `run`. A secret value is never an argument. What is signed is computed here, from what this side
+// request, 2 the server said no, 3 try again or ask for help), 4 for what is sound but not authenticated, 5 for a scope
+// that nothing known is in, and the child's own for `run`, or 125 and above. A secret value is never an argument. What is signed is computed here, from what this side
 // knows and has checked, and never taken from the server. Not guaranteed: that the terminal, or the shell's history
 // and pipes, keep what they are given.
 //
@@ -19,20 +19,56 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/run"
 )
 
-// version is set by the linker.
-var version = "unknown"
+// version is set by the linker, or left empty.
+var version string
+
+// thisVersion is the version of this binary: what it was built as, else what the go command knew of it.
+func thisVersion() string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return versionOf(info)
+}
+
+func versionOf(info *debug.BuildInfo) string {
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	set := make(map[string]string)
+	for _, s := range info.Settings {
+		set[s.Key] = s.Value
+	}
+	revision := set["vcs.revision"]
+	if revision == "" {
+		return "unknown"
+	}
+	revision = revision[:min(len(revision), 12)]
+	if set["vcs.modified"] == "true" {
+		revision += "-dirty"
+	}
+	return revision
+}
 
 // app is one run of the command line: its streams, its environment, its global flags.
 type app struct {
@@ -119,8 +155,25 @@ func asProblem(err error) *problem.Problem {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return problem.Wrap(err, problem.ReasonCanceled, "stopped")
 	}
-	// Its text is of this machine, for the person at it.
-	return &problem.Problem{Kind: problem.Internal, Reason: problem.ReasonInternal, Message: err.Error(), Err: err}
+	if p := localProblem(err); p != nil {
+		return p
+	}
+	// Its text is of this machine, for the person at it. The reason's own way out is for what a server said.
+	return (&problem.Problem{Kind: problem.Internal, Reason: problem.ReasonInternal, Message: err.Error(), Err: err}).
+		WithFix("this is a defect of this program: report what was run, and what it said")
+}
+
+// localProblem is what the operating system said about a file of this machine, which no server can help with.
+func localProblem(err error) *problem.Problem {
+	var of *fs.PathError
+	if !errors.As(err, &of) {
+		return nil
+	}
+	if of.Op == "write" && of.Path == os.Stdout.Name() {
+		return problem.Wrap(of.Err, problem.ReasonInvalid, "writing to standard output").
+			WithFix("mend where the output goes; what was asked for may have been done, so look before you ask for it again")
+	}
+	return problem.Wrap(err, problem.ReasonInvalid, "on this machine").WithFix("check the name, that you may use it, and that there is room")
 }
 
 type problemJSON struct {
@@ -165,15 +218,16 @@ const rootLong = `Bailment hands secrets over for one purpose, for a limited tim
 takes them, with a receipt.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 done;
-1 the request is wrong; 2 the server said no; 3 try again, or ask for help; 4 sound, but
-not authenticated; 5 sound, but with entries that its own rules forbid. Errors say a stable
-reason and what to try.`
+1 the request is wrong, or something on this machine; 2 the server said no; 3 try again, or
+ask for help; 4 sound, but not authenticated; 5 sound, but with entries that its own rules
+forbid; 6 nothing known is in the scope to revoke; from 125 on, those of run. Errors say a
+stable reason and what to try.`
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "bailment", Short: "Hand secrets over against proof, with a receipt", Long: rootLong,
 		Example:       "  bailment login alice\n  bailment secret put db/password < value\n  bailment ledger verify --dir /var/lib/bailment/prod",
-		SilenceErrors: true, SilenceUsage: true, Version: version,
+		SilenceErrors: true, SilenceUsage: true, Version: thisVersion(),
 		Args:              cobra.ArbitraryArgs,
 		PersistentPreRunE: a.begin,
 		RunE:              group,
@@ -185,7 +239,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.flags.addr, "addr", "", "HOST:PORT of the server, instead of the pinned one ($BAILMENT_ADDR)")
 	f.StringVar(&a.flags.env, "env", "", "environment, of those that are pinned here ($BAILMENT_ENV)")
 	f.StringVar(&a.flags.bootstrap, "bootstrap", "", "bootstrap string bailment1:HOST:PORT/ENV#GENESIS ($BAILMENT_BOOTSTRAP)")
-	f.StringVarP(&a.flags.key, "identity", "i", "", "SSH key to sign with: a private or public key file, or a fingerprint in ssh-agent ($BAILMENT_SSH_KEY)")
+	f.StringVarP(&a.flags.key, "ssh-key", "i", "", "SSH key to sign with: a private or public key file, or a fingerprint in ssh-agent ($BAILMENT_SSH_KEY)")
 	f.StringVar(&a.flags.home, "home", "", "directory for what is pinned and for sessions (default $BAILMENT_HOME, else $XDG_CONFIG_HOME/bailment)")
 	f.StringVarP(&a.flags.output, "output", "o", formatTable, "form of the data: table, json or yaml")
 	f.DurationVar(&a.flags.timeout, "timeout", 30*time.Second, "longest wait for the server, retries included")
@@ -237,12 +291,17 @@ func checkUsage(c *cobra.Command) {
 
 // begin runs before every command.
 func (a *app) begin(c *cobra.Command, _ []string) error {
-	// `run` passes signals on to its child, and dies of them before it has one.
-	if c.Name() != "run" {
-		ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
-		a.stop = stop
-		c.SetContext(ctx)
+	if c.Name() == "run" {
+		// It passes signals on to its child, and dies of them before it has one. Its own exit codes begin where
+		// a program's are not expected.
+		if err := a.finishFlags(); err != nil {
+			return coded{run.ExitOurs, err}
+		}
+		return nil
 	}
+	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
+	a.stop = stop
+	c.SetContext(ctx)
 	return a.finishFlags()
 }
 
@@ -277,7 +336,23 @@ func (a *app) finishFlags() error {
 	if a.flags.timeout <= 0 {
 		return problem.New(problem.ReasonInvalid, "--timeout must be more than zero").WithFix("give a duration such as 30s")
 	}
-	return nil
+	return a.checkKey()
+}
+
+// checkKey refuses the name of an identity where the file of a key belongs.
+func (a *app) checkKey() error {
+	looks := strings.HasPrefix(a.flags.key, "spiffe://")
+	for _, p := range []string{identity.PrefixHuman, identity.PrefixNode, identity.PrefixWorkload, identity.PrefixServer} {
+		looks = looks || strings.HasPrefix(a.flags.key, p)
+	}
+	if !looks {
+		return nil
+	}
+	if _, err := os.Stat(a.flags.key); err == nil {
+		return nil
+	}
+	return problem.New(problem.ReasonInvalid, "--ssh-key (-i, BAILMENT_SSH_KEY) takes a key of yours, and %s is the name of an identity", a.flags.key).
+		WithFix("name an identity as an argument, as in `bailment lease list %s`", a.flags.key)
 }
 
 // wrong is a problem of what was given on this machine: exit code 1.
@@ -292,10 +367,16 @@ func wrong(err error, format string, args ...any) error {
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version of this binary", Args: cobra.NoArgs,
-		Long: "Prints the version of this binary. `bailment status` prints the server's.", Example: "  bailment version",
+		Long: "Prints the version of this binary. `bailment status` prints the server's.", Example: "  bailment version\n  bailment version -o json",
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(a.out, version)
-			return err
+			v := versionView{thisVersion(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			return a.show(v, func(t *rows) { t.line("%s", v.Version) })
 		},
 	}
+}
+
+type versionView struct {
+	Version  string `json:"version"`
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/agent"
+	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -132,6 +134,10 @@ func (a *app) diagnoseKey(ctx context.Context) finding {
 	return finding{"ssh key", "ok", "an ssh-agent listens on " + socket, ""}
 }
 
+// agentWait bounds how long the agent on this machine may take to say how it is.
+const agentWait = 5 * time.Second
+
+// diagnoseAgent asks the agent how it is: that it listens says nothing of whether it has what a run needs.
 func (a *app) diagnoseAgent(ctx context.Context) finding {
 	path := a.agentSocket()
 	d := net.Dialer{Timeout: time.Second}
@@ -140,5 +146,28 @@ func (a *app) diagnoseAgent(ctx context.Context) finding {
 		return off("agent", problem.Wrap(err, problem.ReasonNoAgent, "no agent"))
 	}
 	_ = conn.Close() // it was only knocked at
-	return finding{"agent", "ok", "listens on " + path, ""}
+	ctx, cancel := context.WithTimeout(ctx, agentWait)
+	defer cancel()
+	s, err := (&localapi.Client{Socket: path}).Status(ctx)
+	if err != nil {
+		return failed("agent", err)
+	}
+	return judgeAgent(path, s)
+}
+
+// judgeAgent: only an agent with a session gives anything to anybody.
+func judgeAgent(path string, s *localapi.Status) finding {
+	f := finding{"agent", "failed", printable(fmt.Sprintf("at %s is %s", path, s.State)), ""}
+	switch agent.State(s.State) {
+	case agent.Ready, agent.Renewing:
+		f.State = "ok"
+		f.Detail += printable(" as " + s.Identity + " until " + stamp(s.Expires))
+	case agent.Starting:
+		f.State, f.Try = "off", "ask again in a moment"
+	}
+	if s.Problem != nil {
+		f.Detail += printable(fmt.Sprintf(" (%s): %s", s.Problem.Reason, s.Problem.Message))
+		f.Try = printable(s.Problem.Fix)
+	}
+	return f
 }

@@ -93,7 +93,7 @@ func (a *app) ledgerTail() *cobra.Command {
 	var last int64
 	c := &cobra.Command{
 		Use: "tail", Short: "Show the newest entries, and those to come", Args: cobra.NoArgs,
-		Long:    "Prints the newest entries, one a line, and with --follow every new one as it is committed.\nWith -o json a line is a JSON object with the whole entry. It needs the duty audit.",
+		Long:    "Prints the newest entries, one a line, and with --follow every new one as it is committed.\nWith -o json a line is a JSON object with the whole entry, with -o yaml an entry is a document.\nIt needs the duty audit.",
 		Example: "  bailment ledger tail -n 20 --follow\n  bailment ledger tail --from 0 -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !cmd.Flags().Changed("from") {
@@ -161,8 +161,14 @@ func (c *conn) entries(ctx context.Context, from uint64, fn func(*v1.LedgerEntry
 const entriesPage = 1000
 
 func (a *app) tailLine(e *v1.LedgerEntry) error {
-	if a.flags.output != formatTable {
+	switch a.flags.output {
+	case formatJSON:
 		return json.NewEncoder(a.out).Encode(viewEntry(e))
+	case formatYAML:
+		if _, err := io.WriteString(a.out, "---\n"); err != nil {
+			return err
+		}
+		return a.show(viewEntry(e), nil)
 	}
 	if len(e.Body) == 0 {
 		_, err := fmt.Fprintf(a.out, "%d\tredacted\n", e.Index)

@@ -27,7 +27,7 @@ keys, from a file, ssh-agent or hardware. There is no password. The session is k
 home directory, readable by its owner only, and is short.
 
 On first use the environment is found by its bootstrap string, and pinned.`,
-		Example: "  bailment login alice --identity ~/.ssh/id_ed25519 --bootstrap bailment1:…\n  bailment login alice -i SHA256:…",
+		Example: "  bailment login alice --ssh-key ~/.ssh/id_ed25519 --bootstrap bailment1:…\n  bailment login alice -i SHA256:…",
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.login(cmd.Context(), args[0]) },
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/goccy/go-yaml"
 	"google.golang.org/protobuf/proto"
@@ -111,10 +112,11 @@ func stamp(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-// printable keeps control characters, by which text could pass for something else on a terminal, out of it.
+// printable keeps what is not seen, and could make text pass for something else on a terminal, out of it: control
+// characters, and Unicode's formatting characters and separators of lines.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+		if r != '\n' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return '·'
 		}
 		return r

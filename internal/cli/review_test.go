@@ -113,7 +113,7 @@ func TestReview(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(v.diff) != 1 || v.diff[0] != (changedFile{"NOTES.md", "added"}) || v.text.Person != "bob" || v.text.Role != ceremony.Approver || v.text.Number != 9 {
+	if len(v.diff) != 1 || v.diff[0].path != "NOTES.md" || v.diff[0].how != "added" || v.diff[0].before != nil || string(v.diff[0].after) != "new\n" || v.text.Person != "bob" || v.text.Role != ceremony.Approver || v.text.Number != 9 {
 		t.Errorf("%+v %+v", v.diff, v.text)
 	}
 }

@@ -163,7 +163,7 @@ config reference lists them. Logs go to standard error.`,
 				return err
 			}
 			var failed error
-			s, err := server.New(*cfg, server.Options{Logger: logger, Version: version, Started: func(listen, ops string) {
+			s, err := server.New(*cfg, server.Options{Logger: logger, Version: thisVersion(), Started: func(listen, ops string) {
 				if ready != "" {
 					failed = writeReady(ready, readyView{listen, ops, os.Getpid()})
 				}
@@ -206,7 +206,7 @@ a Unix socket, until it is told to stop. It needs the bootstrap string and what 
 attestation method needs, such as a join token, in its configuration.`,
 		Example: "  bailment agent --config /etc/bailment/agent.yaml\n  bailment agent status",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.LoadAgent(file)
+			cfg, err := config.LoadAgent(file, methods.All())
 			if err != nil {
 				return err
 			}
@@ -217,9 +217,12 @@ attestation method needs, such as a join token, in its configuration.`,
 			if cfg.Bootstrap == "" {
 				cfg.Bootstrap = a.flags.bootstrap
 			}
+			if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
+				return badBootstrap(cfg.Bootstrap, err)
+			}
 			x, err := agent.New(agent.Config{
 				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
-				Methods: methods.All(), Version: version, Logger: logger,
+				Methods: methods.All(), Version: thisVersion(), Logger: logger,
 			})
 			if err != nil {
 				return err
@@ -258,6 +261,16 @@ attestation method needs, such as a join token, in its configuration.`,
 		},
 	})
 	return c
+}
+
+// badBootstrap: without its string an agent would ask nobody, for ever.
+func badBootstrap(text string, err error) error {
+	if text == "" {
+		return problem.New(problem.ReasonInvalid, "the agent has no bootstrap string, so it can't tell which environment is meant").
+			WithFix("set BAILMENT_BOOTSTRAP, or bootstrap in the configuration, to what `bailment init` printed")
+	}
+	return problem.Wrap(err, problem.ReasonInvalid, "the bootstrap string").
+		WithFix("copy it as `bailment init` printed it, to BAILMENT_BOOTSTRAP or to bootstrap in the configuration")
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -358,6 +371,15 @@ func keepReceipts(dir string, given []localapi.Given) error {
 	return nil
 }
 
+// checkAgent checks an agent's file, and says what else that agent will need.
+func (a *app) checkAgent(path string) error {
+	cfg, err := config.LoadAgent(path, methods.All())
+	if err == nil && cfg.Bootstrap == "" && a.flags.bootstrap == "" {
+		a.note("bootstrap is not set: the agent needs it in BAILMENT_BOOTSTRAP")
+	}
+	return err
+}
+
 func (a *app) configCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "config", Short: "Configuration of server and agent", RunE: group, Args: cobra.ArbitraryArgs,
@@ -374,7 +396,7 @@ func (a *app) configCommand() *cobra.Command {
 			case "server":
 				_, err = config.LoadServer(args[0])
 			case "agent":
-				_, err = config.LoadAgent(args[0])
+				err = a.checkAgent(args[0])
 			default:
 				return problem.New(problem.ReasonInvalid, "there is no role %q", role).WithFix("use --role server or --role agent")
 			}

@@ -5,16 +5,21 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -123,9 +128,76 @@ func TestExitCodes(t *testing.T) {
 		{usageError{errors.New("x")}, 1},
 		{errors.New(`required flag(s) "reason" not set`), 1},
 		{errors.New("x"), 3},
+		{&fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}, 1},
+		{fmt.Errorf("keeping it: %w", &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission}), 1},
 	} {
 		if got := asProblem(c.err).Kind.ExitCode(); got != c.want {
 			t.Errorf("%v: exit code %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+// Nobody is sent to a server's log for what happened on this machine.
+func TestLocalFailures(t *testing.T) {
+	for _, err := range []error{
+		errors.New("x"), &fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}, &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrNotExist},
+	} {
+		if p := asProblem(err); strings.Contains(p.WayOut(), "server") || !strings.Contains(p.Message, "x") && !strings.Contains(p.Message, "no space left") {
+			t.Errorf("%v: %s; try: %s", err, p.Message, p.WayOut())
+		}
+	}
+}
+
+func TestVersionOf(t *testing.T) {
+	revision := debug.BuildSetting{Key: "vcs.revision", Value: strings.Repeat("ab", 20)}
+	for want, info := range map[string]debug.BuildInfo{
+		"unknown":            {Main: debug.Module{Version: "(devel)"}},
+		"v0.1.0":             {Main: debug.Module{Version: "v0.1.0"}},
+		"abababababab":       {Main: debug.Module{Version: "(devel)"}, Settings: []debug.BuildSetting{revision}},
+		"abababababab-dirty": {Settings: []debug.BuildSetting{revision, {Key: "vcs.modified", Value: "true"}}},
+	} {
+		if got := versionOf(&info); got != want {
+			t.Errorf("%+v: %s, want %s", info, got, want)
+		}
+	}
+}
+
+// Where a key belongs, the name of an identity is not taken, unless there is such a file.
+func TestKeyIsNoIdentity(t *testing.T) {
+	for key, ok := range map[string]bool{
+		"": true, "alice": true, "/home/alice/.ssh/id_ed25519": true, "SHA256:abc": true,
+		"/workload/x": false, "/human/alice": false, "/node/join-token/web-1": false, "spiffe://prod/human/alice": false,
+	} {
+		a := newApp()
+		a.flags.key = key
+		if err := a.checkKey(); (err == nil) != ok {
+			t.Errorf("%q: %v", key, err)
+		}
+	}
+}
+
+// An agent that listens and has no session is not well.
+func TestJudgeAgent(t *testing.T) {
+	why := &localapi.Failure{Reason: "cutoff", Message: "cut off by entry 9", Fix: "join again"}
+	for _, c := range []struct {
+		state   string
+		problem *localapi.Failure
+		want    string
+	}{
+		{"ready", nil, "ok"},
+		{"renewing", nil, "ok"},
+		{"ready", why, "ok"},
+		{"starting", nil, "off"},
+		{"refused", why, "failed"},
+		{"held", why, "failed"},
+		{"unreachable", why, "failed"},
+		{"not-proved", nil, "failed"},
+		{"broken", nil, "failed"},
+		{"new", nil, "failed"},
+	} {
+		f := judgeAgent("/s", &localapi.Status{State: c.state, Problem: c.problem})
+		if f.State != c.want || !strings.Contains(f.Detail, c.state) || c.problem != nil && (!strings.Contains(f.Detail, "(cutoff): cut off by entry 9") || f.Try != "join again") {
+			t.Errorf("%s: %+v", c.state, f)
 		}
 	}
 }
@@ -170,7 +242,7 @@ func TestShow(t *testing.T) {
 
 // What a server or a proposer wrote can't move the cursor, hide text or turn it round.
 func TestPrintable(t *testing.T) {
-	if got := printable("a\x1b[2Kb\rc\u202ed\u0085e\nf"); got != "a·[2Kb·c·d·e\nf" {
+	if got := printable("a\x1b[2Kb\rc\u202ed\u0085e\nf\u200bg\u2028h\U000e0041i\tj"); got != "a·[2Kb·c·d·e\nf·g·h·i·j" {
 		t.Errorf("%q", got)
 	}
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/identity"
 )
 
@@ -22,7 +24,7 @@ func (a *Agent) SetDefaults() { setDefaults(reflect.ValueOf(a).Elem()) }
 func (s *Server) Validate() error { return s.check().problem() }
 
 // Validate checks what no single field can tell. Loading does it already.
-func (a *Agent) Validate() error { return a.check().problem() }
+func (a *Agent) Validate(has attest.Methods) error { return a.check(has).problem() }
 
 type checker struct{ found Findings }
 
@@ -66,22 +68,57 @@ func (s *Server) check() Findings {
 	return c.found
 }
 
-func (a *Agent) check() Findings {
+// maxSocket is the longest path of a Unix socket, in bytes: sun_path has room for 108, the last of which is zero (unix(7)).
+const maxSocket = 107
+
+func (a *Agent) check(has attest.Methods) Findings {
 	var c checker
 	if a.Bootstrap != "" {
 		if _, err := identity.ParseBootstrap(a.Bootstrap); err != nil {
 			c.bad("bootstrap", "is not a bootstrap string, bailment1:HOST:PORT/ENV#GENESIS: copy it as `bailment init` printed it")
 		}
 	}
+	if !filepath.IsAbs(a.Data) {
+		c.bad("data", "%q is not an absolute path", a.Data)
+	}
 	if !filepath.IsAbs(a.Socket) {
 		c.bad("socket", "%q is not an absolute path", a.Socket)
 	}
-	for need, path := range a.Attest.Files {
-		if !filepath.IsAbs(path) {
+	if len(a.Socket) > maxSocket {
+		c.bad("socket", "has %d bytes, and the path of a socket has at most %d", len(a.Socket), maxSocket)
+	}
+	for _, need := range slices.Sorted(maps.Keys(a.Attest.Files)) {
+		if path := a.Attest.Files[need]; !filepath.IsAbs(path) {
 			c.bad("attest.files."+need, "%q is not an absolute path", path)
 		}
 	}
+	c.method(a.Attest, has)
 	return c.found
+}
+
+// method compares what the attestation method is given with what it needs.
+func (c *checker) method(a Attestation, has attest.Methods) {
+	m, err := has.Find(a.Method)
+	if err != nil {
+		var names []string
+		for _, x := range has {
+			names = append(names, x.Name)
+		}
+		c.bad("attest.method", "there is no method %q here, but %s%s", a.Method, strings.Join(names, ", "), didYouMean(a.Method, names))
+		return
+	}
+	var needs []string
+	for _, n := range m.Needs {
+		needs = append(needs, n.Name)
+		if a.Files[n.Name] == "" && !n.Optional {
+			c.bad("attest.files", "%s needs a file for %s: %s", m.Name, n.Name, n.Doc)
+		}
+	}
+	for _, given := range slices.Sorted(maps.Keys(a.Files)) {
+		if !slices.Contains(needs, given) {
+			c.bad("attest.files."+given, "%s has no use for it; it needs %s%s", m.Name, strings.Join(needs, ", "), didYouMean(given, needs))
+		}
+	}
 }
 
 func (c *checker) address(key, addr string) (netip.Addr, bool) {

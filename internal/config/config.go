@@ -3,9 +3,11 @@
 //
 // Guaranteed: what was loaded has exactly the fields of the struct, each within its limits; every
 // finding names file, line and column, and all of them are given at once; an empty file is a valid
-// configuration. Not guaranteed: that what it names exists. The roles find that out when they start.
+// configuration of a server, and an agent's needs no more than what its attestation method needs.
+// Not guaranteed: that what it names exists. The roles find that out when they start.
 //
-// Configuration holds no secret value, only the places where they are. This package imports leaves.
+// Configuration holds no secret value, only the places where they are. This package imports leaves
+// and the contract of attestation; which methods there are it is told.
 package config
 
 import (

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -22,7 +23,7 @@ func TestEmptyWorks(t *testing.T) {
 		if s.Listen != "127.0.0.1:8400" || s.Limits.RequestBytes != 1<<20 || s.Timeouts.Read != 10*time.Second || s.Limits.UnprovedAttempts != (Rate{20, 200}) {
 			t.Fatalf("%q: %+v", text, s)
 		}
-		if _, err := ParseAgent("x", []byte(text)); err != nil {
+		if _, err := ParseAgent("x", []byte(text), attest.Methods{{Name: "join-token"}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -107,17 +108,40 @@ func TestFindings(t *testing.T) {
 	}
 }
 
+// two are methods of an agent.
+var two = attest.Methods{
+	{Name: "join-token", Needs: []attest.Need{{Name: "token", Doc: "from an operator"}}},
+	{Name: "x509", Needs: []attest.Need{{Name: "certificate", Doc: "in PEM"}, {Name: "key", Doc: "in PEM"}, {Name: "chain", Optional: true}}},
+}
+
 func TestAgentFindings(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
 	for text, want := range map[string]string{
-		"bootstrap: bailment1:x":                 "f.yaml:1:1: bootstrap: is not a bootstrap string",
-		"socket: agent.sock":                     "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
-		"attest: {files: {token: here}}":         "attest.files.token: \"here\" is not an absolute path",
-		"ops_listen: 127.0.0.1:8402":             "f.yaml:1:1: ops_listen: there is no such field",
-		"timeout: 30s":                           "f.yaml:1:1: timeout: there is no such field",
-		"attest: {files: {token: /a, token: b}}": "f.yaml:1:",
+		"bootstrap: bailment1:x":                             "f.yaml:1:1: bootstrap: is not a bootstrap string",
+		"socket: agent.sock":                                 "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
+		"attest: {files: {token: here}}":                     "attest.files.token: \"here\" is not an absolute path",
+		"ops_listen: 127.0.0.1:8402":                         "f.yaml:1:1: ops_listen: there is no such field",
+		"timeout: 30s":                                       "f.yaml:1:1: timeout: there is no such field",
+		"attest: {files: {token: /a, token: b}}":             "f.yaml:1:",
+		token + "data: agent":                                "f.yaml:2:1: data: \"agent\" is not an absolute path",
+		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the path of a socket has at most 107",
+		"attest: {method: join_token, files: {token: /t}}":   "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean join-token?",
+		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it needs token: did you mean token?",
+		"data: /d":                                           "attest.files: join-token needs a file for token: from an operator",
+		"attest: {method: x509, files: {certificate: /c}}":   "attest.files: x509 needs a file for key: in PEM",
+		"attest: {method: x509, files: {key: k, token: /t}}": "3 findings",
 	} {
-		if _, err := ParseAgent("f.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+	for _, text := range []string{token, token + "socket: /" + strings.Repeat("s", 106), "attest: {method: x509, files: {certificate: /c, key: /k}}"} {
+		a, err := ParseAgent("f.yaml", []byte(text), two)
+		if err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		if err := a.Validate(two); err != nil {
+			t.Errorf("%q: loaded, and not valid: %v", text, err)
 		}
 	}
 }

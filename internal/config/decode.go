@@ -17,6 +17,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -79,26 +80,30 @@ func plural(n int, word string) string {
 }
 
 // LoadServer reads, checks and completes a server's configuration. An empty path is an empty file.
-func LoadServer(path string) (*Server, error) { return load[Server](path) }
+func LoadServer(path string) (*Server, error) { return load(path, (*Server).check) }
 
-// LoadAgent reads, checks and completes an agent's configuration. An empty path is an empty file.
-func LoadAgent(path string) (*Agent, error) { return load[Agent](path) }
+// LoadAgent reads, checks and completes an agent's configuration, for an agent that has these methods. An empty path is
+// an empty file.
+func LoadAgent(path string, has attest.Methods) (*Agent, error) { return load(path, checkAgent(has)) }
 
 // ParseServer is LoadServer over the content of a file; name is for the findings only.
-func ParseServer(name string, data []byte) (*Server, error) { return parse[Server](name, data) }
-
-// ParseAgent is LoadAgent over the content of a file; name is for the findings only.
-func ParseAgent(name string, data []byte) (*Agent, error) { return parse[Agent](name, data) }
-
-// role is a struct that can be checked as a whole, after each field was.
-type role[T any] interface {
-	*T
-	check() Findings
+func ParseServer(name string, data []byte) (*Server, error) {
+	return parse(name, data, (*Server).check)
 }
 
-func load[T any, R role[T]](path string) (*T, error) {
+// ParseAgent is LoadAgent over the content of a file; name is for the findings only.
+func ParseAgent(name string, data []byte, has attest.Methods) (*Agent, error) {
+	return parse(name, data, checkAgent(has))
+}
+
+func checkAgent(has attest.Methods) func(*Agent) Findings {
+	return func(a *Agent) Findings { return a.check(has) }
+}
+
+// load reads a file; check looks at a role as a whole, after each field was.
+func load[T any](path string, check func(*T) Findings) (*T, error) {
 	if path == "" {
-		return parse[T, R]("", nil)
+		return parse("", nil, check)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -109,10 +114,10 @@ func load[T any, R role[T]](path string) (*T, error) {
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the configuration %s", path)
 	}
-	return parse[T, R](path, data)
+	return parse(path, data, check)
 }
 
-func parse[T any, R role[T]](name string, data []byte) (*T, error) {
+func parse[T any](name string, data []byte, check func(*T) Findings) (*T, error) {
 	d := &decoder{file: name, places: make(map[string]place)}
 	out := new(T)
 	if body := d.document(data); body != nil {
@@ -122,7 +127,7 @@ func parse[T any, R role[T]](name string, data []byte) (*T, error) {
 		return nil, d.found.problem()
 	}
 	setDefaults(reflect.ValueOf(out).Elem())
-	found := R(out).check()
+	found := check(out)
 	for i := range found {
 		found[i].File = name
 		if at, ok := d.placeOf(found[i].Key); ok {
@@ -443,10 +448,19 @@ func setDefaults(v reflect.Value) {
 
 // nearest suggests a field for a misspelt name.
 func nearest(name string, t reflect.Type) string {
-	best, least := "", 3
+	var all []string
 	for i := range t.NumField() {
-		if n := t.Field(i).Tag.Get("yaml"); distance(name, n) < least {
-			best, least = n, distance(name, n)
+		all = append(all, t.Field(i).Tag.Get("yaml"))
+	}
+	return didYouMean(name, all)
+}
+
+// didYouMean suggests one of the words for a misspelt one.
+func didYouMean(name string, words []string) string {
+	best, least := "", 3
+	for _, w := range words {
+		if d := distance(name, w); d < least {
+			best, least = w, d
 		}
 	}
 	if best == "" {

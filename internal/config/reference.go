@@ -10,7 +10,7 @@ import (
 func Reference() string {
 	var b strings.Builder
 	b.WriteString("# Configuration\n\n<!-- generated from internal/config: do not edit -->\n\n")
-	b.WriteString("Strict YAML: an unknown or repeated field is an error with file, line and column. Everything may be left out.\n")
+	b.WriteString("Strict YAML: an unknown or repeated field is an error with file, line and column. Everything may be left out, but for what an agent's attestation method needs.\n")
 	b.WriteString("`bailment config check FILE` checks without starting anything. Durations are written 10s or 5m, sizes 64KiB or 1MiB,\n")
 	b.WriteString("rates \"20/s 200\": 20 a second on average, 200 at once.\n")
 	for _, r := range []struct {

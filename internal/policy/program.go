@@ -2,6 +2,7 @@ package policy
 
 import (
 	"crypto/x509"
+	"maps"
 	"slices"
 	"time"
 
@@ -155,6 +156,9 @@ func (p *Program) OperatorByKey(key ssh.PublicKey) (Operator, bool) {
 	}
 	return p.operators[i], true
 }
+
+// Workloads lists the identities that the bundle's rules give to processes, ordered.
+func (p *Program) Workloads() []string { return slices.Sorted(maps.Keys(p.byWorkload)) }
 
 // Secrets lists the declarations, ordered by pattern.
 func (p *Program) Secrets() []Secret { return slices.Clone(p.secrets) }

@@ -58,7 +58,7 @@ var pages = map[string]page{
 	"README.md": {presumes: serving, promises: 3},
 	"curl.md":   {presumes: serving, name: "tutorial", promises: 10},
 	"change-the-bundle.md": {
-		presumes: serving, answers: 1, promises: 8,
+		presumes: serving, answers: 1, promises: 12,
 		before: map[string]string{
 			"bailment bundle check env": `sed -i 's/purposes: \[runtime\]/purposes: [runtime, migration]/' env/grants/all.yaml`,
 			"bailment login bob":        bob,
@@ -66,7 +66,7 @@ var pages = map[string]page{
 		},
 	},
 	"revoke.md": {
-		presumes: leasing, answers: 1, promises: 10, after: revokeAll,
+		presumes: leasing, answers: 1, promises: 12, after: revokeAll,
 		before: map[string]string{
 			"bailment login bob":        bob,
 			"bailment node token web-1": alice,
@@ -293,8 +293,8 @@ var scopeRow = regexp.MustCompile("(?m)^\\| [^|`]+ \\| (.*) \\|$")
 func revokeAll(text string) string {
 	var b strings.Builder
 	rest := strings.NewReplacer(
-		"issuer:join-token:ID", `"issuer:join-token:$(bailment node token web-2 -o json | jq -r .id)"`,
-		"issuer:x509:NAME", "issuer:x509:corporate",
+		"issuer:join-token:ID", `"issuer:join-token:$(bailment node token web-2 -o json | jq -r .id)" --preemptive`,
+		"issuer:x509:NAME", "issuer:x509:corporate --preemptive",
 		"issuer:ssh:SHA256:…", `"issuer:ssh:$(ssh-keygen -l -f bob.pub | cut -d ' ' -f 2)"`,
 	)
 	n := 0
@@ -302,7 +302,7 @@ func revokeAll(text string) string {
 		for i, part := range strings.Split(row[1], "`") {
 			if i%2 == 1 {
 				n++
-				fmt.Fprintf(&b, "bailment revoke %s --reason 'every row of the table'\n", rest.Replace(part))
+				fmt.Fprintf(&b, "bailment revoke %s --yes --reason 'every row of the table'\n", rest.Replace(part))
 			}
 		}
 	}
