@@ -99,8 +99,9 @@ type Agent struct {
 	gen       uint64
 	watching  bool
 
-	wake chan struct{} // next, dead or session changed
-	runs runs
+	wake     chan struct{} // next, dead or session changed
+	runs     runs
+	measurer *measurer
 }
 
 // New checks a configuration and makes an agent of it.
@@ -131,6 +132,7 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
 		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
+		measurer: newMeasurer(),
 	}
 	a.runs.init()
 	return a, nil

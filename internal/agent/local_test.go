@@ -199,7 +199,7 @@ func TestMeasuring(t *testing.T) {
 	defer run.Close()
 	all := s.Claims()
 	process := all[len(all)-1]["process"].(map[string]any)
-	if process["digest_source"] != "claimed" || process["sha256"] != req.Exe.SHA256 {
+	if process["digest_source"] != "claimed" || process["claimed_sha256"] != req.Exe.SHA256 || process["claimed_path"] != path || process["sha256"] != nil || process["path"] != nil {
 		t.Errorf("%v", process)
 	}
 }

@@ -163,7 +163,7 @@ func (a *Agent) handleOpen(w http.ResponseWriter, r *http.Request) {
 	defer x.finish(req.Secrets)
 	ctx, cancel := context.WithTimeout(r.Context(), openTimeout)
 	defer cancel()
-	e, err := measure(ctx, exe, req.Exe)
+	e, err := a.measurer.measure(ctx, conn.Peer.UID, exe, req.Exe)
 	if err != nil {
 		fail(w, err)
 		return
