@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -137,7 +138,7 @@ func (a *app) diagnoseAgent(ctx context.Context) finding {
 	d := net.Dialer{Timeout: time.Second}
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
-		return off("agent", problem.Wrap(err, problem.ReasonNoAgent, "no agent"))
+		return off("agent", localapi.Unanswered(path, err))
 	}
 	_ = conn.Close() // it was only knocked at
 	return finding{"agent", "ok", "listens on " + path, ""}

@@ -66,6 +66,9 @@ func (s *Server) check() Findings {
 	return c.found
 }
 
+// maxSocket is what sun_path holds (unix(7)), without the zero at its end.
+const maxSocket = 107
+
 func (a *Agent) check() Findings {
 	var c checker
 	if a.Bootstrap != "" {
@@ -75,6 +78,9 @@ func (a *Agent) check() Findings {
 	}
 	if !filepath.IsAbs(a.Socket) {
 		c.bad("socket", "%q is not an absolute path", a.Socket)
+	}
+	if len(a.Socket) > maxSocket {
+		c.bad("socket", "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(a.Socket), maxSocket)
 	}
 	for need, path := range a.Attest.Files {
 		if !filepath.IsAbs(path) {

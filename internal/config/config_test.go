@@ -110,6 +110,7 @@ func TestFindings(t *testing.T) {
 func TestAgentFindings(t *testing.T) {
 	for text, want := range map[string]string{
 		"bootstrap: bailment1:x":                 "f.yaml:1:1: bootstrap: is not a bootstrap string",
+		"socket: /" + strings.Repeat("s", 107):   "f.yaml:1:1: socket: has 108 bytes, and the kernel takes at most 107",
 		"socket: agent.sock":                     "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
 		"attest: {files: {token: here}}":         "attest.files.token: \"here\" is not an absolute path",
 		"ops_listen: 127.0.0.1:8402":             "f.yaml:1:1: ops_listen: there is no such field",
