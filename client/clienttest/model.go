@@ -533,6 +533,33 @@ func (h secrets) Get(ctx context.Context, r *v1.GetRequest) (*v1.GetResponse, er
 	return out, nil
 }
 
+func (h secrets) ListLeases(ctx context.Context, _ *v1.ListLeasesRequest) (*v1.ListLeasesResponse, error) {
+	s := h.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x, err := s.caller(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	out := new(v1.ListLeasesResponse)
+	for _, l := range s.state.leases {
+		state := "active"
+		switch {
+		case l.Identity != x.path:
+			continue
+		case l.Returned:
+			state = "returned"
+		case !time.Now().Before(l.Expires):
+			state = "expired"
+		}
+		out.Leases = append(out.Leases, &v1.LeaseInfo{
+			Lease: l.ID, Identity: l.Identity, Node: l.Node, Secret: l.Secret, Version: l.Version, Purpose: l.Purpose,
+			Created: timestamppb.New(l.Created), Expires: timestamppb.New(l.Expires), State: state,
+		})
+	}
+	return out, nil
+}
+
 func (h secrets) RenewLease(ctx context.Context, r *v1.RenewLeaseRequest) (*v1.RenewLeaseResponse, error) {
 	s := h.s
 	s.mu.Lock()

@@ -20,6 +20,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -99,8 +100,10 @@ type Agent struct {
 	gen       uint64
 	watching  bool
 
-	wake chan struct{} // next, dead or session changed
-	runs runs
+	wake     chan struct{} // next, dead or session changed
+	runs     runs
+	measurer *measurer
+	stopping <-chan struct{} // closed when the agent stops; set before anybody can ask
 }
 
 // New checks a configuration and makes an agent of it.
@@ -128,15 +131,21 @@ func New(cfg Config) (*Agent, error) {
 	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {
 		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory and socket are absolute paths")
 	}
+	if len(cfg.Socket) > localapi.MaxSocket {
+		return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", cfg.Socket, len(cfg.Socket), localapi.MaxSocket).
+			WithFix("name a shorter path as `socket` in the agent's configuration")
+	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
 		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
+		measurer: newMeasurer(),
 	}
 	a.runs.init()
 	return a, nil
 }
 
-// Run works until ctx ends, then ends the runs, gives their leases back, and returns nil. An error is one that waiting
+// Run works until ctx ends, then lets go of the runs, and returns nil. The leases of processes that go on are left to the next
+// agent, or to their end. An error is one that waiting
 // does not mend: the configuration, the state directory, the socket.
 func (a *Agent) Run(ctx context.Context) error {
 	hardening.Harden(a.log)
@@ -179,7 +188,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // prepare makes and locks the state directory, and loads what is kept there.
 func (a *Agent) prepare() (unlock func(), err error) {
 	if err := durable.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's state directory")
+		return nil, unplaced(err, "state directory", a.cfg.StateDir, "data")
 	}
 	if st, err := os.Stat(a.cfg.StateDir); err != nil || st.Mode().Perm()&0o077 != 0 {
 		return nil, problem.New(problem.ReasonPermissions, "the agent's state directory %s can be used by others", a.cfg.StateDir).
@@ -188,7 +197,7 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	// Two agents with one state would renew one enrolment twice, which is what a copied key looks like.
 	lock, err := os.OpenFile(a.files.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's state directory")
+		return nil, unplaced(err, "state directory", a.cfg.StateDir, "data")
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		lock.Close()
@@ -199,13 +208,23 @@ func (a *Agent) prepare() (unlock func(), err error) {
 
 func (a *Agent) listen() (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(a.cfg.Socket), 0o755); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's socket")
+		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
 	}
 	l, err := localapi.Listen(a.cfg.Socket, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "the agent's socket")
+		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
 	}
 	return l, nil
+}
+
+// unplaced says that the agent can't make what it needs where it was told to, and what to do about it.
+func unplaced(err error, what, path, setting string) *problem.Problem {
+	if errors.Is(err, fs.ErrPermission) {
+		return problem.Wrap(err, problem.ReasonPermissions, "the agent's %s %s: user %d may not make it", what, path, os.Geteuid()).
+			WithFix("give %s to this user, run the agent as its owner, or name another place as `%s` in the agent's configuration", filepath.Dir(path), setting)
+	}
+	return problem.Wrap(err, problem.ReasonInvalid, "the agent's %s %s", what, path).
+		WithFix("mend what is in the way at that path, or name another place as `%s` in the agent's configuration", setting)
 }
 
 func (a *Agent) notify(state string) {

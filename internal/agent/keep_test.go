@@ -427,6 +427,12 @@ func TestCutoffNeedsANewToken(t *testing.T) {
 		b.server.CutOff(nodePath)
 		b.reach(Refused, time.Second)
 		b.reason(problem.ReasonCutoff)
+		if fix := b.agent.Status().Problem.Fix; !strings.Contains(fix, "new token") || !strings.Contains(fix, b.cfg.Needs[jointoken.NeedToken]) {
+			t.Errorf("what helps is a new token: %q", fix)
+		}
+		if _, _, err := b.open(password); problem.As(err).WayOut() != b.agent.Status().Problem.Fix {
+			t.Errorf("a process is told another way out: %v", problem.As(err).WayOut())
+		}
 		b.pass(time.Hour)
 		if n := b.server.Calls(attestCall); n != 1 {
 			t.Errorf("the spent token was tried %d times more", n-1)

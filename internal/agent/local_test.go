@@ -199,7 +199,7 @@ func TestMeasuring(t *testing.T) {
 	defer run.Close()
 	all := s.Claims()
 	process := all[len(all)-1]["process"].(map[string]any)
-	if process["digest_source"] != "claimed" || process["sha256"] != req.Exe.SHA256 {
+	if process["digest_source"] != "claimed" || process["claimed_sha256"] != req.Exe.SHA256 || process["claimed_path"] != path || process["sha256"] != nil || process["path"] != nil {
 		t.Errorf("%v", process)
 	}
 }
@@ -241,15 +241,25 @@ func TestDeathOfTheProcess(t *testing.T) {
 	eventually(t, "the lease to be given back", func() bool { return returned(s) })
 }
 
+// An agent that stops says so, and leaves the leases of programs that go on: given back, they would say that nobody has the value.
 func TestAgentStops(t *testing.T) {
 	s, c, stop, _ := whole(t)
+	ended, err := c.Open(t.Context(), localapi.OpenRequest{Exe: localapi.Exe{Path: "/bin/y"}, Workload: "/workload/other", Secrets: request("").Secrets}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	run, err := c.Open(t.Context(), request("/bin/x"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := ended.Close(); err != nil {
+		t.Fatal(err)
+	}
 	stop()
-	if !returned(s) {
-		t.Errorf("%+v", s.Leases())
+	for _, l := range s.Leases() {
+		if l.Returned != (l.Identity == "/workload/other") {
+			t.Errorf("%+v", l)
+		}
 	}
 	var last localapi.Event
 	for e := range run.Events() {
@@ -259,6 +269,34 @@ func TestAgentStops(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 	_ = run.Close()
+}
+
+// Where an agent can't make its socket or its directory, it says where, why, and what to do about it.
+func TestPlacesThatCannotBe(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ state, socket, named, setting string }{
+		"the socket is a file":            {filepath.Join(dir, "1"), file, file, "`socket`"},
+		"the socket is in a file":         {filepath.Join(dir, "2"), filepath.Join(file, "s"), filepath.Join(file, "s"), "`socket`"},
+		"the socket's path is long":       {filepath.Join(dir, "3"), filepath.Join(dir, strings.Repeat("s", 107)), strings.Repeat("s", 107), "`socket`"},
+		"the state directory is a file":   {file, filepath.Join(dir, "s"), file, "`data`"},
+		"the state directory can't be":    {"/proc/agent", filepath.Join(dir, "s"), "/proc/agent", "`data`"},
+		"the socket's directory can't be": {filepath.Join(dir, "4"), "/proc/agent/s", "/proc/agent/s", "`socket`"},
+	} {
+		a, err := agent.New(agent.Config{
+			Bootstrap: "bailment1:x", StateDir: c.state, Socket: c.socket, Method: jointoken.Name, Needs: map[string]string{jointoken.NeedToken: file}, Methods: methods.All(),
+		})
+		if err == nil {
+			err = a.Run(t.Context())
+		}
+		p := problem.As(err)
+		if p.Kind != problem.Invalid || !strings.Contains(p.Message, c.named) || !strings.Contains(p.WayOut(), c.setting) {
+			t.Errorf("%s: %v; try: %s", name, err, p.WayOut())
+		}
+	}
 }
 
 // Strangers on the machine can ask, and no more.

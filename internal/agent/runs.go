@@ -11,6 +11,7 @@ import (
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -58,13 +59,15 @@ type run struct {
 	id     string
 	peer   localapi.Peer
 	want   string
+	node   string // path of the one that speaks for it
 	claims map[string]any
 	client *client.Client // with the workload's own session
 	wake   chan struct{}
 	ended  chan struct{} // its end is asked for
 	once   sync.Once
-	over   chan struct{} // its leases were given back
+	over   chan struct{} // its leases were given back, or left
 	events chan localapi.Event
+	goesOn bool // the agent stops and the process does not: its leases are left to the next agent
 
 	mu      sync.Mutex
 	session *client.Session
@@ -75,6 +78,7 @@ type run struct {
 // holding is a run's share of a lease.
 type holding struct {
 	name  string
+	key   slotKey
 	slot  *slot
 	lease *lease
 	lost  bool
@@ -99,6 +103,7 @@ type lease struct {
 	from    time.Time // of the present term
 	expires time.Time
 	final   bool // renewing it changes nothing any more
+	left    bool // a process that goes on holds it while the agent stops
 }
 
 func (r *runs) slot(k slotKey) *slot {
@@ -179,21 +184,39 @@ func (r *run) open(ctx context.Context, req localapi.OpenRequest, e executable) 
 	if err := r.attest(ctx); err != nil {
 		return nil, err
 	}
+	id, err := identity.Parse(node.Identity)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "the node's identity")
+	}
 	c, err := client.Dial(r.a.pinned(), client.Options{Credentials: r.credentials, Dialer: r.a.cfg.Dialer, MaxConns: 4, Attempts: 1})
 	if err != nil {
 		return nil, err
 	}
-	r.client = c
+	r.client, r.node = c, id.Path()
 	out := &localapi.Opened{Run: r.id, Identity: r.session.Identity, Node: node.Identity, Expires: r.session.Expires}
 	for _, w := range req.Secrets {
-		g, err := r.get(ctx, w, req.Receipts)
+		g, err := r.hand(ctx, w, req.Receipts)
+		if err == nil {
+			out.Secrets = append(out.Secrets, *g)
+			// Who asked may be gone by now. What was got is given back, and nothing more is.
+			if ctx.Err() != nil {
+				err = problem.Wrap(ctx.Err(), problem.ReasonCanceled, "getting secrets")
+			}
+		}
 		if err != nil {
 			wipe(out)
 			return nil, err
 		}
-		out.Secrets = append(out.Secrets, *g)
 	}
 	return out, nil
+}
+
+// hand gets a secret, or takes up the lease of one that the process has already.
+func (r *run) hand(ctx context.Context, w localapi.Wanted, receipt bool) (*localapi.Given, error) {
+	if w.Lease == 0 {
+		return r.get(ctx, w, receipt)
+	}
+	return r.resume(ctx, w)
 }
 
 func wipe(o *localapi.Opened) {
@@ -299,37 +322,104 @@ func (r *run) get(ctx context.Context, w localapi.Wanted, receipt bool) (*locala
 		return nil, err
 	}
 	defer s.unlock()
-	res, err := again(ctx, func() (*v1.GetResponse, error) {
-		return r.client.Secrets.Get(ctx, &v1.GetRequest{Secret: w.Name, Purpose: w.Purpose, Receipt: receipt})
-	})
+	res, err := r.fetch(ctx, w, s, receipt)
 	if err != nil {
 		r.a.runs.leave(k)
 		return nil, err
 	}
-	l, ok := s.leases[res.Lease]
-	if !ok {
-		l = &lease{id: res.Lease, from: time.Now()}
-		s.leases[res.Lease] = l
-	}
-	l.holders++
-	l.expires = res.Expires.AsTime()
-	r.mu.Lock()
-	r.holds = append(r.holds, &holding{name: w.Name, slot: s, lease: l})
-	r.mu.Unlock()
+	l := r.join(w, k, s, res.Lease, res.Expires.AsTime())
 	return &localapi.Given{
 		Name: w.Name, Purpose: w.Purpose, Version: res.Version, Lease: res.Lease, Expires: l.expires,
 		Epoch: res.Entry.GetEpoch(), Index: res.Entry.GetIndex(), Value: res.Value, Receipt: res.Receipt,
 	}, nil
 }
 
+// join adds the run to the holders of a lease. The slot's turn is this run's.
+func (r *run) join(w localapi.Wanted, k slotKey, s *slot, id uint64, expires time.Time) *lease {
+	l, ok := s.leases[id]
+	if !ok {
+		l = &lease{id: id, from: time.Now()}
+		s.leases[id] = l
+	}
+	l.holders++
+	l.expires = expires
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holds = append(r.holds, &holding{name: w.Name, key: k, slot: s, lease: l})
+	return l
+}
+
+// fetch asks the server for a secret. What was asked for is waited for a little, also when who asked is gone: only with
+// its answer is it known which lease is to be given back. If no answer comes, the lease is looked up. The slot's turn is this
+// run's, so nobody else on this machine can be getting it.
+func (r *run) fetch(ctx context.Context, w localapi.Wanted, s *slot, receipt bool) (*v1.GetResponse, error) {
+	work, cancel := outlive(ctx, returnTimeout)
+	defer cancel()
+	unknown := false
+	res, err := again(ctx, func() (*v1.GetResponse, error) {
+		res, err := r.client.Secrets.Get(work, &v1.GetRequest{Secret: w.Name, Purpose: w.Purpose, Receipt: receipt})
+		if err != nil {
+			p := problem.As(err)
+			unknown = unknown || p.Kind == problem.UnknownOutcome || p.Reason == problem.ReasonCanceled || p.Reason == problem.ReasonDeliveryTooLate
+		}
+		return res, err
+	})
+	if err != nil && unknown {
+		r.disown(w, s)
+	}
+	return res, err
+}
+
+// disown gives back the leases that a call without an answer may have made.
+func (r *run) disown(w localapi.Wanted, s *slot) {
+	ctx, cancel := context.WithTimeout(context.Background(), returnTimeout)
+	defer cancel()
+	req := &v1.ListLeasesRequest{PageSize: 1000}
+	for {
+		res, err := r.client.Secrets.ListLeases(ctx, req)
+		if err != nil {
+			p := problem.As(err)
+			r.a.log.Warn("whether there is a lease is not known; it expires by itself", "secret", w.Name, "reason", string(p.Reason), "problem", p.Message)
+			return
+		}
+		for _, l := range res.Leases {
+			_, held := s.leases[l.Lease]
+			if !held && l.Secret == w.Name && l.Purpose == w.Purpose && l.Node == r.node && l.State == "active" {
+				r.returnLease(ctx, l.Lease, l.Expires.AsTime())
+			}
+		}
+		if req.PageToken = res.NextPageToken; req.PageToken == "" {
+			return
+		}
+	}
+}
+
+// outlive is a context that ends a while after its parent does.
+func outlive(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	stop := context.AfterFunc(parent, func() {
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
 // finish gives back what no other run holds, and forgets the run.
-func (r *run) finish(secrets []localapi.Wanted) {
+func (r *run) finish() {
 	// Not the request's context: it is over, and this must happen all the same.
 	ctx, cancel := context.WithTimeout(context.Background(), returnTimeout)
 	defer cancel()
-	for i, h := range r.holds {
+	for _, h := range r.holds {
 		r.giveBack(ctx, h)
-		r.a.runs.leave(r.key(secrets[i]))
+		r.a.runs.leave(h.key)
 	}
 	if r.client != nil {
 		r.client.Close()
@@ -349,20 +439,25 @@ func (r *run) giveBack(ctx context.Context, h *holding) {
 		return
 	}
 	defer h.slot.unlock()
+	h.lease.left = h.lease.left || r.goesOn
 	if h.lease.holders--; h.lease.holders > 0 {
 		return
 	}
 	delete(h.slot.leases, h.lease.id)
-	if h.lost || !time.Now().Before(h.lease.expires) {
+	if h.lost || h.lease.left || !time.Now().Before(h.lease.expires) {
 		return
 	}
+	r.returnLease(ctx, h.lease.id, h.lease.expires)
+}
+
+func (r *run) returnLease(ctx context.Context, id uint64, expires time.Time) {
 	_, err := again(ctx, func() (*v1.ReturnLeaseResponse, error) {
-		return r.client.Secrets.ReturnLease(ctx, &v1.ReturnLeaseRequest{Lease: h.lease.id})
+		return r.client.Secrets.ReturnLease(ctx, &v1.ReturnLeaseRequest{Lease: id})
 	})
 	// Not found: it was given back by a call whose answer was lost, or revoked.
 	if err != nil && problem.KindOf(err) != problem.NotFound {
 		p := problem.As(err)
-		r.a.log.Warn("a lease was not given back; it expires by itself", "lease", h.lease.id, "expires", h.lease.expires,
+		r.a.log.Warn("a lease was not given back; it expires by itself", "lease", id, "expires", expires,
 			"reason", string(p.Reason), "problem", p.Message)
 	}
 }

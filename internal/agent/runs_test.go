@@ -30,7 +30,7 @@ func (b *bench) open(wanted ...localapi.Wanted) (*opened, *localapi.Opened, erro
 	}
 	o, err := x.open(b.t.Context(), localapi.OpenRequest{Secrets: wanted}, executable{"/bin/app", "", sourceClaimed})
 	if err != nil {
-		x.finish(wanted)
+		x.finish()
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(b.t.Context())
@@ -45,7 +45,7 @@ func (b *bench) open(wanted ...localapi.Wanted) (*opened, *localapi.Opened, erro
 func (o *opened) close() {
 	o.cancel()
 	<-o.done
-	o.finish(o.wanted)
+	o.finish()
 }
 
 func live(s *clienttest.Server) (n int) {
@@ -259,10 +259,163 @@ func TestRunLimits(t *testing.T) {
 			t.Errorf("another user's run: %v", err)
 		}
 		for _, x := range all {
-			x.finish(nil)
+			x.finish()
 		}
 		if b.agent.runs.count() != 0 {
 			t.Error("runs are left")
 		}
 	})
+}
+
+// Who asks may be gone before he is answered. What the server gave him is given back, also if its answer never came.
+func TestAskerIsGoneBeforeTheAnswer(t *testing.T) {
+	for name, lost := range map[string]bool{"the answer comes": false, "the answer is lost": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, clienttest.Config{}, func(b *bench) {
+				b.server.Put("db/password", []byte("v"))
+				b.token()
+				b.begin()
+				b.reach(Ready, time.Second)
+				x, err := b.agent.begin(someone)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(b.t.Context())
+				defer cancel()
+				b.server.Lose(func(p string) bool {
+					if p != bailmentv1connect.SecretServiceGetProcedure {
+						return false
+					}
+					cancel()
+					return lost
+				})
+				_, err = x.open(ctx, localapi.OpenRequest{Secrets: []localapi.Wanted{password}}, executable{"/bin/app", "", sourceClaimed})
+				if err == nil {
+					t.Fatal("given to nobody")
+				}
+				x.finish()
+				if len(b.server.Leases()) != 1 || live(b.server) != 0 {
+					t.Errorf("%+v", b.server.Leases())
+				}
+				if n := b.agent.runs.count(); n != 0 || len(b.agent.runs.slots) != 0 {
+					t.Errorf("the run left something behind: %+v", &b.agent.runs)
+				}
+			})
+		})
+	}
+}
+
+// What one run is looking for is not taken from another.
+func TestLookingForALeaseSparesOthers(t *testing.T) {
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.server.Put("db/password", []byte("v"))
+		b.server.Put("other", []byte("v"))
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		other := localapi.Wanted{Name: "other", Purpose: "runtime"}
+		x, _, err := b.open(password, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.server.Lose(func(p string) bool { return p == bailmentv1connect.SecretServiceGetProcedure })
+		if _, _, err := b.open(password); err == nil {
+			t.Fatal("given without an answer")
+		}
+		if live(b.server) != 2 {
+			t.Errorf("%+v", b.server.Leases())
+		}
+		x.close()
+		if live(b.server) != 0 {
+			t.Errorf("%+v", b.server.Leases())
+		}
+	})
+}
+
+// die ends the agent without any of its last acts, and begins another.
+func (o *opened) die(b *bench) {
+	o.cancel()
+	<-o.done
+	o.client.Close()
+	b.end()
+	b.begin()
+	b.reach(Ready, time.Second)
+}
+
+func TestResume(t *testing.T) {
+	const get, renew = bailmentv1connect.SecretServiceGetProcedure, bailmentv1connect.SecretServiceRenewLeaseProcedure
+	for name, c := range map[string]struct {
+		meanwhile func(b *bench)
+		remade    bool           // another lease, for the same version
+		lost      problem.Reason // the process is told that there is none
+		gets      int
+	}{
+		"nothing happened":  {meanwhile: func(*bench) {}},
+		"it was given back": {meanwhile: func(b *bench) { b.shortRun() }, remade: true, gets: 2},
+		"it ran out":        {meanwhile: func(b *bench) { b.pass(2 * time.Hour) }, remade: true, gets: 1},
+		"there is another version": {meanwhile: func(b *bench) {
+			b.shortRun()
+			b.server.Put("db/password", []byte("w"))
+		}, lost: problem.ReasonLifecycle, gets: 2},
+		"it was revoked": {meanwhile: func(b *bench) {
+			b.server.Before(func(p string) error {
+				if p == renew {
+					return problem.New(problem.ReasonCutoff, "revoked")
+				}
+				return nil
+			})
+		}, lost: problem.ReasonCutoff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, clienttest.Config{}, func(b *bench) {
+				b.server.Put("db/password", []byte("v"))
+				b.token()
+				b.begin()
+				b.reach(Ready, time.Second)
+				first, o, err := b.open(password)
+				if err != nil {
+					t.Fatal(err)
+				}
+				first.die(b)
+				before := b.server.Calls(get)
+				c.meanwhile(b)
+				b.reach(Ready, time.Minute)
+				again := password
+				again.Lease, again.Version = o.Secrets[0].Lease, o.Secrets[0].Version
+				x, o, err := b.open(again)
+				if err != nil {
+					t.Fatal(err)
+				}
+				g := o.Secrets[0]
+				if len(g.Value) != 0 || b.server.Calls(get)-before != c.gets {
+					t.Errorf("value %q, %d reads", g.Value, b.server.Calls(get)-before)
+				}
+				switch {
+				case c.lost != "":
+					if e := <-x.events; e.Event != localapi.EventLeaseLost || e.Why.Reason != string(c.lost) || g.Lease != 0 {
+						t.Errorf("%+v, %+v", e, g)
+					}
+				case len(x.events) != 0 || (g.Lease != again.Lease) != c.remade || live(b.server) != 1:
+					t.Errorf("%+v, of %+v", g, b.server.Leases())
+				}
+				x.close()
+				if n := live(b.server); n != 0 && c.lost != problem.ReasonCutoff {
+					t.Errorf("%d leases live after the run", n)
+				}
+				if len(b.agent.runs.slots) != 0 {
+					t.Errorf("%+v", &b.agent.runs)
+				}
+			})
+		})
+	}
+}
+
+// shortRun is another process of the same identity, which ends.
+func (b *bench) shortRun() {
+	b.t.Helper()
+	x, _, err := b.open(password)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	x.close()
 }

@@ -25,8 +25,9 @@ const (
 
 type connKey struct{}
 
-// serve answers at the socket until ctx ends, then ends the runs and waits for their leases.
+// serve answers at the socket until ctx ends, then lets go of the runs.
 func (a *Agent) serve(ctx context.Context, l net.Listener) error {
+	a.stopping = ctx.Done()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+localapi.PathStatus, a.handleStatus)
 	mux.HandleFunc("POST "+localapi.PathOpen, a.handleOpen)
@@ -160,10 +161,10 @@ func (a *Agent) handleOpen(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	defer x.finish(req.Secrets)
+	defer x.finish()
 	ctx, cancel := context.WithTimeout(r.Context(), openTimeout)
 	defer cancel()
-	e, err := measure(ctx, exe, req.Exe)
+	e, err := a.measurer.measure(ctx, conn.Peer.UID, exe, req.Exe)
 	if err != nil {
 		fail(w, err)
 		return
@@ -257,6 +258,13 @@ func (r *run) stay(ctx context.Context, w http.ResponseWriter, out *http.Respons
 		case <-r.ended:
 			return
 		case <-ctx.Done():
+			select {
+			case <-r.a.stopping:
+				// The process goes on with what it has, and proves itself to the next agent. To give its leases
+				// back would say that it has nothing.
+				r.goesOn = true
+			default: // the process is gone
+			}
 			say(localapi.Event{Event: localapi.EventStopping})
 			return
 		}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/client"
+	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -108,7 +109,7 @@ func (a *Agent) usable() bool {
 // fail records a failed attempt and when to try again. The lock is held.
 func (a *Agent) fail(err error) {
 	s := classify(err)
-	p := problem.As(err)
+	p := a.advise(problem.As(err))
 	a.failure, a.failedAt, a.failState = p, time.Now(), s
 	a.next = time.Now().Add(backoff(s, p, a.failures))
 	a.failures++
@@ -121,11 +122,26 @@ func (a *Agent) fail(err error) {
 	a.enter(s)
 }
 
+// advise says what leads on after the end of an enrolment, in the terms of this machine: its method may need something new,
+// and a person who reads the status has no other hint at where it belongs.
+func (a *Agent) advise(p *problem.Problem) *problem.Problem {
+	if a.method.Renewal.Kind != attest.RenewByPossession || !endsEnrolment(p) {
+		return p
+	}
+	for _, n := range a.method.Needs {
+		if path := a.cfg.Needs[n.Name]; path != "" {
+			return p.WithFix("ask an operator for a new %s (%s) and put it into %s, readable by the agent only; the agent tries it at once", n.Name, n.Doc, path)
+		}
+	}
+	return p
+}
+
 // kill says that the session is over before its time, by the server's own word. The lock is held.
 func (a *Agent) kill(p *problem.Problem) {
 	if a.dead != nil && a.dead.Reason == p.Reason {
 		return
 	}
+	p = a.advise(p)
 	a.dead = p
 	a.failure, a.failedAt, a.failState = p, time.Now(), classify(p)
 	a.failures = 0

@@ -144,9 +144,13 @@ func (r *run) renewLease(ctx context.Context, h *holding, looking bool) {
 // the secret is what ends that.
 func (r *run) lose(h *holding, p *problem.Problem) {
 	h.lost = true
-	r.a.log.Warn("a lease is over while its process runs", "lease", h.lease.id, "identity", r.session.Identity, "reason", string(p.Reason))
+	r.tellLost(h.name, h.lease.id, p)
+}
+
+func (r *run) tellLost(name string, lease uint64, p *problem.Problem) {
+	r.a.log.Warn("a lease is over while its process runs", "lease", lease, "identity", r.session.Identity, "reason", string(p.Reason))
 	select {
-	case r.events <- localapi.Event{Event: localapi.EventLeaseLost, Secret: h.name, Lease: h.lease.id, Why: localapi.FailureOf(p)}:
+	case r.events <- localapi.Event{Event: localapi.EventLeaseLost, Secret: name, Lease: lease, Why: localapi.FailureOf(p)}:
 	default:
 	}
 }

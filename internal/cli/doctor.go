@@ -143,7 +143,7 @@ func (a *app) diagnoseAgent(ctx context.Context) finding {
 	d := net.Dialer{Timeout: time.Second}
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
-		return off("agent", problem.Wrap(err, problem.ReasonNoAgent, "no agent"))
+		return off("agent", localapi.Unanswered(path, err))
 	}
 	_ = conn.Close() // it was only knocked at
 	ctx, cancel := context.WithTimeout(ctx, agentWait)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
@@ -276,12 +277,18 @@ func badBootstrap(text string, err error) error {
 func (a *app) runCommand() *cobra.Command {
 	var secrets, files []string
 	var purpose, workload, receipts string
+	var wait time.Duration
 	c := &cobra.Command{
 		Use: "run [flags] -- COMMAND [ARGUMENT]...", Short: "Run a program with the secrets that it was granted", Args: cobra.ArbitraryArgs,
 		Long: `Asks the agent on this machine for secrets on behalf of a program, and runs it with them: in
 its environment, or in files on memory-backed storage. The program's file is opened, measured
 and executed from one descriptor, and its digest is a claim. The leases are given back when it
-ends.
+ends. While agent or server are away it waits (--wait), and --timeout bounds each time that it
+asks. When the agent is restarted the program goes on, and is proved to the next one.
+
+A file of --secret-file is readable by its owner only (0600), who is the user that calls run. It
+must not exist, must be on a tmpfs, and is wiped and removed when the program ends. If run is
+killed by SIGKILL, the next run of the same user does that.
 
 The exit code is the program's; 125 if something of ours went wrong, 126 if it can't be
 executed, 127 if it was not found, 128+N if signal N ended it.`,
@@ -289,7 +296,7 @@ executed, 127 if it was not found, 128+N if signal N ended it.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg := run.Config{
 				Agent: &localapi.Client{Socket: a.agentSocket()}, Command: args, Env: os.Environ(), Purpose: purpose, Workload: workload,
-				Receipts: receipts != "", Event: a.leaseEvent,
+				Receipts: receipts != "", Event: a.leaseEvent, Wait: wait, Timeout: a.flags.timeout,
 			}
 			cfg.Stdin, _ = a.in.(*os.File)
 			cfg.Stdout, _ = a.out.(*os.File)
@@ -326,6 +333,7 @@ executed, 127 if it was not found, 128+N if signal N ended it.`,
 	c.Flags().StringVar(&purpose, "purpose", "", "what the secrets are for (default runtime)")
 	c.Flags().StringVar(&workload, "as", "", "workload to be, where several rules fit")
 	c.Flags().StringVar(&receipts, "receipts", "", "write the receipts of the hand-overs to this directory")
+	c.Flags().DurationVar(&wait, "wait", 10*time.Second, "how long to wait for an agent or server that is away")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded{run.ExitOurs, usageError{err}} })
 	return c
 }
@@ -333,9 +341,21 @@ executed, 127 if it was not found, 128+N if signal N ended it.`,
 func (a *app) leaseEvent(e localapi.Event) {
 	switch e.Event {
 	case localapi.EventLeaseLost:
-		a.note("bailment: the lease of %s is over while the program runs", e.Secret)
+		why := ""
+		if e.Why != nil {
+			why = ": " + e.Why.Message
+		}
+		a.note("bailment: the lease of %s is over while the program runs%s", e.Secret, why)
 	case localapi.EventStopping:
-		a.note("bailment: the agent stops; the leases are given back")
+		a.note("bailment: the agent stops; the program goes on with what it has")
+	case localapi.EventWaiting:
+		a.note("bailment: waiting: %s", e.Why.Message)
+	case localapi.EventGone:
+		a.note("bailment: the agent is gone; the program goes on, its leases are not renewed until there is an agent again")
+	case localapi.EventResumed:
+		a.note("bailment: there is an agent again, and it has taken the program's leases up")
+	case localapi.EventNotResumed:
+		a.note("bailment: the agent does not take the program's leases up: %s; try: %s", e.Why.Message, e.Why.Fix)
 	}
 }
 

@@ -85,7 +85,7 @@ func (a *Agent) check(has attest.Methods) Findings {
 		c.bad("socket", "%q is not an absolute path", a.Socket)
 	}
 	if len(a.Socket) > maxSocket {
-		c.bad("socket", "has %d bytes, and the path of a socket has at most %d", len(a.Socket), maxSocket)
+		c.bad("socket", "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(a.Socket), maxSocket)
 	}
 	for _, need := range slices.Sorted(maps.Keys(a.Attest.Files)) {
 		if path := a.Attest.Files[need]; !filepath.IsAbs(path) {

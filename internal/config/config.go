@@ -74,7 +74,7 @@ type Log struct {
 type Agent struct {
 	Bootstrap string      `yaml:"bootstrap" doc:"Bootstrap string, bailment1:HOST:PORT/ENV#GENESIS. Empty: $BAILMENT_BOOTSTRAP."`
 	Data      string      `yaml:"data" default:"/var/lib/bailment-agent" doc:"Directory for the node's key and certificate. Readable by the agent's user only."`
-	Socket    string      `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask."`
+	Socket    string      `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask; its path has at most 107 bytes."`
 	Attest    Attestation `yaml:"attest" doc:"How this machine proves what it is."`
 	Log       Log         `yaml:"log" doc:"Structured log on standard error. It never holds values."`
 }

@@ -124,7 +124,7 @@ func TestAgentFindings(t *testing.T) {
 		"timeout: 30s":                                       "f.yaml:1:1: timeout: there is no such field",
 		"attest: {files: {token: /a, token: b}}":             "f.yaml:1:",
 		token + "data: agent":                                "f.yaml:2:1: data: \"agent\" is not an absolute path",
-		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the path of a socket has at most 107",
+		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
 		"attest: {method: join_token, files: {token: /t}}":   "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean join-token?",
 		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it needs token: did you mean token?",
 		"data: /d":                                           "attest.files: join-token needs a file for token: from an operator",

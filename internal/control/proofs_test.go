@@ -27,8 +27,8 @@ import (
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
-	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/state"
 )
 
 // soundLedger fails the test if the running checks find anything.

@@ -1,8 +1,6 @@
 package run
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +15,7 @@ import (
 // files are the files that values were put into, on storage that never reaches a disk but by way of swap.
 type files struct {
 	dir  string     // the private directory; empty: not made yet
+	lock *os.File   // dir, locked as long as this process lives
 	open []*os.File // kept open to be wiped through, whatever happens to their names
 	made []string
 }
@@ -41,33 +40,11 @@ func inMemory(dir string) bool {
 
 // private makes a file in a directory of this run's own, 0700, and returns its path.
 func (f *files) private(s Secret, value []byte) (string, error) {
-	if f.dir == "" {
-		dir, err := makeDir(storages())
-		if err != nil {
-			return "", err
-		}
-		f.dir = dir
+	if err := f.makeDir(storages()); err != nil {
+		return "", err
 	}
 	path := filepath.Join(f.dir, s.Env)
-	return path, f.at(path, value)
-}
-
-func makeDir(candidates []string) (string, error) {
-	var name [16]byte
-	if _, err := rand.Read(name[:]); err != nil {
-		return "", problem.Wrap(err, problem.ReasonEntropy, "naming a directory")
-	}
-	for _, parent := range candidates {
-		if !inMemory(parent) {
-			continue
-		}
-		dir := filepath.Join(parent, "bailment-"+hex.EncodeToString(name[:]))
-		if os.Mkdir(dir, 0o700) == nil {
-			return dir, nil
-		}
-	}
-	return "", problem.New(problem.ReasonUnsupported, "there is no memory-backed storage that this user may write to").
-		WithFix("mount a tmpfs and name a file on it, give XDG_RUNTIME_DIR, or use --secret for the environment")
+	return path, f.make(path, value, false)
 }
 
 // at makes a file that must not exist, readable by its owner only, on memory-backed storage.
@@ -77,6 +54,15 @@ func (f *files) at(path string, value []byte) error {
 		return problem.New(problem.ReasonInvalid, "%s is not on memory-backed storage: the value could stay on a disk", dir).
 			WithFix("name a file below /dev/shm, /run/user/UID or another tmpfs")
 	}
+	// Of the user's own directories first: who reads this one may take whatever is in it for a secret.
+	if err := f.makeDir(append(storages(), dir)); err != nil {
+		return err
+	}
+	return f.make(path, value, true)
+}
+
+// make makes a file. One outside of the private directory is noted there before it holds anything.
+func (f *files) make(path string, value []byte, note bool) error {
 	// O_EXCL and O_NOFOLLOW: in a directory of all users, somebody may have put something there for us.
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -86,6 +72,11 @@ func (f *files) at(path string, value []byte) error {
 		return problem.Wrap(err, problem.ReasonInvalid, "making the file for a secret")
 	}
 	f.open, f.made = append(f.open, file), append(f.made, path)
+	if note {
+		if err := f.note(file, path); err != nil {
+			return problem.Wrap(err, problem.ReasonInvalid, "noting the file for a secret")
+		}
+	}
 	if _, err := file.Write(value); err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "writing the file for a secret")
 	}
@@ -97,11 +88,7 @@ func (f *files) at(path string, value []byte) error {
 func (f *files) remove() {
 	for i, file := range f.open {
 		if st, err := file.Stat(); err == nil {
-			zero := make([]byte, 64<<10)
-			for at := int64(0); at < st.Size(); at += int64(len(zero)) {
-				_, _ = file.WriteAt(zero[:min(int64(len(zero)), st.Size()-at)], at)
-			}
-			_ = file.Truncate(0)
+			wipeFile(file, st.Size())
 			if now, err := os.Lstat(f.made[i]); err == nil && os.SameFile(st, now) {
 				_ = os.Remove(f.made[i])
 			}
@@ -111,6 +98,15 @@ func (f *files) remove() {
 	f.open, f.made = nil, nil
 	if f.dir != "" {
 		_ = os.RemoveAll(f.dir) // ours alone, with whatever the child put there
-		f.dir = ""
+		f.lock.Close()
+		f.dir, f.lock = "", nil
 	}
+}
+
+func wipeFile(file *os.File, size int64) {
+	zero := make([]byte, 64<<10)
+	for at := int64(0); at < size; at += int64(len(zero)) {
+		_, _ = file.WriteAt(zero[:min(int64(len(zero)), size-at)], at)
+	}
+	_ = file.Truncate(0)
 }

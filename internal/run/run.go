@@ -3,12 +3,15 @@
 // Guaranteed: the executable is opened once; that descriptor is sent to the agent, which measures it, and is what the
 // kernel executes, so that a path that is swapped in between changes nothing. The child starts only when it was given all
 // that was asked for. Values reach it in its environment, or in files on memory-backed storage that are overwritten and
-// removed at the end. Signals reach the child once. The exit code is the child's, or one of 125, 126, 127, 128+n. However
+// removed at the end; if this process is killed, at the next run of the same user. When the agent is gone, the child goes on and
+// is proved to the next one, so that its leases are renewed and a revocation is told. Signals reach the child once. The exit code is the child's, or one of 125, 126, 127, 128+n. However
 // the child ends, its leases are given back; if this process is killed, the agent sees to it, and the child gets SIGTERM.
 //
-// Not guaranteed: what a child does with its environment, which its own children inherit and which the same user and root
-// can read in /proc; that a file whose content is changed in place between measuring and executing is noticed, which only
-// who may write to it can do; that a grandchild ends with the child. A script's interpreter is not measured, and it is told
+// Not guaranteed: that values in files are gone when this process was killed by SIGKILL and the same user (with the same
+// XDG_RUNTIME_DIR, or the same directory of a file that was named) runs nothing any more: they stay in memory, readable by that user
+// and root, until the machine is restarted. What a child does with its environment, which its own children inherit and which the same user and root
+// can read in /proc. That a file whose content is changed in place between measuring and executing is noticed, which only
+// who may write to it can do. That a grandchild ends with the child. A script's interpreter is not measured, and it is told
 // the script's name as /proc/self/fd/3: nothing else names the very file that was measured.
 //
 // Its place: a role, beside agent; it knows of it only the local API.
@@ -25,6 +28,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,11 +58,13 @@ type Config struct {
 	Purpose  string // empty: runtime
 	Workload string // path of the wanted identity; empty: the only one that fits
 	Receipts bool
+	Wait     time.Duration // how long agent or server may be away before the program is started; 0: not at all
+	Timeout  time.Duration // of asking once; 0: the agent's own
 	// The child's standard streams; nil is /dev/null.
 	Stdin, Stdout, Stderr *os.File
 	// Opened is told what was given, without values, before the child starts. May be nil.
 	Opened func(localapi.Opened)
-	// Event is told what happens to the leases while the child runs, from another goroutine. May be nil.
+	// Event is told what happens to the leases and the agent, while the child runs from another goroutine. May be nil.
 	Event func(localapi.Event)
 }
 
@@ -199,14 +205,20 @@ func (c *Config) ask(ctx context.Context, exe *executable) (*child, func(), erro
 			req.Secrets = append(req.Secrets, localapi.Wanted{Name: s.Name, Purpose: c.Purpose})
 		}
 	}
-	given, err := c.Agent.Open(ctx, req, exe.file)
+	places := storages()
+	for _, s := range c.Secrets {
+		if s.File != "" {
+			places = append(places, filepath.Dir(s.File))
+		}
+	}
+	sweep(places)
+	given, err := c.open(ctx, req, exe.file)
 	if err != nil {
 		return nil, nil, err
 	}
 	files := new(files)
 	end := func() {
 		files.remove()
-		// The child is gone. What can't be given back now, the agent gives back when this process ends.
 		_ = given.Close()
 	}
 	if len(given.Secrets) != len(req.Secrets) {
@@ -226,18 +238,10 @@ func (c *Config) ask(ctx context.Context, exe *executable) (*child, func(), erro
 		}
 		c.Opened(o)
 	}
-	events := make(chan struct{})
-	go func() {
-		defer close(events)
-		for e := range given.Events() {
-			if c.Event != nil {
-				c.Event(e)
-			}
-		}
-	}()
+	l := c.follow(given, req, exe.file)
 	return &child{exe: exe, args: c.Command, env: env, std: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}}, func() {
-		end()
-		<-events
+		files.remove()
+		l.close()
 	}, nil
 }
 

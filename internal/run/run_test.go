@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,13 +29,21 @@ import (
 
 // TestMain lets the test binary be `bailment run` itself, for tests that kill it or give it a terminal.
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("RUN_TEST_AGENT"); dir != "" {
+		asAgent(dir, os.Getenv("RUN_TEST_BOOTSTRAP"))
+		return
+	}
 	socket := os.Getenv("RUN_TEST_SOCKET")
 	if socket == "" {
 		os.Exit(m.Run())
 	}
+	secrets := []run.Secret{{Name: "db/password", Env: "DB_PASSWORD"}}
+	if named := os.Getenv("RUN_TEST_FILE"); named != "" {
+		secrets = append(secrets, run.Secret{Name: "db/password", Env: "DB_PASSWORD_FILE", AsFile: true}, run.Secret{Name: "binary", File: named})
+	}
 	code, err := run.Run(context.Background(), run.Config{
 		Agent: &localapi.Client{Socket: socket}, Command: os.Args[1:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Secrets: []run.Secret{{Name: "db/password", Env: "DB_PASSWORD"}},
+		Secrets: secrets, Event: func(e localapi.Event) { fmt.Fprintln(os.Stderr, "event:"+e.Event) },
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -42,14 +51,35 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// asAgent is an agent in a process of its own, until SIGTERM.
+func asAgent(dir, bootstrap string) {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	a, err := agent.New(agentConfig(dir, bootstrap))
+	if err == nil {
+		err = a.Run(ctx)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+func agentConfig(dir, bootstrap string) agent.Config {
+	return agent.Config{
+		Bootstrap: bootstrap, StateDir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "agent.sock"), Method: jointoken.Name,
+		Needs: map[string]string{jointoken.NeedToken: filepath.Join(dir, "token")}, Methods: methods.All(),
+	}
+}
+
 type house struct {
 	*testing.T
 	server *clienttest.Server
+	dir    string
 	socket string
 }
 
-// whole starts a fake server and a real agent.
-func whole(t *testing.T) *house {
+// empty starts a fake server, and prepares for an agent.
+func empty(t *testing.T) *house {
 	t.Helper()
 	s, err := clienttest.New(clienttest.Config{})
 	if err != nil {
@@ -66,14 +96,17 @@ func whole(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	token := filepath.Join(dir, "token")
-	if err := os.WriteFile(token, []byte(tok.Reveal()), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "token"), []byte(tok.Reveal()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a, err := agent.New(agent.Config{
-		Bootstrap: s.Bootstrap, StateDir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "agent.sock"), Method: jointoken.Name,
-		Needs: map[string]string{jointoken.NeedToken: token}, Methods: methods.All(),
-	})
+	return &house{t, s, dir, filepath.Join(dir, "agent.sock")}
+}
+
+// whole starts a fake server and a real agent.
+func whole(t *testing.T) *house {
+	t.Helper()
+	h := empty(t)
+	a, err := agent.New(agentConfig(h.dir, h.server.Bootstrap))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,12 +119,37 @@ func whole(t *testing.T) *house {
 			t.Errorf("agent: %v", err)
 		}
 	})
-	h := &house{t, s, filepath.Join(dir, "agent.sock")}
+	h.ready()
+	return h
+}
+
+func (h *house) ready() {
+	h.Helper()
 	h.eventually("the agent to be ready", func() bool {
-		st, err := (&localapi.Client{Socket: h.socket}).Status(t.Context())
+		st, err := (&localapi.Client{Socket: h.socket}).Status(h.Context())
 		return err == nil && st.State == string(agent.Ready)
 	})
-	return h
+}
+
+// agent starts an agent that can be killed.
+func (h *house) agent() *os.Process {
+	h.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		h.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), "RUN_TEST_AGENT="+h.dir, "RUN_TEST_BOOTSTRAP="+h.server.Bootstrap)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	h.ready()
+	return cmd.Process
 }
 
 func (h *house) eventually(what string, ok func() bool) {
@@ -402,6 +460,12 @@ func (o *output) has(text string) func() bool {
 	}
 }
 
+func (o *output) text() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
 func (o *output) count(text string) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -419,11 +483,30 @@ func (h *house) trapped() (*exec.Cmd, *output) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		h.Fatal(err)
 	}
-	hold, err := os.OpenFile(fifo, os.O_RDWR, 0) // so that the child's read waits, and a signal interrupts it
+	hold, err := os.OpenFile(fifo, os.O_RDWR|unix.O_NONBLOCK, 0) // so that the child's read waits, and a signal interrupts it
 	if err != nil {
 		h.Fatal(err)
 	}
-	h.Cleanup(func() { _ = hold.Close() })
+	// A signal between two of the shell's steps is seen at the next one: the read must end now and then.
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_, _ = hold.WriteString("\n") // a reader that is away has enough of them in the pipe
+			case <-stop:
+				return
+			}
+		}
+	}()
+	h.Cleanup(func() {
+		close(stop)
+		<-stopped
+		_ = hold.Close()
+	})
 	cmd := h.helper("sh", "-c", trap)
 	cmd.Env = append(cmd.Env, "FIFO="+fifo)
 	out := new(output)

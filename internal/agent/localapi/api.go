@@ -41,6 +41,7 @@ const (
 	MaxSecrets = 64       // in one run
 	MaxPath    = 4096     // bytes of an executable's path; PATH_MAX
 	MaxPurpose = 63
+	MaxSocket  = 107 // bytes of the socket's path: sun_path of unix(7) without its closing zero
 	maxRunID   = 32
 	maxLine    = MaxSecrets*(64<<10*4/3+64<<10+4<<10) + 64<<10 // of an answer: values in base64, receipts, names
 )
@@ -63,13 +64,17 @@ type Exe struct {
 	SHA256 string `json:"sha256,omitempty"` // 64 hexadecimal digits
 }
 
-// Wanted is a secret that is asked for.
+// Wanted is a secret that is asked for. With Lease and Version, the process has it already, from an agent that is gone:
+// the lease is taken up or made anew, for that version only, and no value crosses.
 type Wanted struct {
 	Name    string `json:"name"`
 	Purpose string `json:"purpose,omitempty"`
+	Lease   uint64 `json:"lease,omitempty"`
+	Version uint64 `json:"version,omitempty"`
 }
 
-// Opened is the first line of the answer: all secrets that were asked for, or there is an error instead.
+// Opened is the first line of the answer: all secrets that were asked for, or there is an error instead. A lease that
+// could not be taken up is no error: it stands here as 0, and is an event.
 type Opened struct {
 	Run      string    `json:"run"`      // names the run, for close
 	Identity string    `json:"identity"` // of the workload, a SPIFFE ID
@@ -93,16 +98,24 @@ type Given struct {
 
 // Event is a later line of the answer.
 type Event struct {
-	Event  string   `json:"event"` // EventLeaseLost | EventStopping
+	Event  string   `json:"event"` // one of the events below
 	Secret string   `json:"secret,omitempty"`
 	Lease  uint64   `json:"lease,omitempty"`
 	Why    *Failure `json:"why,omitempty"`
 }
 
-// Events.
+// Events of the wire.
 const (
 	EventLeaseLost = "lease-lost" // the lease is over while the process still runs
-	EventStopping  = "stopping"   // the agent stops; the leases are given back
+	EventStopping  = "stopping"   // the agent stops; the leases of processes that go on stay
+)
+
+// Events that the asking side makes itself, when there is nobody at the other end.
+const (
+	EventWaiting    = "waiting"     // agent or server are away, and are asked again (Why)
+	EventGone       = "gone"        // the connection to the agent is lost while the process runs
+	EventResumed    = "resumed"     // an agent has taken the run up again
+	EventNotResumed = "not-resumed" // an agent answers and refuses to (Why)
 )
 
 // CloseRequest ends a run.
@@ -163,7 +176,7 @@ type Status struct {
 // of the request but names of secrets.
 func ParseOpen(text []byte) (OpenRequest, error) {
 	var r OpenRequest
-	if err := parse(text, &r, "exe", "path", "sha256", "workload", "secrets", "name", "purpose", "receipts"); err != nil {
+	if err := parse(text, &r, "exe", "path", "sha256", "workload", "secrets", "name", "purpose", "lease", "version", "receipts"); err != nil {
 		return OpenRequest{}, err
 	}
 	if err := r.check(); err != nil {
@@ -204,7 +217,10 @@ func (r *OpenRequest) check() error {
 		if !validPurpose(w.Purpose) {
 			return fmt.Errorf("the purpose for %s is not [a-z][a-z0-9-]*, at most %d bytes", w.Name, MaxPurpose)
 		}
-		if slices.Contains(r.Secrets[:i], *w) {
+		if (w.Lease == 0) != (w.Version == 0) || (w.Lease == 0) != (r.Secrets[0].Lease == 0) {
+			return fmt.Errorf("either all secrets have a lease and a version, or none has")
+		}
+		if slices.ContainsFunc(r.Secrets[:i], func(o Wanted) bool { return o.Name == w.Name && o.Purpose == w.Purpose }) {
 			return fmt.Errorf("%s is asked for twice for one purpose", w.Name)
 		}
 	}

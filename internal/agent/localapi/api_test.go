@@ -40,6 +40,10 @@ func TestParseOpen(t *testing.T) {
 		"same twice":       strings.Replace(good, `migrate`, `runtime`, 1),
 		"bad purpose":      strings.Replace(good, `migrate`, `Mi grate`, 1),
 		"too many":         `{"exe":{"path":"/x"},"secrets":[` + strings.TrimSuffix(strings.Repeat(`{"name":"a"},`, 65), ",") + `]}`,
+		"lease alone":      strings.Replace(good, `"name":"db/password"}`, `"name":"db/password","lease":7}`, 1),
+		"lease of one":     strings.Replace(good, `"name":"db/password"}`, `"name":"db/password","lease":7,"version":1}`, 1),
+		"lease of another": strings.Replace(good, `"migrate"}`, `"migrate","lease":7,"version":1}`, 1),
+		"negative lease":   `{"exe":{"path":"/x"},"secrets":[{"name":"a","lease":-7,"version":1}]}`,
 		"deep":             strings.Repeat(`{"exe":`, 100),
 	} {
 		if _, err := localapi.ParseOpen([]byte(text)); !problem.Is(err, problem.ReasonInvalid) {
@@ -54,6 +58,7 @@ func TestParseOpen(t *testing.T) {
 func FuzzParseOpen(f *testing.F) {
 	f.Add([]byte(good))
 	f.Add([]byte(`{"exe":{"path":"/x"}}`))
+	f.Add([]byte(`{"exe":{"path":"/x"},"secrets":[{"name":"a","lease":18446744073709551615,"version":2}]}`))
 	f.Add([]byte(`{"exe":{"path":"/x"},"secrets":[{"name":"a","purpose":"b"}],"exe":{}}`))
 	f.Add([]byte(`{"run":"00112233445566778899aabbccddeeff"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -145,6 +150,30 @@ func TestDescriptors(t *testing.T) {
 	}
 	if _, err := localapi.Listen(path, 1, 1); err == nil {
 		t.Error("a socket that answers was replaced")
+	}
+}
+
+// Who can't ask is told which socket it was, and what helps: a request can't be corrected that never was one.
+func TestUnanswered(t *testing.T) {
+	dir := t.TempDir()
+	stale := filepath.Join(dir, "stale")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	for socket, want := range map[string]problem.Reason{
+		filepath.Join(dir, "missing"): problem.ReasonNoAgent, stale: problem.ReasonNoAgent, filepath.Join(dir, strings.Repeat("s", 108)): problem.ReasonInvalid,
+	} {
+		_, err := (&localapi.Client{Socket: socket}).Status(t.Context())
+		if p := problem.As(err); p.Reason != want || !strings.Contains(p.Message, socket) || p.WayOut() == problem.ReasonInvalid.Fix() {
+			t.Errorf("%s: %v; try: %s", socket, err, p.WayOut())
+		}
+	}
+	p := localapi.Unanswered("/run/x/agent.sock", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", unix.EACCES)})
+	if p.Reason != problem.ReasonPermissions || !strings.Contains(p.Message, "/run/x/agent.sock") || !strings.Contains(p.WayOut(), "chmod a+x /run/x") {
+		t.Errorf("%v; try: %s", p, p.WayOut())
 	}
 }
 

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -52,13 +54,30 @@ func (s *sender) Write(b []byte) (int, error) {
 	return n + m, err
 }
 
+// Unanswered is the problem of who could not connect to an agent's socket.
+func Unanswered(socket string, err error) *problem.Problem {
+	switch {
+	case len(socket) > MaxSocket:
+		return problem.New(problem.ReasonInvalid, "the path of the agent's socket has %d bytes, and the kernel takes at most %d: %s", len(socket), MaxSocket, socket).
+			WithFix("name a shorter path as `socket` in the agent's configuration and in BAILMENT_AGENT")
+	case errors.Is(err, fs.ErrPermission):
+		return problem.Wrap(err, problem.ReasonPermissions, "user %d may not use the agent's socket %s", os.Geteuid(), socket).
+			WithFix("the socket itself is for all users (0666): make every directory on the way to it searchable (chmod a+x %s), or ask as a user who may go there", filepath.Dir(socket))
+	case errors.Is(err, fs.ErrNotExist):
+		return problem.New(problem.ReasonNoAgent, "there is no agent's socket at %s", socket)
+	case errors.Is(err, unix.ECONNREFUSED):
+		return problem.New(problem.ReasonNoAgent, "nobody answers at %s: the agent that made it is gone", socket)
+	}
+	return problem.Wrap(err, problem.ReasonNoAgent, "asking the agent at %s", socket)
+}
+
 // do makes one request over a connection of its own.
 func (c *Client) do(ctx context.Context, method, path string, body any, file *os.File) (*http.Response, *http.Transport, error) {
 	var conn net.Conn
 	d := net.Dialer{Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, "unix", c.Socket)
 	if err != nil {
-		return nil, nil, problem.Wrap(err, problem.ReasonNoAgent, "asking the agent")
+		return nil, nil, Unanswered(c.Socket, err)
 	}
 	s := &sender{UnixConn: conn.(*net.UnixConn), file: file}
 	used := false
@@ -136,11 +155,18 @@ func (c *Client) Open(ctx context.Context, r OpenRequest, exe *os.File) (*Run, e
 	stop := context.AfterFunc(ctx, cancel)
 	timer := time.AfterFunc(answerTimeout, cancel)
 	fail := func(err error) (*Run, error) {
+		ended := live.Err() != nil
 		stop()
 		timer.Stop()
 		cancel()
-		if p := problem.As(err); p.Reason == problem.ReasonNoAgent && live.Err() != nil && ctx.Err() != nil {
-			err = problem.Wrap(ctx.Err(), problem.ReasonCanceled, "asking the agent")
+		if p := problem.As(err); p.Reason == problem.ReasonNoAgent && ended {
+			switch {
+			case errors.Is(ctx.Err(), context.Canceled):
+				err = problem.Wrap(ctx.Err(), problem.ReasonCanceled, "asking the agent")
+			default:
+				err = problem.New(problem.ReasonUnreachable, "the agent at %s did not answer in time", c.Socket).
+					WithFix("see `bailment agent status`: the agent, or the server behind it, is busy or away")
+			}
 		}
 		return nil, err
 	}
