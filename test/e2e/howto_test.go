@@ -295,7 +295,7 @@ func revokeAll(text string) string {
 	rest := strings.NewReplacer(
 		"issuer:join-token:ID", `"issuer:join-token:$(bailment node token web-2 -o json | jq -r .id)" --preemptive`,
 		"issuer:x509:NAME", "issuer:x509:corporate --preemptive",
-		"issuer:ssh:SHA256:…", `"issuer:ssh:$(ssh-keygen -l -f bob.pub | cut -d ' ' -f 2)"`,
+		"issuer:ssh:SHA256:…", `"issuer:ssh:$(ssh-keygen -l -f carol.pub | cut -d ' ' -f 2)"`,
 	)
 	n := 0
 	for _, row := range scopeRow.FindAllStringSubmatch(text, -1) {
@@ -348,12 +348,12 @@ func home(t *testing.T, s *sitetest.Site, dir string) {
 	t.Helper()
 	s.Check(os.MkdirAll(filepath.Join(dir, ".ssh"), 0o700))
 	s.Check(s.KeyFile("alice", filepath.Join(dir, ".ssh", "id_ed25519")))
-	for _, name := range []string{"bob"} {
+	for _, name := range slices.Sorted(maps.Keys(s.People)) {
 		s.Check(s.KeyFile(name, filepath.Join(dir, name)))
 	}
 }
 
-// serving is a running server of an environment with alice and bob, and alice's place.
+// serving is a running server of an environment with alice, bob and carol, and alice's place.
 func serving(t *testing.T, name string) reader {
 	r, _ := served(t, name)
 	return r
@@ -361,7 +361,7 @@ func serving(t *testing.T, name string) reader {
 
 func served(t *testing.T, name string) (reader, *sitetest.Site) {
 	t.Helper()
-	s := newSite(t, site.Options{Name: name, People: []string{"bob"}, Extra: example(t, name)})
+	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: example(t, name)})
 	dir := t.TempDir()
 	home(t, s, dir)
 	s.Start()
