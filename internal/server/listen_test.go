@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -38,13 +39,18 @@ func (p *peer) Close() error         { p.closed.Store(true); return nil }
 
 // counts are what a listener counts.
 type counts struct {
+	mu              sync.Mutex
 	open            int
 	refused, broken map[string]int
 }
 
-func (c *counts) connected(delta int)            { c.open += delta }
-func (c *counts) connectionRefused(limit string) { c.refused[limit]++ }
-func (c *counts) connectionBroken(why string)    { c.broken[why]++ }
+func (c *counts) connected(delta int) { c.mu.Lock(); defer c.mu.Unlock(); c.open += delta }
+func (c *counts) connectionRefused(limit string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused[limit]++
+}
+func (c *counts) connectionBroken(why string) { c.mu.Lock(); defer c.mu.Unlock(); c.broken[why]++ }
 
 // doorway is a listener in a bubble.
 type doorway struct {
