@@ -187,9 +187,17 @@ func TestBootstrapOfWhatIsNoServer(t *testing.T) {
 	_, err := client.Bootstrap(t.Context(), garbage, client.Options{})
 	wantReason(t, err, problem.ReasonNotAuthentic)
 
-	hangup := listen(t, func(net.Conn) {})
-	_, err = client.Bootstrap(t.Context(), hangup, client.Options{})
-	wantReason(t, err, problem.ReasonUnreachable)
+	// A server that is over a limit of connections resets: it has no other word before the handshake.
+	for name, end := range map[string]func(net.Conn){
+		"closed": func(net.Conn) {},
+		"reset":  func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0) },
+	} {
+		_, err = client.Bootstrap(t.Context(), listen(t, end), client.Options{})
+		wantReason(t, err, problem.ReasonUnreachable)
+		if fix := problem.As(err).WayOut(); !strings.Contains(fix, "source_connections") || !strings.Contains(fix, "bailment_connections_refused_total") {
+			t.Errorf("%s: the way out is %q", name, fix)
+		}
+	}
 
 	silent := listen(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

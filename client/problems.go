@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -195,10 +197,18 @@ func transportProblem(ctx context.Context, err error, doing string) error {
 		return problem.Wrap(err, problem.ReasonCanceled, "%s", doing)
 	case strings.HasPrefix(rootText(err), "tls: "):
 		return problem.Wrap(err, problem.ReasonNotAuthentic, "%s: the TLS handshake failed", doing)
+	case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		// A server resets a connection that is over a limit before the handshake, and so can't say why.
+		return problem.Wrap(err, problem.ReasonUnreachable, "%s: the connection was closed from the other side", doing).WithFix("%s", brokenOff)
 	default:
 		return problem.Wrap(err, problem.ReasonUnreachable, "%s", doing)
 	}
 }
+
+// brokenOff is the way out of a connection that ended without a word.
+const brokenOff = "try again in a moment: it may be over the server's limit of connections, in all or from one address " +
+	"(limits.connections, source_connections and source_handshakes; the server counts what it refuses in bailment_connections_refused_total). " +
+	"If it stays so, look there, and whether the server runs and nothing between breaks connections off"
 
 // rootText is the text of the innermost error: package tls has no type for most of its own.
 func rootText(err error) string {

@@ -43,7 +43,7 @@ type Limits struct {
 	BundleBytes       Size `yaml:"bundle_bytes" default:"12MiB" min:"4096" max:"67108864" doc:"Largest request that proposes a bundle; only operators send these."`
 	HeaderBytes       Size `yaml:"header_bytes" default:"16KiB" min:"4096" max:"1048576" doc:"Largest request header."`
 	RequestMemory     Size `yaml:"request_memory" default:"64MiB" min:"1048576" doc:"Most memory that all requests being received may take together."`
-	Connections       int  `yaml:"connections" default:"8192" min:"1" max:"1000000" doc:"Connections at a time."`
+	Connections       int  `yaml:"connections" default:"8192" min:"1" max:"1000000" doc:"Connections at a time. A quarter is kept for those that proved an identity; the longest idle of the others make room for new ones."`
 	SourceConnections int  `yaml:"source_connections" default:"1024" min:"1" max:"1000000" doc:"Connections at a time from one source: an IPv4 address, or an IPv6 /64."`
 	SourceHandshakes  Rate `yaml:"source_handshakes" default:"200/s 1000" doc:"New connections from one source. A TLS handshake costs about a millisecond of CPU."`
 	SourceRequests    Rate `yaml:"source_requests" default:"20000/s 40000" doc:"Requests from one source."`
@@ -51,7 +51,12 @@ type Limits struct {
 	UnprovedAttempts  Rate `yaml:"unproved_attempts" default:"20/s 200" doc:"Failed attestations, renewals and logins from one source. Successful ones don't count."`
 	Queue             int  `yaml:"queue" default:"4096" min:"1" max:"65536" doc:"Requests that wait for the ledger; beyond it the answer is limited (overloaded), at once."`
 	IdentityStreams   int  `yaml:"identity_streams" default:"16" min:"1" max:"1024" doc:"Streams (watch, tail, rewrap) of one identity at a time."`
-	ConnectionStreams int  `yaml:"connection_streams" default:"128" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection."`
+	ConnectionStreams int  `yaml:"connection_streams" default:"32" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection."`
+	// A request is open from its header until its answer was taken.
+	OpenRequests       int `yaml:"open_requests" default:"16384" min:"1" max:"1000000" doc:"Requests at a time, streams too. One counts until its answer was taken."`
+	SourceOpenRequests int `yaml:"source_open_requests" default:"2048" min:"1" max:"1000000" doc:"Requests at a time from one source."`
+	UnprovedRequests   int `yaml:"unproved_requests" default:"2048" min:"1" max:"1000000" doc:"Requests at a time over connections that proved no identity; one source has an eighth of it."`
+	UnprovedStreams    int `yaml:"unproved_streams" default:"8" min:"1" max:"1024" doc:"Requests at a time over one connection that proved no identity."`
 }
 
 // Timeouts of a server.
@@ -61,7 +66,10 @@ type Timeouts struct {
 	ReadBundle time.Duration `yaml:"read_bundle" default:"1m" min:"100ms" max:"10m" doc:"A whole request that proposes a bundle."`
 	Write      time.Duration `yaml:"write" default:"30s" min:"1s" max:"10m" doc:"Deciding and answering a request; for a stream, sending one message."`
 	Idle       time.Duration `yaml:"idle" default:"3m" min:"1s" max:"1h" doc:"A connection without a request."`
-	Shutdown   time.Duration `yaml:"shutdown" default:"20s" min:"100ms" max:"10m" doc:"Finishing what is under way when the server is told to stop."`
+	// The shorter times of who proved no identity.
+	UnprovedIdle  time.Duration `yaml:"unproved_idle" default:"10s" min:"100ms" max:"1h" doc:"A connection without a request that proved no identity."`
+	UnprovedWrite time.Duration `yaml:"unproved_write" default:"5s" min:"100ms" max:"10m" doc:"Sending an answer over a connection that proved no identity."`
+	Shutdown      time.Duration `yaml:"shutdown" default:"20s" min:"100ms" max:"10m" doc:"Finishing what is under way when the server is told to stop."`
 }
 
 // Log says what is logged and how.

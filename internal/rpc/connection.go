@@ -103,6 +103,9 @@ func (a *API) meet(conn *connection, state *tls.ConnectionState) {
 	conn.caller, conn.identity = caller, id.Path()
 	conn.key = conn.site.name + conn.identity
 	conn.byIdentity = a.identities.of(conn.key)
+	if p, ok := conn.track.(prover); ok {
+		p.Proved()
+	}
 }
 
 // siteTLS is the TLS side of one environment. Each has its own, and so its own session ticket keys:

@@ -38,9 +38,8 @@ type Site struct {
 	Rotated func(kind string)
 }
 
-// Meter measures one method. Its methods are called concurrently.
+// Meter measures one method. It is called concurrently.
 type Meter interface {
-	Began()
 	// Ended gets the code: "ok", or the name of a Connect code.
 	Ended(code string, took time.Duration)
 }
@@ -201,7 +200,6 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c := &call{api: a, conn: conn, route: rt, proof: rt.proof}
 	if rt.meter != nil {
-		rt.meter.Began()
 		began := time.Now()
 		defer func() { rt.meter.Ended(c.ended(), time.Since(began)) }()
 	}

@@ -1,7 +1,11 @@
 package server
 
 import (
+	"container/list"
+	"context"
+	"crypto/tls"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -14,21 +18,41 @@ import (
 
 // listener bounds connections before anything is spent on them: how many there are, how many of one
 // source, and how fast a source makes new ones. What is too much is reset at once.
+//
+// A connection is unproved until a request came over it whose certificate is a good one. A quarter of the places
+// is kept for those that proved an identity. When the others' are taken, the unproved one that is without a
+// request for longest makes room for a new one, and none may be without one for long: so a few sources
+// can make strangers hurry, and can't keep anybody out.
 type listener struct {
 	net.Listener
 	limits config.Limits
+	idle   time.Duration // of an unproved connection
 	count  connectionCounts
 
-	mu      sync.Mutex
-	total   int
-	sources map[string]*source
+	mu       sync.Mutex
+	all      map[*connection]struct{}
+	unproved int
+	quiet    list.List // unproved connections without a request, longest first
+	busy     list.List // unproved connections with one, longest first
+	sources  map[string]*source
 }
 
 // connectionCounts are the listener's metrics.
 type connectionCounts interface {
 	connected(delta int)
-	connectionRefused(reason string)
+	connectionRefused(limit string)
+	connectionBroken(why string)
 }
+
+// Why a connection was broken off: connectionBroken's.
+const (
+	brokenRoom = "room" // made room for a new one
+	brokenIdle = "idle"
+	brokenStop = "stop" // the server stops
+)
+
+// busyAtLeast is how long an unproved connection's request is not disturbed by newcomers.
+const busyAtLeast = 2 * time.Second
 
 // source is one peer, as long as it has connections or its rate is remembered.
 type source struct {
@@ -39,8 +63,11 @@ type source struct {
 // maxSources bounds what is remembered of peers without connections.
 const maxSources = 16384
 
-func newListener(l net.Listener, limits config.Limits, count connectionCounts) *listener {
-	return &listener{Listener: l, limits: limits, count: count, sources: make(map[string]*source)}
+func newListener(l net.Listener, limits config.Limits, idle time.Duration, count connectionCounts) *listener {
+	return &listener{
+		Listener: l, limits: limits, idle: idle, count: count,
+		all: make(map[*connection]struct{}), sources: make(map[string]*source),
+	}
 }
 
 // Accept returns the next connection that is within the limits.
@@ -50,43 +77,68 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := sourceOf(c.RemoteAddr())
-		if reason := l.admit(from); reason != "" {
-			l.count.connectionRefused(reason)
-			if t, ok := c.(*net.TCPConn); ok {
-				_ = t.SetLinger(0) // reset it: nothing of it should linger here
-			}
-			_ = c.Close() // it was refused: how it ends doesn't matter
-			continue
+		now := time.Now()
+		x := &connection{Conn: c, listener: l, from: sourceOf(c.RemoteAddr()), opened: now, since: now}
+		victim, limit := l.admit(x)
+		if victim != nil {
+			l.count.connectionBroken(brokenRoom)
+			_ = victim.Close() // it has nothing under way
 		}
-		l.count.connected(1)
-		return &connection{Conn: c, listener: l, from: from, opened: time.Now()}, nil
+		if limit == "" {
+			l.count.connected(1)
+			return x, nil
+		}
+		l.count.connectionRefused(limit)
+		if t, ok := c.(*net.TCPConn); ok {
+			_ = t.SetLinger(0) // reset it: nothing of it should linger here
+		}
+		_ = c.Close() // it was refused: how it ends doesn't matter
 	}
 }
 
-// admit counts a connection in, or says why not.
-func (l *listener) admit(from string) string {
+// admit counts a connection in, or says which limit it is over. A victim is to be closed for it.
+func (l *listener) admit(c *connection) (victim *connection, limit string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.sources[from]
+	s := l.sources[c.from]
 	if s == nil {
 		if len(l.sources) >= maxSources {
 			l.forget()
 		}
 		s = &source{rate: rate.NewLimiter(rate.Limit(l.limits.SourceHandshakes.PerSecond), l.limits.SourceHandshakes.Burst)}
-		l.sources[from] = s
+		l.sources[c.from] = s
 	}
 	switch {
-	case l.total >= l.limits.Connections:
-		return "total"
 	case s.open >= l.limits.SourceConnections:
-		return "source"
-	case !s.rate.Allow():
-		return "rate"
+		return nil, "source"
+	case !s.rate.AllowN(c.opened, 1):
+		return nil, "rate"
 	}
-	l.total++
+	if len(l.all) >= l.limits.Connections || l.unproved >= l.limits.Connections-l.limits.Connections/4 {
+		if victim = l.longest(c.opened); victim == nil {
+			return nil, "total"
+		}
+		l.remove(victim)
+	}
+	l.all[c] = struct{}{}
+	l.unproved++
 	s.open++
-	return ""
+	c.place = l.quiet.PushBack(c)
+	return victim, ""
+}
+
+// longest is the unproved connection that can be spared: the one that is without a request for longest, or
+// else the one whose request takes longest, if that is long.
+func (l *listener) longest(now time.Time) *connection {
+	if e := l.quiet.Front(); e != nil {
+		return e.Value.(*connection)
+	}
+	if e := l.busy.Front(); e != nil {
+		if c := e.Value.(*connection); now.Sub(c.since) >= busyAtLeast {
+			return c
+		}
+	}
+	return nil
 }
 
 // forget drops what is remembered of peers that have no connection.
@@ -98,14 +150,100 @@ func (l *listener) forget() {
 	}
 }
 
-func (l *listener) release(from string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.total--
-	if s := l.sources[from]; s != nil {
+// remove counts a connection out, once. The caller has the lock.
+func (l *listener) remove(c *connection) {
+	if _, ok := l.all[c]; !ok {
+		return
+	}
+	delete(l.all, c)
+	l.unlist(c)
+	if !c.proved {
+		l.unproved--
+	}
+	if s := l.sources[c.from]; s != nil {
 		s.open--
 	}
 	l.count.connected(-1)
+}
+
+func (l *listener) unlist(c *connection) {
+	if c.place != nil {
+		l.quiet.Remove(c.place) // a list leaves alone what is not its own
+		l.busy.Remove(c.place)
+		c.place = nil
+	}
+}
+
+// changed is for http.Server's ConnState: it notes whether a request is under way.
+func (l *listener) changed(conn net.Conn, state http.ConnState) {
+	c := connectionOf(conn)
+	if c == nil || (state != http.StateActive && state != http.StateIdle) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.place == nil {
+		return // proved, or closed
+	}
+	l.unlist(c)
+	c.since = time.Now()
+	if state == http.StateIdle {
+		c.place = l.quiet.PushBack(c)
+	} else {
+		c.place = l.busy.PushBack(c)
+	}
+}
+
+// reap closes the unproved connections that are without a request for too long, until ctx ends.
+func (l *listener) reap(ctx context.Context) {
+	for {
+		timer := time.NewTimer(l.reapOnce(time.Now()))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+// reapOnce returns how long nothing can become due.
+func (l *listener) reapOnce(now time.Time) time.Duration {
+	var due []*connection
+	next := l.idle
+	l.mu.Lock()
+	for e := l.quiet.Front(); e != nil; e = l.quiet.Front() {
+		c := e.Value.(*connection)
+		if left := l.idle - now.Sub(c.since); left > 0 {
+			next = left
+			break
+		}
+		l.remove(c)
+		due = append(due, c)
+	}
+	l.mu.Unlock()
+	for _, c := range due {
+		l.count.connectionBroken(brokenIdle)
+		_ = c.Close() // nobody waits for it
+	}
+	return next
+}
+
+// breakOff closes the connections that it is told to, and returns how many.
+func (l *listener) breakOff(which func(c *connection, proved bool) bool) int {
+	var broken []*connection
+	l.mu.Lock()
+	for c := range l.all {
+		if which(c, c.proved) {
+			broken = append(broken, c)
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range broken {
+		l.count.connectionBroken(brokenStop)
+		_ = c.Close() // it is not waited for
+	}
+	return len(broken)
 }
 
 // sourceOf is what counts as one source: an IPv4 address, an IPv6 /64.
@@ -121,24 +259,54 @@ func sourceOf(a net.Addr) string {
 	return ip.String()
 }
 
-// connection is counted until it is closed, and remembers whether anything was asked over it.
+// connection is counted until it is closed, and remembers what was asked over it.
 type connection struct {
 	net.Conn
 	listener *listener
 	from     string
 	opened   time.Time
 	asked    atomic.Bool
-	once     sync.Once
+
+	open    atomic.Int32 // requests, until their answers were taken
+	working atomic.Int32 // those of them that wait for the server, not for the client
+
+	// Under the listener's lock.
+	proved bool
+	since  time.Time     // in its present list
+	place  *list.Element // in quiet or busy; nil when proved or closed
+}
+
+// connectionOf is the listener's connection under TLS, or nil.
+func connectionOf(c net.Conn) *connection {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	x, _ := c.(*connection)
+	return x
 }
 
 // Close closes the connection and counts it out, once.
 func (c *connection) Close() error {
-	c.once.Do(func() { c.listener.release(c.from) })
+	c.listener.mu.Lock()
+	c.listener.remove(c)
+	c.listener.mu.Unlock()
 	return c.Conn.Close()
 }
 
 // Asked notes that a request came.
 func (c *connection) Asked() { c.asked.Store(true) }
+
+// Proved notes that the connection's certificate is a good one.
+func (c *connection) Proved() {
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.all[c]; ok && !c.proved {
+		c.proved = true
+		l.unproved--
+		l.unlist(c)
+	}
+}
 
 // Silent is how long the connection has been open, if no request ever came.
 func (c *connection) Silent() (time.Duration, bool) { return time.Since(c.opened), !c.asked.Load() }

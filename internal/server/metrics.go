@@ -23,6 +23,8 @@ type metrics struct {
 	inFlight    prometheus.Gauge
 	open        prometheus.Gauge
 	refused     *prometheus.CounterVec
+	broken      *prometheus.CounterVec
+	turned      *prometheus.CounterVec
 	handshakes  *prometheus.CounterVec
 	panics      prometheus.Counter
 	undelivered prometheus.Counter
@@ -39,10 +41,16 @@ func newMetrics(version string) *metrics {
 			Name: "bailment_request_seconds", Help: "From a request's header to the end of its answer.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}, []string{"service", "method"}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bailment_requests_in_flight", Help: "Requests under way, streams too."}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bailment_requests_in_flight", Help: "Requests whose answer was not taken yet, streams too."}),
 		open:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "bailment_connections", Help: "Open connections."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bailment_connections_refused_total", Help: "Connections reset at once, by the limit that they were over.",
+		}, []string{"limit"}),
+		broken: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bailment_connections_broken_off_total", Help: "Connections closed before their client did: to make room for a new one, idle without a proved identity, or too slow when the server stopped.",
+		}, []string{"why"}),
+		turned: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bailment_requests_refused_total", Help: "Requests refused because there were too many at a time, by the limit that they were over.",
 		}, []string{"limit"}),
 		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bailment_handshakes_refused_total", Help: "Connections that never came to a request, by the reason.",
@@ -59,12 +67,18 @@ func newMetrics(version string) *metrics {
 	for _, reason := range []string{"total", "source", "rate"} {
 		m.refused.WithLabelValues(reason)
 	}
+	for _, why := range []string{brokenRoom, brokenIdle, brokenStop} {
+		m.broken.WithLabelValues(why)
+	}
+	for _, limit := range []string{"total", "source", "unproved", "unproved-source", "unproved-connection"} {
+		m.turned.WithLabelValues(limit)
+	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "bailment_build_info", Help: "1, with what is running as labels.",
 		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.requests, m.seconds, m.inFlight, m.open, m.refused, m.handshakes, m.panics, m.undelivered, m.violations, build,
+	m.registry.MustRegister(m.requests, m.seconds, m.inFlight, m.open, m.refused, m.broken, m.turned, m.handshakes, m.panics, m.undelivered, m.violations, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -75,6 +89,9 @@ func (m *metrics) violated(invariant string) { m.violations.WithLabelValues(inva
 
 func (m *metrics) connected(delta int)            { m.open.Add(float64(delta)) }
 func (m *metrics) connectionRefused(limit string) { m.refused.WithLabelValues(limit).Inc() }
+func (m *metrics) connectionBroken(why string)    { m.broken.WithLabelValues(why).Inc() }
+func (m *metrics) requestOpen(delta int)          { m.inFlight.Add(float64(delta)) }
+func (m *metrics) requestRefused(limit string)    { m.turned.WithLabelValues(limit).Inc() }
 func (m *metrics) HandshakeRefused(reason string) { m.handshakes.WithLabelValues(reason).Inc() }
 func (m *metrics) Panicked()                      { m.panics.Inc() }
 func (m *metrics) DeliveryFailed()                { m.undelivered.Inc() }
@@ -91,10 +108,7 @@ type meter struct {
 	codes           sync.Map // code -> prometheus.Counter
 }
 
-func (m *meter) Began() { m.inFlight.Inc() }
-
 func (m *meter) Ended(code string, took time.Duration) {
-	m.inFlight.Dec()
 	m.seconds.Observe(took.Seconds())
 	if code == "ok" {
 		m.ok.Inc()

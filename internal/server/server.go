@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,6 +59,7 @@ type Server struct {
 
 	sites    map[string]*site
 	api      *rpc.API
+	gate     *gate
 	main     *http.Server
 	ops      *http.Server
 	listen   *listener
@@ -118,25 +118,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.Open(ctx); err != nil {
 		return err
 	}
-	tuneMemory()
+	defer tuneMemory()()
 	err := s.Serve(ctx)
 	return errors.Join(err, s.Close())
-}
-
-// What lives is small and each request leaves some kilobytes behind, so at Go's default the collector runs twenty times
-// a second under load, which is a tenth of the CPU. Four times the live heap, below a soft limit, runs it a quarter as often.
-const (
-	gcPercent  = 400
-	softMemory = 128 << 20
-)
-
-// tuneMemory gives back what opening took, and sets the collector's pace unless the operator has (GOGC, GOMEMLIMIT).
-func tuneMemory() {
-	debug.FreeOSMemory()
-	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetGCPercent(gcPercent)
-		debug.SetMemoryLimit(softMemory)
-	}
 }
 
 // Open opens the environments and the listeners. When it fails, nothing stays open.
@@ -159,6 +143,7 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	if err := s.bind(ctx); err != nil {
 		return err
 	}
+	s.background.Go(func() { s.listen.reap(background) })
 	for _, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
 	}
@@ -198,14 +183,26 @@ func (s *Server) bind(ctx context.Context) error {
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "listening on %s", s.cfg.Listen).WithFix("choose another address with `listen`, or stop what uses it")
 	}
-	s.listen = newListener(on, s.cfg.Limits, s.metrics)
 	t := s.cfg.Timeouts
+	s.listen = newListener(on, s.cfg.Limits, t.UnprovedIdle, s.metrics)
+	s.gate = newGate(s.api, s.cfg.Limits, t.UnprovedWrite, s.metrics)
 	s.main = &http.Server{
-		Handler: s.api, TLSConfig: s.api.TLSConfig(), ConnContext: s.api.ConnContext, ConnState: s.api.ConnState,
+		Handler: s.gate, TLSConfig: s.api.TLSConfig(),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return s.gate.connContext(s.api.ConnContext(ctx, c), c)
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			s.listen.changed(c, state)
+			s.api.ConnState(c, state)
+		},
 		ReadHeaderTimeout: s.readHeader(), ReadTimeout: t.Read, WriteTimeout: t.Write + t.Read, IdleTimeout: t.Idle,
 		MaxHeaderBytes: int(s.cfg.Limits.HeaderBytes),
-		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: s.cfg.Limits.ConnectionStreams},
-		ErrorLog:       slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // handshakes that strangers break off
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: s.cfg.Limits.ConnectionStreams,
+			// net/http has deadlines for streams only, and breaking a stream off is a write, too.
+			WriteByteTimeout: min(t.Write, writeByte),
+		},
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // handshakes that strangers break off
 	}
 	if s.cfg.OpsListen == config.None {
 		return nil
@@ -219,6 +216,9 @@ func (s *Server) bind(ctx context.Context) error {
 	}
 	return nil
 }
+
+// writeByte is how long an HTTP/2 connection may take nothing at all of what is sent.
+const writeByte = 10 * time.Second
 
 // Serve answers until ctx ends, and then finishes what is under way.
 func (s *Server) Serve(ctx context.Context) error {
@@ -240,43 +240,6 @@ func (s *Server) Serve(ctx context.Context) error {
 		err = fmt.Errorf("serving: %w", err)
 	}
 	return errors.Join(err, s.drain())
-}
-
-// drain refuses what is new and finishes what is under way.
-func (s *Server) drain() error {
-	s.logger.Info("the server stops")
-	notifyStopping()
-	s.stopping.Store(true)
-	s.api.Stop()
-	limit, cancel := context.WithTimeout(context.Background(), s.cfg.Timeouts.Shutdown)
-	defer cancel()
-	err := shutdown(limit, s.main)
-	if err != nil {
-		err = errors.Join(fmt.Errorf("requests were broken off after %s: %w", s.cfg.Timeouts.Shutdown, err), s.main.Close())
-	}
-	if s.ops != nil {
-		if s.ops.Shutdown(limit) != nil {
-			err = errors.Join(err, s.ops.Close())
-		}
-	}
-	return err
-}
-
-// shutdownRound is how long one call of http.Server.Shutdown may take.
-const shutdownRound = 500 * time.Millisecond
-
-// shutdown repeats http.Server.Shutdown until all is quiet. One call is not enough: an HTTP/2 connection
-// whose handshake ends while it runs is not told to go away, and net/http takes it for active from then
-// on. The next call tells it.
-func shutdown(ctx context.Context, h *http.Server) error {
-	for {
-		round, cancel := context.WithTimeout(ctx, shutdownRound)
-		err := h.Shutdown(round)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-	}
 }
 
 // Close ends the background work and closes the environments. A second call does nothing.

@@ -1,0 +1,52 @@
+package server
+
+import (
+	"runtime"
+	"testing"
+)
+
+func TestPacePercent(t *testing.T) {
+	const mib = 1 << 20
+	for _, x := range []struct {
+		heap, stacks uint64
+		want         int
+	}{
+		{0, 0, generous}, {20 * mib, 0, generous}, {32 * mib, 0, 300}, {20 * mib, 12 * mib, 300}, {64 * mib, 0, usual}, {128 * mib, 0, usual}, {4096 * mib, 0, usual},
+	} {
+		if got := pacePercent(x.heap, x.stacks); got != x.want {
+			t.Errorf("%d MiB live and %d MiB of stacks: %d %%, want %d", x.heap/mib, x.stacks/mib, got, x.want)
+		}
+	}
+}
+
+// kept is what lives during a test: a variable of a function would be garbage after its last use.
+var kept, dropped [][]byte
+
+// What lives may outgrow what is expected of it: the collector then runs as often as anywhere, and not
+// without end. A soft limit of 128 MiB makes hundreds of collections of this.
+func TestCollectorDoesNotThrash(t *testing.T) {
+	t.Setenv("GOGC", "")
+	t.Setenv("GOMEMLIMIT", "")
+	stop := tuneMemory()
+	defer stop()
+	const block, live, made = 1 << 20, 192, 1024
+	defer func() { kept, dropped = nil, nil }()
+	for range live {
+		kept = append(kept, make([]byte, block))
+	}
+	runtime.GC() // the pace follows each collection
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range made {
+		dropped = append(dropped[:0], make([]byte, block))
+	}
+	runtime.ReadMemStats(&after)
+	n := after.NumGC - before.NumGC
+	t.Logf("%d MiB allocated beside %d MiB that live: %d collections, %d MiB from the system", made, live, n, after.Sys>>20)
+	if most := uint32(made/live + 4); n > most {
+		t.Errorf("%d collections, want at most %d", n, most)
+	}
+	if after.HeapSys > 4*live*block {
+		t.Errorf("%d MiB of heap for %d MiB that live", after.HeapSys>>20, live)
+	}
+}

@@ -1,0 +1,238 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bailment/bailment/internal/config"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// gate bounds the requests that are open at a time. A request is open until its answer was taken: a client
+// that asks over HTTP/2 and takes nothing (a window of 0) holds its stream, a goroutine and the answer's
+// buffers, and that is what counts, not the microseconds of the method. Who proved no identity has
+// less of everything.
+type gate struct {
+	api    edge
+	limits config.Limits
+	write  time.Duration // for an answer over a connection that proved no identity
+	count  requestCounts
+	words  chan struct{} // places for refusals in words
+
+	working atomic.Int64 // requests that wait for the server, not for the client
+
+	mu       sync.Mutex
+	open     int
+	unproved int
+	sources  map[string]*load
+}
+
+// edge is what the gate asks of the API.
+type edge interface {
+	http.Handler
+	Proved(*http.Request) bool
+	Refuse(http.ResponseWriter, *http.Request, *problem.Problem)
+}
+
+// requestCounts are the gate's metrics.
+type requestCounts interface {
+	requestOpen(delta int)
+	requestRefused(limit string)
+}
+
+// load is how many requests of one source are open.
+type load struct{ open, unproved int }
+
+const (
+	sourceShare   = 8           // of the unproved requests, one source has this part
+	wordyRefusals = 64          // refusals in words at a time; the others are a status and nothing that could be parked
+	refusalWithin = time.Second // a refusal is taken in this time, or not at all
+)
+
+func newGate(api edge, limits config.Limits, write time.Duration, count requestCounts) *gate {
+	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load)}
+}
+
+type connectionKey struct{}
+
+// connContext is for http.Server: requests find their connection by it.
+func (g *gate) connContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connectionKey{}, connectionOf(c))
+}
+
+// ServeHTTP serves a request that there is room for, and returns when its answer was taken.
+func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c, _ := r.Context().Value(connectionKey{}).(*connection)
+	if c == nil {
+		http.Error(w, "no connection", http.StatusMisdirectedRequest)
+		return
+	}
+	x := &exchange{ResponseWriter: w, gate: g, conn: c, proved: g.api.Proved(r)}
+	if limit := g.enter(x); limit != "" {
+		g.count.requestRefused(limit)
+		g.refuse(w, r)
+		return
+	}
+	defer g.leave(x)
+	if r.Body == nil || r.Body == http.NoBody {
+		x.received()
+	} else {
+		// A copy: net/http looks at its own request's body to end an unread one without losing the answer.
+		r = r.WithContext(r.Context())
+		r.Body = &received{ReadCloser: r.Body, exchange: x}
+	}
+	g.api.ServeHTTP(x, r)
+	if x.written && r.ProtoMajor == 2 {
+		// HTTP/1.1 answers one request after the other, so a connection bounds what is parked there. Here the
+		// answer would wait for the client's window after this function, out of sight.
+		x.Flush()
+	}
+}
+
+// enter counts a request in, or says which limit it is over.
+func (g *gate) enter(x *exchange) (limit string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.sources[x.conn.from]
+	if s == nil {
+		s = new(load)
+	}
+	switch {
+	case g.open >= g.limits.OpenRequests:
+		return "total"
+	case s.open >= g.limits.SourceOpenRequests:
+		return "source"
+	case x.proved:
+	case int(x.conn.open.Load()) >= g.limits.UnprovedStreams:
+		return "unproved-connection"
+	case g.unproved >= g.limits.UnprovedRequests:
+		return "unproved"
+	case s.unproved >= max(1, g.limits.UnprovedRequests/sourceShare):
+		return "unproved-source"
+	}
+	g.sources[x.conn.from] = s
+	g.add(x, s, 1)
+	return ""
+}
+
+func (g *gate) add(x *exchange, s *load, n int) {
+	g.open += n
+	s.open += n
+	x.conn.open.Add(int32(n))
+	if !x.proved {
+		g.unproved += n
+		s.unproved += n
+	}
+	g.count.requestOpen(n)
+}
+
+// leave counts it out.
+func (g *gate) leave(x *exchange) {
+	x.answering()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.sources[x.conn.from]
+	g.add(x, s, -1)
+	if s.open == 0 {
+		delete(g.sources, x.conn.from)
+	}
+}
+
+// refuse says that there is no room, as far as there is room to say it.
+func (g *gate) refuse(w http.ResponseWriter, r *http.Request) {
+	select {
+	case g.words <- struct{}{}:
+		defer func() { <-g.words }()
+	default:
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusTooManyRequests)
+		return
+	}
+	c := http.NewResponseController(w)
+	_ = c.SetWriteDeadline(time.Now().Add(refusalWithin)) // without it, the server's own
+	g.api.Refuse(w, r, problem.New(problem.ReasonOverloaded, "there are too many requests at a time").WithRetryAfter(time.Second).
+		WithFix("take the answers of earlier requests, or try again after the time given; the limits are open_requests and those beside it in the server's configuration"))
+	if r.ProtoMajor == 2 {
+		_ = c.Flush() // it counts until it was taken
+	}
+}
+
+// Whom an exchange waits for.
+const (
+	receiving int32 = iota // the client: its request is not here yet
+	working                // the server
+	answering              // the client: it takes the answer
+)
+
+// exchange is a request under way, and the writer of its answer.
+type exchange struct {
+	http.ResponseWriter
+	gate    *gate
+	conn    *connection
+	proved  bool
+	written bool // something of a body
+	state   atomic.Int32
+}
+
+// received notes that the request is here.
+func (x *exchange) received() {
+	if x.state.CompareAndSwap(receiving, working) {
+		x.conn.working.Add(1)
+		x.gate.working.Add(1)
+	}
+}
+
+// answering notes that the answer begins. From here on a stranger has little time.
+func (x *exchange) answering() {
+	before := x.state.Swap(answering)
+	if before == answering {
+		return
+	}
+	if before == working {
+		x.conn.working.Add(-1)
+		x.gate.working.Add(-1)
+	}
+	if !x.proved {
+		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.gate.write)) // without it, the server's own
+	}
+}
+
+func (x *exchange) WriteHeader(status int) {
+	x.answering()
+	x.ResponseWriter.WriteHeader(status)
+}
+
+func (x *exchange) Write(p []byte) (int, error) {
+	x.answering()
+	x.written = x.written || len(p) > 0
+	return x.ResponseWriter.Write(p)
+}
+
+// Flush sends what was written, and waits until the client has room for it.
+func (x *exchange) Flush() {
+	x.answering()
+	_ = http.NewResponseController(x.ResponseWriter).Flush() // the client may be gone
+}
+
+// Unwrap is for http.ResponseController.
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// received is a request's body that notes its end.
+type received struct {
+	io.ReadCloser
+	exchange *exchange
+}
+
+func (b *received) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.exchange.received()
+	}
+	return n, err
+}
