@@ -262,7 +262,7 @@ func (e *Environment) ListIdentities(_ context.Context, c Caller, prefix string,
 		return nil, "", err
 	}
 	if prefix != x.Identity {
-		if err := e.mayInspect(x); err != nil {
+		if err := e.mayInspect(x, c); err != nil {
 			return nil, "", err
 		}
 	}
