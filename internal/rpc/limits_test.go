@@ -181,7 +181,7 @@ func TestSlowClient(t *testing.T) {
 	if reads < 5 || worst > 2*time.Second {
 		t.Errorf("the others were slowed down: %d reads, the slowest %s", reads, worst)
 	}
-	within(t, "16 slow ones are accounted for", func() bool { return sums(t, h, "request")["limit"] >= 16 })
+	within(t, "16 slow ones are accounted for", func() bool { return sums(t, h, "request")["too-slow"] >= 16 })
 }
 
 func isTimeout(err error) bool {
@@ -219,8 +219,8 @@ func TestRates(t *testing.T) {
 	}
 	_, err = h.TryLogin("mallory")
 	want(t, err, connect.CodeResourceExhausted, "rate-limited")
-	if got := sums(t, h, "request"); got["rate-limited"] != 3 {
-		t.Fatalf("accounted: %v", got)
+	if got, proofs := sums(t, h, "request"), sums(t, h, "login"); got["rate-limited"] != 2 || proofs["rate-limited"] != 1 || proofs["bad-signature"] != 3 {
+		t.Fatalf("accounted: %v, %v", got, proofs)
 	}
 }
 

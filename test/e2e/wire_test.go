@@ -178,7 +178,7 @@ func (h *hostile) slow(t *testing.T) {
 	}{
 		"handshake": {false, "", ""},
 		"header":    {true, "POST /bailment.v1.SecretService/Get HTTP/1.1\r\n", ""},
-		"body":      {true, "POST /bailment.v1.SecretService/Get HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", `"reason":"limit"`},
+		"body":      {true, "POST /bailment.v1.SecretService/Get HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", `"reason":"too-slow"`},
 	} {
 		for range 8 {
 			wg.Go(func() {
