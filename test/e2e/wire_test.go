@@ -81,8 +81,8 @@ func (h *hostile) wire(t *testing.T) {
 func (h *hostile) wireAccounts() []attack {
 	return []attack{
 		{name: "malformed JSON", reason: problem.ReasonInvalid, account: "request"},
-		{name: "a slow client", reason: problem.ReasonLimit, account: "request"},
-		{name: "a flood of logins", reason: problem.ReasonRateLimited, account: "request"},
+		{name: "a slow client", reason: problem.ReasonTooSlow, account: "request"},
+		{name: "a flood of logins", reason: problem.ReasonRateLimited, account: "login"},
 	}
 }
 
