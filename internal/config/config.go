@@ -42,13 +42,13 @@ type Limits struct {
 	RequestBytes      Size `yaml:"request_bytes" default:"1MiB" min:"4096" max:"67108864" doc:"Largest request."`
 	BundleBytes       Size `yaml:"bundle_bytes" default:"12MiB" min:"4096" max:"67108864" doc:"Largest request that proposes a bundle; only operators send these."`
 	HeaderBytes       Size `yaml:"header_bytes" default:"16KiB" min:"4096" max:"1048576" doc:"Largest request header."`
-	RequestMemory     Size `yaml:"request_memory" default:"64MiB" min:"1048576" doc:"Most memory that all requests being received may take together."`
+	RequestMemory     Size `yaml:"request_memory" default:"64MiB" min:"1048576" doc:"Most memory that all requests being received may take together, beyond 4 KiB each. Callers without a session share half of it; one source or identity has an eighth, or room for one request."`
 	Connections       int  `yaml:"connections" default:"8192" min:"1" max:"1000000" doc:"Connections at a time. A quarter is kept for those that proved an identity; the longest idle of the others make room for new ones."`
 	SourceConnections int  `yaml:"source_connections" default:"1024" min:"1" max:"1000000" doc:"Connections at a time from one source: an IPv4 address, or an IPv6 /64."`
 	SourceHandshakes  Rate `yaml:"source_handshakes" default:"200/s 1000" doc:"New connections from one source. A TLS handshake costs about a millisecond of CPU."`
-	SourceRequests    Rate `yaml:"source_requests" default:"20000/s 40000" doc:"Requests from one source."`
+	SourceRequests    Rate `yaml:"source_requests" default:"20000/s 40000" doc:"Requests from one source. Those over connections with a certificate of the environment have a limit of their own, of the same size."`
 	IdentityRequests  Rate `yaml:"identity_requests" default:"5000/s 10000" doc:"Requests of one identity."`
-	UnprovedAttempts  Rate `yaml:"unproved_attempts" default:"20/s 200" doc:"Failed attestations, renewals and logins from one source. Successful ones don't count."`
+	UnprovedAttempts  Rate `yaml:"unproved_attempts" default:"20/s 200" doc:"Failed attestations, renewals and logins from one source, for each person, join token or session that they are about. Successful ones don't count."`
 	Queue             int  `yaml:"queue" default:"4096" min:"1" max:"65536" doc:"Requests that wait for the ledger; beyond it the answer is limited (overloaded), at once."`
 	IdentityStreams   int  `yaml:"identity_streams" default:"16" min:"1" max:"1024" doc:"Streams (watch, tail, rewrap) of one identity at a time."`
 	ConnectionStreams int  `yaml:"connection_streams" default:"32" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection."`

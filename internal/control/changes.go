@@ -92,8 +92,9 @@ func (e *Environment) prepareProposal(ctx context.Context, s *state.State, c Cal
 	// Reading and compiling a bundle is dear: only an operator may have it done.
 	p := &proposal{text: text, base: s.Bundle}
 	now := state.At(e.cfg.Now())
-	x, err := e.judge(s, c, now)
-	if p.bad = err; err != nil {
+	x, dead := standing(s, c, now)
+	if dead != nil {
+		p.bad = dead
 		return p, nil
 	}
 	if first, ok := firstEffect(s, state.IdemOwner(x.Identity, x.Node), idem, now); ok && first.Request == idem.Request {
@@ -357,7 +358,8 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (approval, error) {
 			a := approval{text: text}
-			if _, a.bad = e.judge(s, c, state.At(e.cfg.Now())); a.bad != nil {
+			if _, dead := standing(s, c, state.At(e.cfg.Now())); dead != nil {
+				a.bad = dead
 				return a, nil
 			}
 			prog, err := e.program(ctx, s.Bundle)
@@ -577,7 +579,7 @@ func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) er
 		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
 	}
 	if _, ok := prog.Operator(name); !human || !ok {
-		return problem.New(problem.ReasonDuty, "%s is not an operator", x.Identity)
+		return e.unanswered(x, c, now, problem.New(problem.ReasonDuty, "%s is not an operator", x.Identity))
 	}
 	return nil
 }

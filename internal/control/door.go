@@ -110,7 +110,7 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 			continue
 		}
 		if out.err != nil {
-			return zero, proof, unwrapRecorded(out.err)
+			return zero, proof, entered(unwrapRecorded(out.err), proof)
 		}
 		return out.value, proof, nil
 	}
@@ -136,6 +136,14 @@ func unwrapRecorded(err error) error {
 		return r.error
 	}
 	return err
+}
+
+// entered says in a refusal where it was entered, if it was.
+func entered(err error, proof *ledger.Proof) error {
+	if proof == nil {
+		return err
+	}
+	return problem.As(err).WithEntry(proof.Index)
 }
 
 // nothing is for use cases with nothing to prepare.

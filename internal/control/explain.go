@@ -51,7 +51,7 @@ func (e *Environment) Explain(ctx context.Context, c Caller, r ExplainRequest) (
 	}
 	r.Identity = strings.TrimPrefix(r.Identity, identity.Scheme+s.Env.Name)
 	if r.Identity != caller.Identity {
-		if err := e.mayInspect(caller); err != nil {
+		if err := e.mayInspect(caller, c); err != nil {
 			return nil, err
 		}
 	}

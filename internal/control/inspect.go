@@ -28,8 +28,7 @@ func (e *Environment) inspector(c Caller) (*state.Session, error) {
 		return nil, problem.New(problem.ReasonStarting, "the bundle is being compiled")
 	}
 	if _, p := dutyOf(prog, x, policy.DutyAudit); p != nil {
-		e.denials.add(denial{method: "identity", identity: x.Identity, reason: p.Reason, minute: int64(now) / 60_000, source: c.Source})
-		return nil, p
+		return nil, e.unanswered(x, c, now, p)
 	}
 	return x, nil
 }

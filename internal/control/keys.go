@@ -163,7 +163,7 @@ func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapPr
 		return err
 	}
 	if _, p := dutyOf(e.Program(), x, policy.DutyKeys); p != nil {
-		return p
+		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
 	}
 	k, err := e.currentKeys(ctx, s)
 	if err != nil {
@@ -307,7 +307,7 @@ func (e *Environment) ListKeys(_ context.Context, c Caller) ([]KeyView, error) {
 		return nil, err
 	}
 	if _, p := dutyOf(e.Program(), x, policy.DutyKeys); p != nil {
-		if err := e.mayInspect(x); err != nil {
+		if err := e.mayInspect(x, c); err != nil {
 			return nil, err
 		}
 	}

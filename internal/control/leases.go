@@ -111,7 +111,7 @@ func (e *Environment) ListLeases(_ context.Context, c Caller, of string, page Pa
 		of = x.Identity
 	}
 	if of != x.Identity {
-		if err := e.mayInspect(x); err != nil {
+		if err := e.mayInspect(x, c); err != nil {
 			return nil, "", err
 		}
 	}
@@ -155,8 +155,8 @@ func leaseState(s *state.State, l *state.Lease, now state.Millis) string {
 	return "active"
 }
 
-// mayInspect lets operators who audit or revoke see what is not their own.
-func (e *Environment) mayInspect(x *state.Session) error {
+// mayInspect lets operators who audit or revoke see what is not their own. A refusal is counted.
+func (e *Environment) mayInspect(x *state.Session, c Caller) error {
 	prog := e.Program()
 	if prog == nil {
 		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
@@ -166,7 +166,7 @@ func (e *Environment) mayInspect(x *state.Session) error {
 	}
 	_, p := dutyOf(prog, x, policy.DutyRevoke)
 	if p != nil {
-		return p
+		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
 	}
 	return nil
 }

@@ -252,7 +252,7 @@ func (e *Environment) ListRevocations(_ context.Context, c Caller) ([]Revocation
 	if err != nil {
 		return nil, err
 	}
-	if err := e.mayInspect(x); err != nil {
+	if err := e.mayInspect(x, c); err != nil {
 		return nil, err
 	}
 	return revocations(s, now, func(state.Scope) bool { return true }), nil

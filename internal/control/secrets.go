@@ -631,14 +631,29 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 	return out, next, nil
 }
 
-// judge checks a session for a read of the state, as a turn would.
+// judge checks a session for a read of the state, as a turn would. There is no entry of a read, so a refusal is counted.
 func (e *Environment) judge(s *state.State, c Caller, now state.Millis) (*state.Session, error) {
-	x, err := liveSession(s, c, now)
-	if err != nil {
-		return nil, err
-	}
-	if _, p := checkRevoked(s, state.SubjectOf(x), now); p != nil {
-		return nil, p
+	x, p := standing(s, c, now)
+	if p != nil {
+		return nil, e.unanswered(x, c, now, p)
 	}
 	return x, nil
+}
+
+// unanswered counts a question that an identity was refused, and returns why. Without a session there is nobody to count it for.
+func (e *Environment) unanswered(x *state.Session, c Caller, now state.Millis, p *problem.Problem) error {
+	if x != nil {
+		e.denials.add(denial{method: "identity", identity: x.Identity, reason: p.Reason, minute: int64(now) / 60_000, source: c.Source})
+	}
+	return p
+}
+
+// standing is the caller's session, and why it does not stand, if it doesn't. There is no session with a caller that has not proved one.
+func standing(s *state.State, c Caller, now state.Millis) (*state.Session, *problem.Problem) {
+	x, err := liveSession(s, c, now)
+	if err != nil {
+		return nil, problem.As(err)
+	}
+	_, p := checkRevoked(s, state.SubjectOf(x), now)
+	return x, p
 }

@@ -258,12 +258,11 @@ func (e *Environment) ListIdentities(_ context.Context, c Caller, prefix string,
 	if err != nil {
 		return nil, "", err
 	}
-	below := true
-	if err := e.mayInspect(x); err != nil {
-		if prefix != x.Identity {
+	below := prefix != x.Identity // a person has nothing below, and a machine sees itself and not what is called like it
+	if below {
+		if err := e.mayInspect(x, c); err != nil {
 			return nil, "", err
 		}
-		below = false
 	}
 	var out []IdentityView
 	root := strings.TrimSuffix(prefix, "/")

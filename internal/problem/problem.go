@@ -64,6 +64,7 @@ type Problem struct {
 	Fix        string        // the way out, as an instruction; empty: the reason's own
 	RetryAfter time.Duration // for Limited and Unavailable; 0: unspecified
 	Err        error         // the cause, for errors.Is; not shown across the wire
+	Entry      uint64        // index of the ledger's entry of this refusal; 0: none
 }
 
 // New makes a problem of the reason's own kind. The format's arguments must not hold a secret.
@@ -95,11 +96,23 @@ func (p *Problem) WithRetryAfter(d time.Duration) *Problem {
 	return &q
 }
 
+// WithEntry says where the refusal was entered.
+func (p *Problem) WithEntry(index uint64) *Problem {
+	q := *p
+	q.Entry = index
+	return &q
+}
+
 func (p *Problem) Error() string {
 	return p.Kind.String() + " (" + string(p.Reason) + "): " + p.Message
 }
 
 func (p *Problem) Unwrap() error { return p.Err }
+
+// Inside says whether the message is about the insides of the server (its paths, its store), and so for its log only.
+func (p *Problem) Inside() bool {
+	return p.Kind == Internal || p.Reason == ReasonStore || p.Reason == ReasonStoreFull
+}
 
 // WayOut is what the reader can do about it: the problem's own fix, or its reason's.
 func (p *Problem) WayOut() string {

@@ -52,6 +52,7 @@ const (
 	ReasonRateLimited      Reason = "rate-limited"
 	ReasonOverloaded       Reason = "overloaded"
 	ReasonLimit            Reason = "limit"
+	ReasonTooSlow          Reason = "too-slow"
 	ReasonClock            Reason = "clock"
 	ReasonStore            Reason = "store"
 	ReasonStoreFull        Reason = "store-full"
@@ -131,6 +132,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonRateLimited:      {Limited, "slow down and retry after the time given"},
 	ReasonOverloaded:       {Limited, "retry after the time given, with jitter"},
 	ReasonLimit:            {Limited, "a limit of the environment is reached: see its documentation"},
+	ReasonTooSlow:          {Limited, "send the whole request within its time: the timeouts are in the reference"},
 	ReasonClock:            {Unavailable, "the server's clock jumped: check time synchronisation; it recovers when clocks agree"},
 	ReasonStore:            {Unavailable, "the store failed and is being reopened: retry, and see the server's log"},
 	ReasonStoreFull:        {Unavailable, "the disk is full: free some room; the server recovers by itself"},

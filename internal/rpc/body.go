@@ -3,9 +3,12 @@ package rpc
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -15,12 +18,12 @@ import (
 type body struct {
 	data  []byte
 	off   int
-	taken int64 // from the memory for all bodies
+	share share // of the memory for all bodies
 }
 
 const (
-	firstRead = 4 << 10  // buffers start so large, and are kept for reuse up to keepBody
-	keepBody  = 64 << 10 // larger ones are left to the garbage collector
+	firstBuffer = 4 << 10  // what every request has; only these are kept for reuse, so what is kept is what each has anyway
+	keepAnswer  = 64 << 10 // larger answers' buffers are left to the garbage collector
 )
 
 func (b *body) Read(p []byte) (int, error) {
@@ -34,24 +37,32 @@ func (b *body) Read(p []byte) (int, error) {
 
 func (b *body) Close() error { return nil }
 
-// readBody reads the body within its limits. It returns nil, nil if the client broke off.
-func (a *API) readBody(w http.ResponseWriter, r *http.Request, rt *route) (*body, *problem.Problem) {
-	most := a.o.Limits.RequestBytes
-	if rt.bundle {
-		most = a.o.Limits.BundleBytes
-		a.extend(w, a.o.Limits.ReadBundle)
+// readBody reads the body within its limits.
+func (a *API) readBody(w http.ResponseWriter, r *http.Request, c *call) (*body, *problem.Problem) {
+	most, over := a.o.Limits.RequestBytes, (*problem.Problem)(nil)
+	if c.route.bundle {
+		// More room and more time are for who may propose. The decision itself is still to come, at the head.
+		if err := c.conn.site.Env.MayPropose(c.conn.caller); err != nil {
+			over = problem.As(err)
+		} else {
+			most = a.o.Limits.BundleBytes
+			a.extend(w, a.o.Limits.ReadBundle)
+		}
+	}
+	if over == nil {
+		over = tooLarge(most)
 	}
 	if r.ContentLength > most {
-		return nil, tooLarge(most)
+		return nil, over
 	}
 	in := a.bodies.Get().(*body)
-	if cap(in.data) == 0 {
-		in.data = make([]byte, 0, firstRead)
+	if in.data == nil {
+		in.data = make([]byte, 0, firstBuffer)
 	}
-	in.data, in.off = in.data[:0], 0
+	in.off = 0
 	for {
 		if len(in.data) == cap(in.data) {
-			if p := a.grow(in, r.ContentLength, most); p != nil {
+			if p := a.grow(in, c, most); p != nil {
 				a.putBody(in)
 				return nil, p
 			}
@@ -60,26 +71,37 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, rt *route) (*body
 		in.data = in.data[:len(in.data)+n]
 		if int64(len(in.data)) > most {
 			a.putBody(in)
-			return nil, tooLarge(most)
+			return nil, over
 		}
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
 			a.putBody(in)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return nil, problem.New(reasonTooSlow, "the request's body did not arrive in time")
-			}
-			return nil, nil
+			return nil, unreadable(r, c, err)
 		}
 	}
-	if rt.stream {
+	if c.route.stream {
 		// A stream lasts longer than its request took to arrive; each message has its own deadline.
 		// Without it the stream ends early, and no more.
 		c := http.NewResponseController(w)
 		_, _ = c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})
 	}
 	return in, nil
+}
+
+// unreadable says why a body did not come to its end. Who broke off can't be answered: the connection (in HTTP/2, the
+// stream) is aborted, since any answer would say that there was a request.
+func unreadable(r *http.Request, c *call, err error) *problem.Problem {
+	var broken *net.OpError
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return problem.New(problem.ReasonTooSlow, "the request's body did not arrive in time")
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &broken), r.Context().Err() != nil:
+		c.code = connect.CodeCanceled.String()
+		panic(http.ErrAbortHandler)
+	}
+	return problem.New(problem.ReasonInvalid, "the request's body can't be read to its end")
 }
 
 func tooLarge(most int64) *problem.Problem {
@@ -94,70 +116,106 @@ func (a *API) extend(w http.ResponseWriter, d time.Duration) {
 	_ = c.SetWriteDeadline(now.Add(d + a.o.Limits.Write))
 }
 
-// grow doubles a buffer, from the memory that all bodies share.
-func (a *API) grow(in *body, length, most int64) *problem.Problem {
-	size := min(2*int64(cap(in.data)), most+1)
-	if length >= 0 {
-		size = max(size, min(length+1, 1<<20)) // what was announced, but not all of it on trust
+// grow doubles a full buffer, from the memory that all bodies share. What was announced counts for nothing: only what came does.
+func (a *API) grow(in *body, c *call, most int64) *problem.Problem {
+	if in.share.by == "" {
+		in.share.by, in.share.strange = c.conn.sharer()
 	}
-	more := size - int64(cap(in.data))
-	if a.memory.Add(more) > a.o.Limits.RequestMemory {
-		a.memory.Add(-more)
+	size := min(2*int64(cap(in.data)), most+1)
+	if !a.memory.take(&in.share, size-int64(cap(in.data)), most) {
 		return problem.New(problem.ReasonOverloaded, "too many large requests are arriving").WithRetryAfter(time.Second)
 	}
-	in.taken += more
 	old := in.data
 	in.data = append(make([]byte, 0, size), old...)
 	clear(old)
 	return nil
 }
 
+// sharer is whose the connection's requests are: an identity's while its session stands, else a stranger's at its source.
+func (c *connection) sharer() (by string, strange bool) {
+	if c.refused == nil && c.site.Env.Stands(c.caller) == nil {
+		return c.key, false
+	}
+	return sourceKey(c.source), true
+}
+
 // putBody wipes a body, which may have held a value, and gives its memory back.
 func (a *API) putBody(in *body) {
 	clear(in.data)
-	a.memory.Add(-in.taken)
-	in.taken = 0
-	if cap(in.data) > keepBody {
+	a.memory.give(&in.share)
+	in.data = in.data[:0]
+	if cap(in.data) > firstBuffer {
 		in.data = nil
 	}
 	a.bodies.Put(in)
 }
 
-// deliverWithin is how long after its release a value may still begin to leave (invariant "revoked").
-const deliverWithin = 5 * time.Second
+// DeliverWithin is how long after its release a value may still leave (invariant "revoked").
+const DeliverWithin = 5 * time.Second
 
-// secretWriter sends an answer that holds a value: it wipes each buffer behind itself, and sends
-// nothing that comes too late after its decision.
+// secretWriter sends an answer that holds a value: it wipes each buffer behind itself, and lets nothing leave later than
+// DeliverWithin after the release. What is written may wait in a buffer, or for the client's window (HTTP/2), so the
+// deadline is the connection's or stream's own, and the answer is flushed while there is still somebody to see that it failed.
 //
 // Wiping what Write was given breaks io.Writer's contract on purpose: the buffer is connect's, who
 // pools it, and reads nothing of it after Write.
 type secretWriter struct {
 	http.ResponseWriter
-	call *call
+	call   *call
+	failed bool
 }
 
 func (w *secretWriter) Write(p []byte) (int, error) {
-	if c := w.call; !c.sending && !c.released.IsZero() {
-		if time.Since(c.released) > deliverWithin {
-			c.api.o.Events.DeliveryFailed()
+	c := w.call
+	if c.released.IsZero() {
+		return w.ResponseWriter.Write(p) // a refusal
+	}
+	defer clear(p)
+	if !c.sending {
+		last := c.released.Add(DeliverWithin)
+		if !time.Now().Before(last) {
+			w.fail()
 			panic(http.ErrAbortHandler)
 		}
 		c.sending = true
+		if d, ok := w.ResponseWriter.(interface {
+			SetWriteDeadline(deadline time.Time) error
+		}); ok {
+			_ = d.SetWriteDeadline(last) // net/http sets it anew for the next request
+		}
 	}
 	n, err := w.ResponseWriter.Write(p)
-	if w.call.wipe != nil {
-		clear(p)
-	}
 	if err != nil {
-		w.call.api.o.Events.DeliveryFailed()
+		w.fail()
 	}
 	return n, err
 }
 
-// Flush is for gRPC, which flushes its trailers.
+// fail counts an answer that did not leave, once.
+func (w *secretWriter) fail() {
+	if !w.failed {
+		w.failed = true
+		w.call.api.o.Events.DeliveryFailed()
+	}
+}
+
+// Flush sends what was written of a value. An answer whose length was told goes out here in the one write that net/http
+// would do after the handler, where nobody learns of its failure.
 func (w *secretWriter) Flush() {
-	if f, ok := w.ResponseWriter.(http.Flusher); ok {
+	switch f := w.ResponseWriter.(type) {
+	case interface{ FlushError() error }:
+		if f.FlushError() != nil && w.call.sending {
+			w.fail()
+		}
+	case http.Flusher:
 		f.Flush()
+	}
+}
+
+// finish flushes an answer with a value when its handler is done.
+func (w *secretWriter) finish() {
+	if w.call.sending {
+		w.Flush()
 	}
 }
 

@@ -2,26 +2,34 @@ package rpc
 
 import (
 	"regexp"
-	"sync"
-	"sync/atomic"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	pb "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/problem"
 )
+
+// The encodings, as connect calls them.
+const (
+	codecProto       = "proto"
+	codecJSON        = "json"
+	codecJSONCharset = "json; charset=utf-8"
+)
+
+var codecNames = [...]string{codecProto, codecJSON, codecJSONCharset}
 
 // codec is protobuf, binary or as JSON, read strictly: a field that this version doesn't know may be
 // the one that narrows the request, so ignoring it would do something else than was asked.
 //
-// What can't be read is noted in bad and reported by the interceptor, as a problem like any other.
-// Connect's own report would quote the parser, and the parser quotes the message, which may be a
-// secret value.
+// What can't be read becomes a message that is empty but for a note of the problem, which the interceptor
+// reports like any other. Connect's own report would quote the parser, and the parser quotes the message,
+// which may be a secret value. The note is in the message and nowhere else, so it lives as long as the request.
 type codec struct {
 	name string
 	json bool
-	bad  *malformed
 }
 
 func (c *codec) Name() string { return c.name }
@@ -50,7 +58,7 @@ func (c *codec) Unmarshal(data []byte, m any) error {
 		return problem.New(problem.ReasonInternal, "%T is not a message", m)
 	}
 	if p := decode(data, msg, c.json); p != nil {
-		c.bad.note(m, p)
+		return note(msg, p)
 	}
 	return nil
 }
@@ -79,39 +87,50 @@ func decode(data []byte, m proto.Message, asJSON bool) *problem.Problem {
 // where is the place in a JSON text as protojson reports it. Nothing else of its report is passed on.
 var where = regexp.MustCompile(` \(line \d+:\d+\)`)
 
-// malformed notes which messages could not be read, between the codec and the interceptor.
-type malformed struct {
-	count atomic.Int64
-	m     sync.Map // message -> *problem.Problem
-}
+// noteField is the number of the unknown field that a note is. No sender can write one: a message with a field that is not
+// known is one that can't be read, and what is noted of it replaces all that it had.
+const noteField protowire.Number = 1<<29 - 1
 
-func (b *malformed) note(m any, p *problem.Problem) {
-	b.m.Store(m, p)
-	b.count.Add(1)
-}
-
-// take returns and forgets what was noted about a message. It costs one atomic read when all is well.
-func (b *malformed) take(m any) error {
-	if b.count.Load() == 0 {
-		return nil
+// note empties a message and leaves in it why it could not be read.
+func note(m proto.Message, p *problem.Problem) error {
+	proto.Reset(m)
+	b, err := proto.Marshal(&pb.Problem{Reason: string(p.Reason), Message: p.Message, Fix: p.Fix})
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInternal, "noting what can't be read")
 	}
-	p, ok := b.m.LoadAndDelete(m)
+	m.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, noteField, protowire.BytesType), b))
+	return nil
+}
+
+// noted is what the codec noted in a message, or nil if it could be read.
+func noted(m any) error {
+	msg, ok := m.(proto.Message)
 	if !ok {
+		return problem.New(problem.ReasonInternal, "%T is not a message", m)
+	}
+	unknown := msg.ProtoReflect().GetUnknown()
+	if len(unknown) == 0 {
 		return nil
 	}
-	b.count.Add(-1)
-	return p.(*problem.Problem)
+	var p pb.Problem
+	_, _, n := protowire.ConsumeTag(unknown)
+	b, _ := protowire.ConsumeBytes(unknown[max(n, 0):])
+	if err := proto.Unmarshal(b, &p); err != nil || p.Reason == "" {
+		return problem.New(problem.ReasonInternal, "a message came with fields that are no note")
+	}
+	out := problem.New(problem.Reason(p.Reason), "%s", p.Message)
+	out.Fix = p.Fix
+	return out
 }
 
-// strictConn reports what the codec noted about a stream's message.
+// strictConn reports what the codec noted in a stream's message.
 type strictConn struct {
 	connect.StreamingHandlerConn
-	bad *malformed
 }
 
 func (s *strictConn) Receive(m any) error {
 	if err := s.StreamingHandlerConn.Receive(m); err != nil {
 		return err
 	}
-	return s.bad.take(m)
+	return noted(m)
 }

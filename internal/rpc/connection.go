@@ -15,9 +15,6 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// reasonTooSlow is the reason of a request that did not arrive in its time.
-const reasonTooSlow = problem.ReasonLimit
-
 // connection is what is known of a TLS connection. It is found out at the first request, once, since
 // a handshake is dear and reading a certificate is not free either.
 type connection struct {
@@ -31,7 +28,6 @@ type connection struct {
 	key        string           // environment and identity, for limits
 	refused    *problem.Problem // why there is no caller
 	bySource   *rate.Limiter
-	failures   *rate.Limiter
 	byIdentity *rate.Limiter
 }
 
@@ -88,8 +84,13 @@ func (a *API) meet(conn *connection, state *tls.ConnectionState) {
 		return
 	}
 	from := sourceKey(conn.source)
-	conn.bySource, conn.failures = a.sources.of(from), a.attempts.of(from)
 	conn.caller.Source = conn.source
+	defer func() {
+		if conn.refused == nil {
+			from += " proved" // strangers behind the same address have a limit of their own
+		}
+		conn.bySource = a.sources.of(from)
+	}()
 	if len(state.PeerCertificates) == 0 {
 		conn.refused = problem.New(problem.ReasonNoSession, "this needs a session, and the connection has no client certificate")
 		return
@@ -108,8 +109,11 @@ func (a *API) meet(conn *connection, state *tls.ConnectionState) {
 	}
 }
 
-// siteTLS is the TLS side of one environment. Each has its own, and so its own session ticket keys:
-// a ticket of one environment is nothing in another.
+// siteTLS is the TLS side of one environment.
+//
+// There are no session tickets. A resumed connection would bring back who once proved a key, from a ticket whose keys Go shares
+// between the configurations that one listener chooses from, so between environments. Callers keep their connections, and a
+// handshake costs a millisecond.
 func (a *API) siteTLS(s *site) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -119,15 +123,17 @@ func (a *API) siteTLS(s *site) *tls.Config {
 		},
 		// Any certificate is taken, and judged when something is asked with it: so a foreign or
 		// expired one gets a reason and a way out instead of a TLS alert.
-		ClientAuth: tls.RequestClientCert,
+		ClientAuth:             tls.RequestClientCert,
+		SessionTicketsDisabled: true,
 	}
 }
 
 // TLSConfig is for the listener: the SNI picks the environment, and there is no default one.
 func (a *API) TLSConfig() *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		NextProtos: []string{"h2", "http/1.1"},
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{"h2", "http/1.1"},
+		SessionTicketsDisabled: true, // as siteTLS says
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			s, ok := a.sites[hello.ServerName]
 			if !ok {
@@ -139,26 +145,38 @@ func (a *API) TLSConfig() *tls.Config {
 	}
 }
 
-// ConnState is for http.Server: a connection that was closed after its time without ever sending a
-// whole request was a slow one, and is accounted for.
+// ConnState is for http.Server: a connection that was closed after its time while its handshake or its first request was
+// still coming was a slow one, and is accounted for. One over which nothing came was only not used.
 func (a *API) ConnState(c net.Conn, state http.ConnState) {
-	if state != http.StateClosed {
-		return
-	}
 	track := trackedOf(c)
 	if track == nil {
 		return
 	}
 	age, silent := track.Silent()
-	if !silent || age < a.o.Limits.ReadHeader {
-		return
+	switch {
+	case state == http.StateClosed:
+		_, began := a.beginning.LoadAndDelete(c)
+		if silent && age >= a.o.Limits.ReadHeader {
+			a.closedSilently(c, began)
+		}
+	case silent && state == http.StateActive: // net/http: there is a byte of a request
+		a.beginning.Store(c, nil)
+	case silent && state == http.StateIdle: // HTTP/2, whose preface is no request
+		a.beginning.Delete(c)
 	}
-	a.o.Events.HandshakeRefused("too-slow")
+}
+
+func (a *API) closedSilently(c net.Conn, began bool) {
 	t, ok := c.(*tls.Conn)
 	if !ok {
 		return
 	}
-	if s, ok := a.sites[t.ConnectionState().ServerName]; ok {
-		s.Env.Unproved(accountRequest, problem.New(reasonTooSlow, "no whole request came in %s", a.o.Limits.ReadHeader), addrOf(c.RemoteAddr()))
+	state := t.ConnectionState()
+	if state.HandshakeComplete && !began {
+		return
+	}
+	a.o.Events.HandshakeRefused("too-slow")
+	if s, ok := a.sites[state.ServerName]; ok {
+		s.Env.Unproved(accountRequest, problem.New(problem.ReasonTooSlow, "no whole request came in %s", a.o.Limits.ReadHeader), addrOf(c.RemoteAddr()))
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -45,36 +44,9 @@ func directly[T any, Q interface {
 	}
 }
 
-// plain says whether a request has Connect's plain unary form (https://connectrpc.com/docs/protocol,
-// Unary-Request) in an encoding of ours, and its timeout: none, or below 0.
-func plain(r *http.Request) (contentType string, timeout time.Duration, ok bool) {
-	h := r.Header
-	contentType, timeout = h.Get("Content-Type"), -1
-	if contentType != "application/proto" && contentType != "application/json" {
-		return "", 0, false
-	}
-	if len(h["Content-Encoding"]) > 0 {
-		return "", 0, false
-	}
-	if v := h["Connect-Protocol-Version"]; len(v) > 0 && (len(v) > 1 || v[0] != "1") {
-		return "", 0, false
-	}
-	if v := h["Connect-Timeout-Ms"]; len(v) > 0 {
-		if len(v) > 1 || len(v[0]) > 10 {
-			return "", 0, false
-		}
-		ms, err := strconv.ParseUint(v[0], 10, 63)
-		if err != nil {
-			return "", 0, false
-		}
-		timeout = time.Duration(ms) * time.Millisecond
-	}
-	return contentType, timeout, true
-}
-
 // serveDirect answers a plain request of a method that has a direct way.
-func (a *API) serveDirect(ctx context.Context, w http.ResponseWriter, r *http.Request, c *call, in *body, contentType string) {
-	asJSON := contentType == "application/json"
+func (a *API) serveDirect(ctx context.Context, w http.ResponseWriter, r *http.Request, c *call, in *body, f form) {
+	asJSON := f.json
 	var answer proto.Message
 	err := a.guarded(c, r.URL.Path, func() (err error) {
 		answer, err = c.route.direct(ctx, func(m proto.Message) error {
@@ -100,10 +72,10 @@ func (a *API) serveDirect(ctx context.Context, w http.ResponseWriter, r *http.Re
 		return
 	}
 	h := w.Header()
-	h["Content-Type"] = []string{contentType}
+	h["Content-Type"] = []string{f.contentType}
 	h["Content-Length"] = []string{strconv.Itoa(len(out))}
 	_, _ = w.Write(out) // as above
-	if cap(out) <= keepBody {
+	if cap(out) <= keepAnswer {
 		*buf = out
 		answers.Put(buf)
 	}

@@ -55,7 +55,7 @@ func TestDirect(t *testing.T) {
 		{"a content type that is not known", get, "application/xml", "<secret/>", nil, 415},
 		{"a content type in other case", get, "Application/JSON", `{"secret":"app/password"}`, nil, 200},
 		{"a content type with a parameter", get, "application/json; charset=utf-8", `{"secret":"app/password"}`, nil, 200},
-		{"a compressed body", get, "application/json", `{"secret":"app/password"}`, http.Header{"Content-Encoding": {"gzip"}}, 501},
+		{"a compressed body", get, "application/json", `{"secret":"app/password"}`, http.Header{"Content-Encoding": {"gzip"}}, 400},
 		{"a lease that is not there", back, "application/json", `{"lease":"99999"}`, nil, 404},
 		{"a write without a grant", write, "application/proto", binary(&pb.PutRequest{Secret: "app/password", Value: []byte("x")}), nil, 403},
 	}

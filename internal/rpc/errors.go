@@ -68,7 +68,9 @@ func (a *API) account(c *call, p *problem.Problem) {
 	case c.proof != "":
 		switch p.Kind {
 		case problem.NotProved, problem.Refused, problem.Invalid:
-			c.conn.failures.Allow()
+			if c.tries != nil {
+				c.tries.Allow()
+			}
 		}
 		if p.Reason != problem.ReasonForked { // that one is an entry of its own
 			env.Unproved(c.proof, p, c.conn.source)
@@ -97,17 +99,25 @@ func (a *API) refuse(w http.ResponseWriter, r *http.Request, c *call, p *problem
 	}
 	c.conn.site.Env.Unproved(account, p, c.conn.source)
 	err := a.wire(c, p)
-	if p.Reason == problem.ReasonTooLarge || p.Reason == reasonTooSlow {
-		w.Header().Set("Connection", "close") // what still comes is not read
-	}
 	_ = a.errors.Write(w, r, err) // the client may be gone: there is nobody to tell
 }
 
-// wire gives a problem its form on the wire. An internal one tells nothing but where to look.
+// refuseForm answers a request whose form is not known here.
+func (a *API) refuseForm(w http.ResponseWriter, r *http.Request, c *call, bad *misshaped) {
+	if bad.status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", http.MethodPost)
+	}
+	if bad.status != 0 {
+		w = &statusWriter{w, bad.status}
+	}
+	a.refuse(w, r, c, bad.problem)
+}
+
+// wire gives a problem its form on the wire. One from inside tells nothing but where to look.
 func (a *API) wire(c *call, p *problem.Problem) *connect.Error {
 	id := requestID()
 	message := p.Message
-	if p.Kind == problem.Internal {
+	if p.Inside() {
 		a.o.Logger.Error("a request failed inside", "request_id", id, "environment", c.conn.site.name,
 			"identity", c.conn.identity, "reason", string(p.Reason), "err", p.Error(), "cause", causeOf(p))
 		message = "the server failed; its log has the details under request ID " + id
@@ -120,6 +130,9 @@ func (a *API) wire(c *call, p *problem.Problem) *connect.Error {
 	out := connect.NewError(code, errors.New(message))
 	detail := &pb.Problem{
 		Kind: p.Kind.String(), Reason: string(p.Reason), Message: message, Fix: p.WayOut(), RequestId: id,
+	}
+	if p.Entry != 0 {
+		detail.Entry = entry(c.conn.site.Env, p.Entry)
 	}
 	after := p.RetryAfter
 	if after == 0 && p.Kind == problem.Limited {

@@ -18,7 +18,6 @@ import (
 	"net/http"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -85,12 +84,12 @@ type API struct {
 	errors *connect.ErrorWriter
 
 	sources    limiters // requests of a source
-	attempts   limiters // failed proofs of a source
+	attempts   limiters // failed proofs, by source and by what they are to prove
 	identities limiters // requests of an identity
 	streams    streams
-	memory     atomic.Int64 // of request bodies
+	memory     memory // of request bodies
 	bodies     sync.Pool
-	malformed  malformed
+	beginning  sync.Map // net.Conn of which bytes of a first request came -> nothing
 
 	stopping context.Context
 	stop     context.CancelCauseFunc
@@ -129,6 +128,7 @@ func New(sites map[string]Site, o Options) *API {
 	a.attempts.set(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
 	a.identities.set(o.Limits.IdentityRate, o.Limits.IdentityBurst)
 	a.streams.most = o.Limits.IdentityStreams
+	a.memory.limit = o.Limits.RequestMemory
 	a.bodies.New = func() any { return new(body) }
 	for name, x := range sites {
 		s := &site{Site: x, name: name}
@@ -144,9 +144,9 @@ func New(sites map[string]Site, o Options) *API {
 func (a *API) handlerOptions() []connect.HandlerOption {
 	return []connect.HandlerOption{
 		connect.WithInterceptors(a),
-		connect.WithCodec(&codec{name: "proto", bad: &a.malformed}),
-		connect.WithCodec(&codec{name: "json", json: true, bad: &a.malformed}),
-		connect.WithCodec(&codec{name: "json; charset=utf-8", json: true, bad: &a.malformed}),
+		connect.WithCodec(&codec{name: codecProto}),
+		connect.WithCodec(&codec{name: codecJSON, json: true}),
+		connect.WithCodec(&codec{name: codecJSONCharset, json: true}),
 		// No compression: a secret beside text that somebody else chose would tell its bytes by the
 		// length, and a small request could become a large one here.
 		connect.WithCompression("gzip", nil, nil),
@@ -171,8 +171,9 @@ type call struct {
 	conn  *connection
 	route *route
 	code  string
-	proof string // method of an attestation that is known
-	begun bool   // the request was read and its method reached
+	proof string        // method of an attestation that is known
+	begun bool          // the request was read and its method reached
+	tries *rate.Limiter // failed proofs of what this one is to prove; nil: not known yet
 
 	wipe     func()    // of a value, when the answer was sent
 	released time.Time // when the release of a value was decided
@@ -194,8 +195,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rt, ok := a.routes[r.URL.Path]
-	if !ok || r.Method != http.MethodPost {
-		a.unrouted(w, r, conn, ok)
+	if !ok {
+		a.unrouted(w, r, conn)
 		return
 	}
 	c := &call{api: a, conn: conn, route: rt, proof: rt.proof}
@@ -203,45 +204,64 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		defer func() { rt.meter.Ended(c.ended(), time.Since(began)) }()
 	}
+	if !conn.bySource.Allow() {
+		a.refuse(w, r, c, slowDown(conn.bySource, "requests from %s", conn.source))
+		return
+	}
+	f, bad := formOf(r, rt)
+	if bad != nil {
+		a.refuseForm(w, r, c, bad)
+		return
+	}
 	if p := a.admit(c); p != nil {
 		a.refuse(w, r, c, p)
 		return
 	}
-	in, p := a.readBody(w, r, rt)
+	in, p := a.readBody(w, r, c)
 	if p != nil {
+		if p.Reason != problem.ReasonOverloaded {
+			w.Header().Set("Connection", "close") // what still comes is not read
+		}
 		a.refuse(w, r, c, p)
 		return
 	}
-	if in == nil {
-		return // the client went away
-	}
 	defer a.putBody(in)
-	if rt.secret {
-		w = &secretWriter{ResponseWriter: w, call: c}
-	}
-	if rt.stream {
-		w = &deadlineWriter{ResponseWriter: w, each: a.o.Limits.Write}
-	}
-	defer c.end()
-	ctx := context.WithValue(r.Context(), callKey{}, c)
-	if rt.direct != nil {
-		if contentType, timeout, ok := plain(r); ok {
-			if timeout >= 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, timeout)
-				defer cancel()
-			}
-			a.serveDirect(ctx, w, r, c, in, contentType)
+	if f.framed {
+		if p := checkFrame(in.data); p != nil {
+			a.refuse(w, r, c, p)
 			return
 		}
 	}
-	r = r.WithContext(ctx)
-	r.Body, r.ContentLength = in, int64(len(in.data))
-	rt.handler.ServeHTTP(w, r)
+	defer c.end()
+	a.serve(w, r, c, in, f)
 }
 
-// ended is the code that the request ended with. What connect refused by itself (a content type, say)
-// never came to a handler.
+// serve calls the method of a request that was read.
+func (a *API) serve(w http.ResponseWriter, r *http.Request, c *call, in *body, f parsed) {
+	if c.route.secret {
+		s := &secretWriter{ResponseWriter: w, call: c}
+		defer s.finish()
+		w = s
+	}
+	if c.route.stream {
+		w = &deadlineWriter{ResponseWriter: w, each: a.o.Limits.Write}
+	}
+	ctx := context.WithValue(r.Context(), callKey{}, c)
+	if c.route.direct != nil && f.plain && len(r.Header["Content-Encoding"]) == 0 {
+		if f.timeout >= 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, f.timeout)
+			defer cancel()
+		}
+		a.serveDirect(ctx, w, r, c, in, f.form)
+		return
+	}
+	r = r.WithContext(ctx)
+	r.Body, r.ContentLength = in, int64(len(in.data))
+	c.route.handler.ServeHTTP(w, r)
+}
+
+// ended is the code that the request ended with. What connect refused by itself never came to a handler.
 func (c *call) ended() string {
 	if c.code == "" {
 		return connect.CodeInvalidArgument.String()
@@ -256,17 +276,14 @@ func (c *call) end() {
 	}
 }
 
-// admit checks the limits and, for what needs a session, that the connection proved an identity of
-// this environment. Whether its session still stands is control's to say.
+// admit checks, for what needs a session, that the connection proved an identity of this environment, and that identity's
+// limit. Whether its session still stands is control's to say.
+//
+// Who has proved an identity has limits that no stranger can use up, also at the same source: see meet. Failed proofs are
+// limited where it is known what they are to prove: see attempt.
 func (a *API) admit(c *call) *problem.Problem {
 	conn := c.conn
-	if !conn.bySource.Allow() {
-		return slowDown(conn.bySource, "requests from %s", conn.source)
-	}
 	if c.route.public {
-		if c.proof != "" && conn.failures.Tokens() < 1 {
-			return slowDown(conn.failures, "failed attempts from %s", conn.source)
-		}
 		return nil
 	}
 	if conn.refused != nil {
@@ -278,12 +295,7 @@ func (a *API) admit(c *call) *problem.Problem {
 	return nil
 }
 
-func (a *API) unrouted(w http.ResponseWriter, r *http.Request, conn *connection, known bool) {
-	if known {
-		w.Header().Set("Allow", http.MethodPost)
-		http.Error(w, "use POST", http.StatusMethodNotAllowed)
-		return
-	}
+func (a *API) unrouted(w http.ResponseWriter, r *http.Request, conn *connection) {
 	if !conn.bySource.Allow() {
 		http.Error(w, "slow down", http.StatusTooManyRequests)
 		return
@@ -302,7 +314,7 @@ func (a *API) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
 		c := callOf(ctx)
 		err = a.guarded(c, req.Spec().Procedure, func() (err error) {
-			if err := a.malformed.take(req.Any()); err != nil {
+			if err := noted(req.Any()); err != nil {
 				return err
 			}
 			c.begun = true
@@ -347,7 +359,7 @@ func (a *API) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 		defer cancel(nil)
 		defer context.AfterFunc(a.stopping, func() { cancel(context.Cause(a.stopping)) })()
 		c.begun = true
-		if err = next(ctx, &strictConn{StreamingHandlerConn: conn, bad: &a.malformed}); err != nil {
+		if err = next(ctx, &strictConn{StreamingHandlerConn: conn}); err != nil {
 			if ctx.Err() != nil && a.stopping.Err() != nil {
 				err = context.Cause(a.stopping)
 			}

@@ -48,17 +48,51 @@ func (s attestations) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.Sess
 	if m, err := env.Methods().Find(r.Method); err == nil {
 		c.proof = m.Name
 	}
-	return opened(env)(env.Attest(ctx, control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr}))
+	ask := control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr}
+	if err := s.attempt(c)(env.AttestAttempt(ask)); err != nil {
+		return nil, err
+	}
+	return opened(env)(env.Attest(ctx, ask))
 }
 
 func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {
-	env := callOf(ctx).conn.site.Env
-	return opened(env)(env.Renew(ctx, control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr}))
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	ask := control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr}
+	if err := s.attempt(c)(env.RenewAttempt(ask)); err != nil {
+		return nil, err
+	}
+	return opened(env)(env.Renew(ctx, ask))
 }
 
 func (s attestations) Login(ctx context.Context, r *pb.LoginRequest) (*pb.SessionResponse, error) {
-	env := callOf(ctx).conn.site.Env
-	return opened(env)(env.Login(ctx, control.LoginRequest{Challenge: r.Challenge, Person: r.Person, SSHSIG: r.Sshsig, CSR: r.Csr}))
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	ask := control.LoginRequest{Challenge: r.Challenge, Person: r.Person, SSHSIG: r.Sshsig, CSR: r.Csr}
+	if err := s.attempt(c)(env.LoginAttempt(ask)); err != nil {
+		return nil, err
+	}
+	return opened(env)(env.Login(ctx, ask))
+}
+
+// attempt limits failed proofs before they are verified, by what they are to prove and where they come from: so nobody's
+// failures keep out somebody else at the same address, and an identity's own connection is nobody's address.
+func (s attestations) attempt(c *call) func(subject string, err error) error {
+	return func(subject string, err error) error {
+		if err != nil {
+			return err
+		}
+		from := c.conn.key
+		if c.conn.refused != nil {
+			from = sourceKey(c.conn.source)
+		}
+		tries := s.attempts.of(c.conn.site.name + " " + from + " " + subject)
+		if tries.Tokens() < 1 {
+			return slowDown(tries, "failed attempts from %s", c.conn.source)
+		}
+		c.tries = tries
+		return nil
+	}
 }
 
 func (s attestations) AttestWorkload(ctx context.Context, r *pb.AttestWorkloadRequest) (*pb.SessionResponse, error) {

@@ -97,7 +97,7 @@ func (s *Server) conditionOf(name string) condition {
 	}
 	p := problem.As(err)
 	c := condition{Reason: string(p.Reason), Message: p.Message, Fix: p.WayOut()}
-	if p.Kind == problem.Internal {
+	if p.Inside() {
 		c.Message = "see the server's log"
 	}
 	return c

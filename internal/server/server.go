@@ -204,6 +204,7 @@ func (s *Server) bind(ctx context.Context) error {
 		},
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // handshakes that strangers break off
 	}
+	s.main.HTTP2.WriteByteTimeout = rpc.DeliverWithin // so that no value waits in HTTP/2's buffer for a peer that reads nothing
 	if s.cfg.OpsListen == config.None {
 		return nil
 	}

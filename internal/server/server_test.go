@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -149,7 +150,7 @@ type fullStore struct {
 func (s fullStore) Append(ctx context.Context, b *store.Batch) error {
 	if s.full.Load() {
 		_ = s.Store.Close() // fatal from here on, as the contract says
-		return errors.Join(store.ErrNotDone, store.ErrFull)
+		return errors.Join(store.ErrNotDone, store.ErrFull, errors.New("/srv/insides/ledger.db: INSERT failed"))
 	}
 	return s.Store.Append(ctx, b)
 }
@@ -157,9 +158,10 @@ func (s fullStore) Append(ctx context.Context, b *store.Batch) error {
 // A full disk refuses clearly, is seen from outside, and is over when there is room.
 func TestDiskFull(t *testing.T) {
 	var full atomic.Bool
-	h := servertest.Start(t, servertest.Options{OpenStore: func(ctx context.Context, dir string) (store.Store, error) {
+	log := &lockedBuffer{}
+	h := servertest.Start(t, servertest.Options{Logger: slog.New(slog.NewTextHandler(log, nil)), OpenStore: func(ctx context.Context, dir string) (store.Store, error) {
 		if full.Load() {
-			return nil, store.ErrFull
+			return nil, fmt.Errorf("%w: /srv/insides/ledger.db can't be opened", store.ErrFull)
 		}
 		st, err := sqlite.Open(ctx, dir)
 		return fullStore{st, &full}, err
@@ -177,6 +179,20 @@ func TestDiskFull(t *testing.T) {
 	if connect.CodeOf(err) != connect.CodeUnavailable || servertest.Reason(err) != "store-full" {
 		t.Fatalf("got %v (%s)", err, servertest.Reason(err))
 	}
+	quiet := func(told string) {
+		if strings.Contains(told, "insides") || strings.Contains(told, "INSERT") {
+			t.Errorf("the insides are told: %s", told)
+		}
+	}
+	quiet(fmt.Sprint(err, servertest.ProblemOf(err)))
+	within(t, "later requests are refused alike", func() bool {
+		err := write()
+		quiet(fmt.Sprint(err, servertest.ProblemOf(err)))
+		return servertest.Reason(err) == "store-full"
+	})
+	if !strings.Contains(log.String(), "/srv/insides/ledger.db") {
+		t.Errorf("the log does not say why:\n%s", log)
+	}
 	within(t, "not ready", func() bool {
 		code, body := get(t, http.DefaultClient, h.OpsURL()+"/readyz")
 		var got struct {
@@ -186,6 +202,7 @@ func TestDiskFull(t *testing.T) {
 		if err := json.Unmarshal([]byte(body), &got); err != nil {
 			t.Fatal(err)
 		}
+		quiet(body)
 		e := got.Environments[h.Name]
 		return code == http.StatusServiceUnavailable && !got.Ready && e.Reason == "store-full" && e.Fix != ""
 	})

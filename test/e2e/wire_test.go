@@ -81,8 +81,8 @@ func (h *hostile) wire(t *testing.T) {
 func (h *hostile) wireAccounts() []attack {
 	return []attack{
 		{name: "malformed JSON", reason: problem.ReasonInvalid, account: "request"},
-		{name: "a slow client", reason: problem.ReasonLimit, account: "request"},
-		{name: "a flood of logins", reason: problem.ReasonRateLimited, account: "request"},
+		{name: "a slow client", reason: problem.ReasonTooSlow, account: "request"},
+		{name: "a flood of logins", reason: problem.ReasonRateLimited, account: "login"},
 	}
 }
 
@@ -178,7 +178,7 @@ func (h *hostile) slow(t *testing.T) {
 	}{
 		"handshake": {false, "", ""},
 		"header":    {true, "POST /bailment.v1.SecretService/Get HTTP/1.1\r\n", ""},
-		"body":      {true, "POST /bailment.v1.SecretService/Get HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", `"reason":"limit"`},
+		"body":      {true, "POST /bailment.v1.SecretService/Get HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", `"reason":"too-slow"`},
 	} {
 		for range 8 {
 			wg.Go(func() {
