@@ -178,11 +178,8 @@ func (w *secretWriter) Write(p []byte) (int, error) {
 			panic(http.ErrAbortHandler)
 		}
 		c.sending = true
-		if d, ok := w.ResponseWriter.(interface {
-			SetWriteDeadline(deadline time.Time) error
-		}); ok {
-			_ = d.SetWriteDeadline(last) // net/http sets it anew for the next request
-		}
+		// net/http sets it anew for the next request. A writer that can't is a test's own.
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(last)
 	}
 	n, err := w.ResponseWriter.Write(p)
 	if err != nil {
@@ -202,13 +199,9 @@ func (w *secretWriter) fail() {
 // Flush sends what was written of a value. An answer whose length was told goes out here in the one write that net/http
 // would do after the handler, where nobody learns of its failure.
 func (w *secretWriter) Flush() {
-	switch f := w.ResponseWriter.(type) {
-	case interface{ FlushError() error }:
-		if f.FlushError() != nil && w.call.sending {
-			w.fail()
-		}
-	case http.Flusher:
-		f.Flush()
+	err := http.NewResponseController(w.ResponseWriter).Flush()
+	if err != nil && !errors.Is(err, http.ErrNotSupported) && w.call.sending {
+		w.fail()
 	}
 }
 

@@ -216,8 +216,13 @@ func (x *exchange) Write(p []byte) (int, error) {
 
 // Flush sends what was written, and waits until the client has room for it.
 func (x *exchange) Flush() {
+	_ = x.FlushError() // the client may be gone
+}
+
+// FlushError is Flush for who wants to know.
+func (x *exchange) FlushError() error {
 	x.answering()
-	_ = http.NewResponseController(x.ResponseWriter).Flush() // the client may be gone
+	return http.NewResponseController(x.ResponseWriter).Flush()
 }
 
 // Unwrap is for http.ResponseController.

@@ -199,12 +199,12 @@ func (s *Server) bind(ctx context.Context) error {
 		MaxHeaderBytes: int(s.cfg.Limits.HeaderBytes),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: s.cfg.Limits.ConnectionStreams,
-			// net/http has deadlines for streams only, and breaking a stream off is a write, too.
-			WriteByteTimeout: min(t.Write, writeByte),
+			// net/http has deadlines for streams only, and breaking a stream off is a write, too. No value waits in HTTP/2's
+			// buffer for a peer that reads nothing.
+			WriteByteTimeout: min(t.Write, rpc.DeliverWithin),
 		},
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // handshakes that strangers break off
 	}
-	s.main.HTTP2.WriteByteTimeout = rpc.DeliverWithin // so that no value waits in HTTP/2's buffer for a peer that reads nothing
 	if s.cfg.OpsListen == config.None {
 		return nil
 	}
@@ -217,9 +217,6 @@ func (s *Server) bind(ctx context.Context) error {
 	}
 	return nil
 }
-
-// writeByte is how long an HTTP/2 connection may take nothing at all of what is sent.
-const writeByte = 10 * time.Second
 
 // Serve answers until ctx ends, and then finishes what is under way.
 func (s *Server) Serve(ctx context.Context) error {
