@@ -34,6 +34,7 @@ type Released struct {
 	Version uint64
 	Lease   uint64
 	Expires time.Time
+	Age     time.Duration // of the decision when Get returned, on the boot clock
 	Proof   *ledger.Proof
 }
 
@@ -83,7 +84,8 @@ func (e *Environment) Get(ctx context.Context, c Caller, r GetRequest) (*Release
 	if err != nil {
 		return nil, err
 	}
-	if late := proof.Age(); late > deliveryDeadline {
+	out.Age = proof.Age()
+	if late := out.Age; late > deliveryDeadline {
 		out.Value.Wipe()
 		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", proof.Index, late.Round(time.Millisecond))
 	}

@@ -39,21 +39,19 @@ func (b *body) Close() error { return nil }
 
 // readBody reads the body within its limits.
 func (a *API) readBody(w http.ResponseWriter, r *http.Request, c *call) (*body, *problem.Problem) {
-	most, over := a.o.Limits.RequestBytes, (*problem.Problem)(nil)
+	most := a.o.Limits.RequestBytes
+	tooMuch := func() *problem.Problem { return tooLarge(most) }
 	if c.route.bundle {
 		// More room and more time are for who may propose. The decision itself is still to come, at the head.
 		if err := c.conn.site.Env.MayPropose(c.conn.caller); err != nil {
-			over = problem.As(err)
+			tooMuch = func() *problem.Problem { return problem.As(err) }
 		} else {
 			most = a.o.Limits.BundleBytes
 			a.extend(w, a.o.Limits.ReadBundle)
 		}
 	}
-	if over == nil {
-		over = tooLarge(most)
-	}
 	if r.ContentLength > most {
-		return nil, over
+		return nil, tooMuch()
 	}
 	in := a.bodies.Get().(*body)
 	if in.data == nil {
@@ -71,7 +69,7 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, c *call) (*body, 
 		in.data = in.data[:len(in.data)+n]
 		if int64(len(in.data)) > most {
 			a.putBody(in)
-			return nil, over
+			return nil, tooMuch()
 		}
 		if err == io.EOF {
 			break

@@ -47,7 +47,7 @@ func (s secrets) Get(ctx context.Context, r *pb.GetRequest) (*pb.GetResponse, er
 	if err != nil {
 		return nil, err
 	}
-	c.released, c.wipe = time.Now().Add(-out.Proof.Age()), out.Value.Wipe
+	c.released, c.wipe = time.Now().Add(-out.Age), out.Value.Wipe
 	res := &pb.GetResponse{
 		Value: out.Value.Expose(), Secret: out.Secret, Version: out.Version, Lease: out.Lease, Expires: stamp(out.Expires), Entry: proved(env, out.Proof),
 	}
