@@ -116,7 +116,7 @@ func (w *worker) call(method string, m proto.Message) ([]byte, error) {
 }
 
 // push measures how long a node that watches waits for what a change of policy gives it: from the sending of
-// the change until the node, told by its stream, has read the secret that it could not have before.
+// the last approval until the node, told by its stream, has read the secret that it could not have before.
 func (b *bench) push(ctx context.Context) error {
 	node, err := b.s.Dial(b.nodes[0])
 	if err != nil {
@@ -136,7 +136,7 @@ func (b *bench) push(ctx context.Context) error {
 		if _, err := node.Secrets.Get(ctx, ask); err == nil {
 			return fmt.Errorf("the node may read before the change")
 		}
-		change, err := b.change(ctx, ask.Purpose)
+		approval, err := b.change(ctx, ask.Purpose)
 		if err != nil {
 			return err
 		}
@@ -151,12 +151,12 @@ func (b *bench) push(ctx context.Context) error {
 			}
 			told <- stream.Err()
 		}()
-		out, err := b.admin.Changes.Propose(ctx, change)
+		out, err := b.admin.Changes.Approve(ctx, approval)
 		if err != nil {
 			return err
 		}
 		if out.Generation == 0 {
-			return fmt.Errorf("the change is %s, not in force", out.State)
+			return fmt.Errorf("the change is %s, not in force", out.Change.State)
 		}
 		if err := <-told; err != nil {
 			return err
@@ -170,8 +170,8 @@ func (b *bench) push(ctx context.Context) error {
 	return nil
 }
 
-// change is a signed proposal of one more grant, which comes into force at once.
-func (b *bench) change(ctx context.Context, purpose string) (*bailmentv1.ProposeRequest, error) {
+// change proposes one more grant, and returns the approval that brings it into force.
+func (b *bench) change(ctx context.Context, purpose string) (*bailmentv1.ApproveRequest, error) {
 	now, err := b.admin.Changes.GetBundle(ctx, &bailmentv1.GetBundleRequest{})
 	if err != nil {
 		return nil, err
@@ -196,12 +196,10 @@ func (b *bench) change(ctx context.Context, purpose string) (*bailmentv1.Propose
 	if err != nil {
 		return nil, err
 	}
-	var nonce [16]byte
-	_, _ = rand.Read(nonce[:]) // never fails (Go 1.24)
 	text := ceremony.Change{
 		Scope:  ceremony.Scope{Environment: envName, Genesis: b.s.Genesis, Epoch: epoch},
 		Action: "bundle", Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
-		Nonce: hex.EncodeToString(nonce[:]), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "bench",
+		Nonce: nonce(), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "bench",
 	}
 	sign := func(namespace, text string) *bailmentv1.Signature {
 		var sig string
@@ -217,7 +215,21 @@ func (b *bench) change(ctx context.Context, purpose string) (*bailmentv1.Propose
 	for _, f := range files {
 		ask.Files = append(ask.Files, f)
 	}
-	return ask, err
+	if err != nil {
+		return nil, err
+	}
+	p, err := b.admin.Changes.Propose(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	text.Role, text.Number, text.Nonce = ceremony.Approver, p.Change, nonce()
+	return &bailmentv1.ApproveRequest{Change: p.Change, Text: text.Text(), Signature: sign(ceremony.NamespaceChange, text.Text())}, err
+}
+
+func nonce() string {
+	var n [16]byte
+	_, _ = rand.Read(n[:]) // never fails (Go 1.24)
+	return hex.EncodeToString(n[:])
 }
 
 // revocation makes many leases, each of its own secret's version and purpose, and takes them all back at once.

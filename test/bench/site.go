@@ -38,7 +38,7 @@ func bundle() policy.Files {
 		fmt.Fprintf(&grants, "---\napiVersion: bailment/v1\nkind: Grant\nmetadata: {name: other-%d}\nspec: {actions: [secret.read], identities: [/node/join-token/other-%d], secrets: [other/s%d], purposes: [runtime]}\n", i, i, i)
 	}
 	return policy.Files{
-		"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + envName + "}\nspec:\n  class: development\n  sessions: {operator: 12h, node: 12h, workload: 1h}\n  revocation: {blastLimit: 1000000}\n  limits: {versionsPerSecret: 20, secrets: 1000000}\n"),
+		"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + envName + "}\nspec:\n  class: development\n  approvals: {required: 0}\n  sessions: {operator: 12h, node: 12h, workload: 1h}\n  revocation: {blastLimit: 1000000}\n  limits: {versionsPerSecret: 20, secrets: 1000000}\n"),
 		"grants/all.yaml":  []byte(grants.String()),
 		"secrets/all.yaml": []byte("apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: app/*}\nspec: {type: opaque}\n---\napiVersion: bailment/v1\nkind: Secret\nmetadata: {name: other/*}\nspec: {type: opaque}\n"),
 	}
