@@ -18,13 +18,17 @@ import (
 // together (docs/benchmarks.md). What comes otherwise (gRPC, a compressed body, a version to come) goes to
 // connect, and gets the same answer: TestDirect compares the two.
 func (a *API) directs() map[string]direct {
-	s := secrets{a}
+	s, t := secrets{a}, attestations{a}
 	return map[string]direct{
+		api.AttestationServiceChallengeProcedure:      directly(t.Challenge),
+		api.AttestationServiceAttestProcedure:         directly(t.Attest),
+		api.AttestationServiceRenewProcedure:          directly(t.Renew),
+		api.AttestationServiceLoginProcedure:          directly(t.Login),
 		api.SecretServiceGetProcedure:                 directly(s.Get),
 		api.SecretServicePutProcedure:                 directly(s.Put),
 		api.SecretServiceRenewLeaseProcedure:          directly(s.RenewLease),
 		api.SecretServiceReturnLeaseProcedure:         directly(s.ReturnLease),
-		api.AttestationServiceAttestWorkloadProcedure: directly(attestations{a}.AttestWorkload),
+		api.AttestationServiceAttestWorkloadProcedure: directly(t.AttestWorkload),
 	}
 }
 

@@ -107,7 +107,7 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many, l
 	}{
 		{"login", b.logins},
 		{"push", b.push},
-		{"start small", func(context.Context) error { return b.starts("a small environment") }},
+		{"start small", b.startSmall},
 		{"start with many", func(ctx context.Context) error { return b.startWith(ctx, many) }},
 		{"revocation", func(ctx context.Context) error { return b.revocation(ctx, leases) }},
 	} {
@@ -302,24 +302,64 @@ func (b *bench) startWith(ctx context.Context, many int) error {
 			return err
 		}
 	}
-	return b.starts(fmt.Sprintf("%d secrets", many))
+	return b.starts(fmt.Sprintf("%d secrets and 1,000 grants", many), b.s, b.nodes[0])
+}
+
+// startSmall measures an environment with a handful of grants.
+func (b *bench) startSmall(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "bailment-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	s, err := site.New(ctx, site.Options{Name: envName, Bin: b.s.Bin, Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer s.Kill()
+	if err := s.Start(); err != nil {
+		return err
+	}
+	if err := s.Connect(ctx); err != nil {
+		return err
+	}
+	alice, err := s.Login(ctx, "alice")
+	if err != nil {
+		return err
+	}
+	admin, err := s.Dial(alice)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	if _, err := admin.Secrets.Put(ctx, &bailmentv1.PutRequest{Secret: "app/s0", Value: []byte("a value")}); err != nil {
+		return err
+	}
+	node, err := s.Node(ctx, admin, "n0")
+	if err != nil {
+		return err
+	}
+	api, err := s.Workload(ctx, node, "api")
+	if err != nil {
+		return err
+	}
+	return b.starts("a small environment", s, api)
 }
 
 // starts measures from the process's start to the first read.
-func (b *bench) starts(with string) error {
+func (b *bench) starts(with string, s *site.Site, reader *client.Session) error {
 	for _, how := range []string{"after a graceful stop", "after a kill"} {
 		if how == "after a kill" {
-			b.s.Kill()
-		} else if err := b.s.Stop(); err != nil {
+			s.Kill()
+		} else if err := s.Stop(); err != nil {
 			return err
 		}
 		began := time.Now()
-		if err := b.s.Launch(); err != nil {
+		if err := s.Launch(); err != nil {
 			return err
 		}
-		w := b.workers(1, func(int) *client.Session { return b.nodes[0] }, "SecretService/Get", "application/proto", func(int, int) []byte {
-			return encode(&bailmentv1.GetRequest{Secret: "app/s0"})
-		})[0]
+		get := request(envName, procedures+"SecretService/Get", "application/proto", encode(&bailmentv1.GetRequest{Secret: "app/s0"}))
+		w := &worker{addr: s.Addr, tls: tlsOf(s, reader), next: func() []byte { return get }}
 		for {
 			if err := w.dial(); err == nil {
 				if _, err := w.once(); err == nil {
@@ -327,11 +367,11 @@ func (b *bench) starts(with string) error {
 				}
 			}
 			if time.Since(began) > time.Minute {
-				return fmt.Errorf("no read after the start: %s", b.s.Logs)
+				return fmt.Errorf("no read after the start: %s", s.Logs)
 			}
 			<-time.After(time.Millisecond)
 		}
-		fmt.Printf("start to first read with %s, %s: %s; resident %.0f MiB\n", with, how, short(time.Since(began)), float64(rssOf(b.s.PID()))/(1<<20))
+		fmt.Printf("start to first read with %s, %s: %s; resident %.0f MiB\n", with, how, short(time.Since(began)), float64(rssOf(s.PID()))/(1<<20))
 		w.conn.Close()
 	}
 	return nil
