@@ -517,7 +517,16 @@ func TestFaults(t *testing.T) {
 			func(m *memory) {
 				m.snapshots = map[uint64][]byte{}
 				for i, b := range whole.snapshots {
-					m.snapshots[i] = bytes.Replace(b, []byte("web-1"), []byte("web-2"), 1)
+					m.snapshots[i] = bytes.Replace(plain(t, b), []byte("web-1"), []byte("web-2"), 1)
+				}
+			}, audit.Options{}, problem.ReasonTampered, "stored snapshot", find("state.root") - 1,
+		},
+		"broken snapshot": {
+			func(m *memory) {
+				m.snapshots = map[uint64][]byte{}
+				for i, b := range whole.snapshots {
+					m.snapshots[i] = bytes.Clone(b)
+					m.snapshots[i][len(b)/2] ^= 1
 				}
 			}, audit.Options{}, problem.ReasonTampered, "stored snapshot", find("state.root") - 1,
 		},
@@ -702,4 +711,18 @@ func TestMisbehaviour(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// plain is a stored snapshot before it was packed.
+func plain(t *testing.T, packed []byte) []byte {
+	t.Helper()
+	s, err := state.Restore(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := s.Snapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }

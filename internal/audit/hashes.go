@@ -242,7 +242,11 @@ func (r *run) readSnapshots(ctx context.Context) error {
 		if err != nil {
 			return storeProblem(err, "reading a stored snapshot")
 		}
-		r.claims[index] = append(r.claims[index], rootClaim{root: state.RootOf(data), snap: true})
+		root, err := state.PackedRoot(data)
+		if err != nil {
+			root = state.Digest{} // which no state has
+		}
+		r.claims[index] = append(r.claims[index], rootClaim{root: root, snap: true})
 		if index == 0 {
 			return nil
 		}

@@ -48,7 +48,8 @@ type Config struct {
 	Boot func() time.Duration
 	// ServerID names this server: /server/ID.
 	ServerID string
-	// SnapshotEvery is the number of entries between state roots. Default 32,768.
+	// SnapshotEvery is the least number of entries between state roots; a large state waits for a quarter of its rows, so that
+	// writing it down stays cheap beside what it saves. Default 32,768.
 	SnapshotEvery uint64
 	// Silence looks for values where none may be; nil: nobody looks. It is shown the entries and seeded with values here; who
 	// writes logs and answers shows it those.
@@ -220,8 +221,8 @@ func originOf(s *state.State) string { return ledger.OriginOf(s.Env.Name, s.Env.
 // confirmSnapshot believes a snapshot only if an entry after it commits to it. Any may: a crash between a state root's
 // entry and its snapshot leaves a later root without one.
 func confirmSnapshot(index uint64, snapshot []byte) func(*state.State) bool {
-	root := state.RootOf(snapshot)
-	return func(s *state.State) bool { return s.Root.Index == index && s.Root.Root == root }
+	root, err := state.PackedRoot(snapshot)
+	return func(s *state.State) bool { return err == nil && s.Root.Index == index && s.Root.Root == root }
 }
 
 // committed runs on the committer for each draft. A release holds names only, and is looked at now and then.
@@ -248,7 +249,7 @@ func (e *Environment) published(s *state.State) {
 		default:
 		}
 	}
-	if e.started.Load() && s.Next-s.Root.Index >= e.cfg.SnapshotEvery && e.snapping.CompareAndSwap(false, true) {
+	if e.started.Load() && s.Next-s.Root.Index >= max(e.cfg.SnapshotEvery, uint64(s.Rows()/4)) && e.snapping.CompareAndSwap(false, true) {
 		go func() {
 			defer e.snapping.Store(false)
 			if err := e.Snapshot(context.Background()); err != nil {

@@ -124,12 +124,12 @@ func (e *Environment) Snapshot(ctx context.Context) error {
 	e.snapshotMu.Lock()
 	defer e.snapshotMu.Unlock()
 	s := e.log.State()
-	var b bytes.Buffer
-	if err := s.Snapshot(&b); err != nil {
+	packed, root, err := s.Pack()
+	if err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "writing the state")
 	}
-	ev := &state.StateRootSet{Index: s.Next - 1, Root: state.RootOf(b.Bytes())}
-	_, _, err := ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
+	ev := &state.StateRootSet{Index: s.Next - 1, Root: root}
+	_, _, err = ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
 		t := &turn{e: e, s: s, at: at, now: state.At(at.Time)}
 		_, err := t.enter(ev)
 		return t.draft, struct{}{}, err
@@ -137,5 +137,5 @@ func (e *Environment) Snapshot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return e.log.SaveSnapshot(ctx, ev.Index, b.Bytes())
+	return e.log.SaveSnapshot(ctx, ev.Index, packed)
 }

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -96,6 +97,45 @@ func BenchmarkEncodeRelease(b *testing.B) {
 	for b.Loop() {
 		if _, err := Encode(e); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A packed snapshot is the same state with the same root; a broken, cut or foreign one is refused.
+func TestPack(t *testing.T) {
+	s := New()
+	for i := range 20_000 { // over the buffers and more than one read ahead
+		path := strings.Repeat("x", i%50) + string(rune('a'+i%26)) + strings.Repeat("/y", 1+i%3) + "-" + string(rune('0'+i%10))
+		s.Secrets.set(path, &Secret{Path: path, Last: uint64(i)})
+		s.Leases.set(uint64(i)+1, &Lease{ID: uint64(i) + 1, Secret: path, Expires: Millis(i)})
+	}
+	var plain bytes.Buffer
+	if err := s.Snapshot(&plain); err != nil {
+		t.Fatal(err)
+	}
+	packed, root, err := s.Pack()
+	if err != nil || root != RootOf(plain.Bytes()) || len(packed) > plain.Len()/4 {
+		t.Fatalf("%d bytes of %d, root %s, %v", len(packed), plain.Len(), root, err)
+	}
+	for _, data := range [][]byte{packed, plain.Bytes()} {
+		back, err := Restore(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again bytes.Buffer
+		if err := back.Snapshot(&again); err != nil || !bytes.Equal(again.Bytes(), plain.Bytes()) {
+			t.Fatal("it came back as another state", err)
+		}
+		if got, err := PackedRoot(data); err != nil || got != root {
+			t.Fatal(got, err)
+		}
+	}
+	broken := bytes.Clone(packed)
+	broken[len(broken)/2] ^= 0x55
+	for name, data := range map[string][]byte{"cut": packed[:len(packed)-20], "broken": broken, "nothing": {}, "foreign": []byte("PK\x03\x04"), "trailing": append(bytes.Clone(packed), 'x')} {
+		got, err := PackedRoot(data)
+		if _, errRestore := Restore(data); errRestore == nil && (err != nil || got == root) {
+			t.Errorf("%s: was read as the same state", name)
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"runtime"
 	"sync"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // snapshotVersion is that of the format below. A snapshot of another version is not read: the
@@ -52,13 +54,67 @@ func (s *State) Snapshot(out io.Writer) error {
 	return w.Flush()
 }
 
-// RootOf is the SHA-256 of a snapshot's bytes.
+// Pack writes a snapshot as it is stored, compressed (zstd, RFC 8878), since a million leases are a gigabyte of JSON; and gives its
+// state root. It needs memory for the compressed form only.
+func (s *State) Pack() ([]byte, Digest, error) {
+	var b bytes.Buffer
+	z, err := zstd.NewWriter(&b, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(packWindow))
+	if err != nil {
+		return nil, Digest{}, fmt.Errorf("packing the state: %w", err)
+	}
+	root := sha256.New()
+	if err := s.Snapshot(io.MultiWriter(root, z)); err != nil {
+		return nil, Digest{}, err
+	}
+	if err := z.Close(); err != nil {
+		return nil, Digest{}, fmt.Errorf("packing the state: %w", err)
+	}
+	return b.Bytes(), Digest(root.Sum(nil)), nil
+}
+
+const (
+	packWindow = 1 << 20
+	maxLine    = 64 << 20 // bytes of a row: a secret with all its versions is far below
+)
+
+// unpack reads what Pack or Snapshot wrote.
+func unpack(data []byte) (io.Reader, func(), error) {
+	if len(data) > 0 && data[0] == '{' {
+		return bytes.NewReader(data), func() {}, nil
+	}
+	z, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(packWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, nil, fmt.Errorf("unpacking a state snapshot: %w", err)
+	}
+	return z, z.Close, nil
+}
+
+// RootOf is the state root of what Snapshot wrote: the SHA-256 of its bytes.
 func RootOf(snapshot []byte) Digest { return sha256.Sum256(snapshot) }
 
-// Restore reads a snapshot strictly.
+// PackedRoot is the state root of a stored snapshot, packed or not.
+func PackedRoot(snapshot []byte) (Digest, error) {
+	r, done, err := unpack(snapshot)
+	if err != nil {
+		return Digest{}, err
+	}
+	defer done()
+	root := sha256.New()
+	if _, err := io.Copy(root, r); err != nil {
+		return Digest{}, fmt.Errorf("unpacking a state snapshot: %w", err)
+	}
+	return Digest(root.Sum(nil)), nil
+}
+
+// Restore reads a snapshot strictly, packed or not.
 func Restore(data []byte) (*State, error) {
+	plain, done, err := unpack(data)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	s := New()
-	r := &lines{rest: data}
+	r := &lines{in: bufio.NewReaderSize(plain, 1<<18)}
 	var h head
 	if err := r.next(&h); err != nil {
 		return nil, fmt.Errorf("reading a state snapshot: %w", err)
@@ -73,7 +129,7 @@ func Restore(data []byte) (*State, error) {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
 		}
 	}
-	if len(r.rest) > 0 {
+	if _, err := r.in.ReadByte(); err != io.EOF {
 		return nil, fmt.Errorf("trailing data after a state snapshot")
 	}
 	if err := s.checkShape(); err != nil {
@@ -83,23 +139,38 @@ func Restore(data []byte) (*State, error) {
 }
 
 // lines are the lines of a snapshot that are still to be read.
-type lines struct{ rest []byte }
-
-func (l *lines) take() ([]byte, error) {
-	n := bytes.IndexByte(l.rest, '\n')
-	if n < 0 {
-		return nil, io.ErrUnexpectedEOF
-	}
-	line := l.rest[:n]
-	l.rest = l.rest[n+1:]
-	return line, nil
+type lines struct {
+	in   *bufio.Reader
+	kept []byte // lines that were taken and are still needed, one after the other
 }
+
+// take returns the next line. It is good until forget.
+func (l *lines) take() ([]byte, error) {
+	from := len(l.kept)
+	for {
+		part, err := l.in.ReadSlice('\n')
+		l.kept = append(l.kept, part...)
+		switch {
+		case err == nil:
+			return l.kept[from : len(l.kept)-1 : len(l.kept)-1], nil
+		case err == io.EOF:
+			return nil, io.ErrUnexpectedEOF
+		case err != bufio.ErrBufferFull:
+			return nil, err
+		case len(l.kept)-from > maxLine:
+			return nil, fmt.Errorf("a row of over %d bytes", maxLine)
+		}
+	}
+}
+
+func (l *lines) forget() { l.kept = l.kept[:0] }
 
 func (l *lines) next(v any) error {
 	line, err := l.take()
 	if err != nil {
 		return err
 	}
+	defer l.forget()
 	return strict(line, v)
 }
 
@@ -207,7 +278,8 @@ const readAhead = 8192
 
 // readRows decodes rows on all cores and sets them in their order.
 func readRows[K cmp.Ordered, V any](r *lines, n int, t Table[K, V]) error {
-	texts, keys, values := make([][]byte, 0, min(n, len(r.rest))), make([]K, n), make([]V, n)
+	texts, keys, values := make([][]byte, 0, n), make([]K, n), make([]V, n)
+	defer r.forget()
 	for range n {
 		line, err := r.take()
 		if err != nil {

@@ -265,6 +265,11 @@ func New() *State {
 	}
 }
 
+// Rows is the number of rows of the large tables: what a snapshot takes its time for.
+func (s *State) Rows() int {
+	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.SeenKeys.Len() + s.queue.Len()
+}
+
 // Fork is an isolated copy in O(1). The original must not be written by anybody else meanwhile.
 func (s *State) Fork() *State {
 	f := *s
