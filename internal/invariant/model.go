@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"crypto/sha256"
 	"strings"
+	"unique"
 
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/state"
@@ -94,6 +95,9 @@ type lease struct {
 	version, root                           uint64
 	created, expires, max                   state.Millis
 }
+
+// shared is the one copy of a text that many leases have.
+func shared(text string) string { return unique.Make(text).Value() }
 
 type secret struct {
 	last, current uint64
@@ -508,7 +512,7 @@ func (m *model) learnSecret(st *step) {
 			return
 		}
 		m.leases[st.index] = &lease{
-			identity: e.Actor.Identity, node: e.Actor.Node, anchor: e.Anchor, secret: e.Secret, purpose: e.Purpose, version: e.Version,
+			identity: shared(e.Actor.Identity), node: shared(e.Actor.Node), anchor: shared(e.Anchor), secret: shared(e.Secret), purpose: shared(e.Purpose), version: e.Version,
 			root: e.Root, created: st.at, expires: e.Expires, max: e.Max,
 		}
 		m.later(e.Expires+afterLease, 'l', st.index, "")

@@ -12,16 +12,22 @@ import (
 // What lives is small and each request leaves some kilobytes behind, so at Go's default the collector runs twenty
 // times a second under load, which is a tenth of the CPU. Five times the live heap runs it a quarter as often.
 // That is too much memory when more lives, so the factor falls to Go's own, 2, as the heap comes to smallHeap. It never
-// falls below: a limit that does not move with what lives makes the collector run without end above it.
+// falls below but for a really large heap (a million leases fit into 1 GiB so), and then by a fixed factor: a limit that does not
+// move with what lives makes the collector run without end above it.
 const (
 	generous  = 400 // percent of what lives that may be allocated until the next collection
 	usual     = 100
+	sparing   = 50
 	smallHeap = 128 << 20
+	largeHeap = 256 << 20
 )
 
 // pacePercent is the collector's pace for what lives, stacks included. It is a pure function, for its test.
 func pacePercent(heap, stacks uint64) int {
 	lives := max(heap+stacks, 1)
+	if lives > largeHeap {
+		return sparing
+	}
 	room := float64(smallHeap) - float64(lives)
 	return int(math.Max(usual, math.Min(generous, 100*room/float64(lives))))
 }

@@ -11,9 +11,16 @@ import (
 )
 
 // LeaseKey names the one lease of a stored version: (identity, version, purpose). A workload's
-// identity is counted on each node by itself, so that cutting off one node takes only its leases.
+// identity is counted on each node by itself, so that cutting off one node takes only its leases. It is half a SHA-256 of them,
+// which is shorter than they are: there may be a million.
 func LeaseKey(identity, node, secret string, version uint64, purpose string) string {
-	return identity + "\x00" + node + "\x00" + secret + "\x00" + strconv.FormatUint(version, 10) + "\x00" + purpose
+	b := make([]byte, 0, 256)
+	for _, part := range [...]string{identity, node, secret} {
+		b = append(append(b, part...), 0)
+	}
+	b = append(strconv.AppendUint(b, version, 10), 0)
+	sum := sha256.Sum256(append(b, purpose...))
+	return string(sum[:16])
 }
 
 // IdemOwner is whose an idempotency key is: an identity's, and a workload's on each node by itself, as its leases are. No
@@ -397,6 +404,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 			Root: e.Root, Secret: e.Secret, Version: e.Version, Purpose: e.Purpose, Grant: e.Ruling.Grant,
 			Created: m.Time, Expires: e.Expires, Max: e.Max,
 		}
+		l.intern()
 		k := LeaseKey(l.Identity, l.Node, l.Secret, l.Version, l.Purpose)
 		if before, ok := s.LeaseOf.Get(k); ok {
 			s.supersede(before, l)

@@ -315,6 +315,9 @@ func readRow[K cmp.Ordered, V any](line []byte, key *K, value *V) error {
 	if v := reflect.ValueOf(got.Value); v.Kind() == reflect.Pointer && v.IsNil() {
 		return fmt.Errorf("a row has no value")
 	}
+	if l, ok := any(got.Value).(*Lease); ok {
+		l.intern()
+	}
 	*value = got.Value
 	switch p := any(key).(type) {
 	case *string:
