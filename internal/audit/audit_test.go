@@ -375,14 +375,14 @@ func TestLiveDirectory(t *testing.T) {
 	alice := w.Login("alice")
 	stop, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		for {
+		for n := 0; ; n++ {
 			select {
 			case <-stop:
 				done <- nil
 				return
 			default:
 			}
-			if _, err := w.Env.Put(ctx, alice.Caller, control.PutRequest{Secret: "db/a", Value: seal.NewSecret([]byte("x"))}); err != nil {
+			if _, err := w.Env.Put(ctx, alice.Caller, control.PutRequest{Secret: fmt.Sprintf("db/live-%d", n/50), Value: seal.NewSecret([]byte("x"))}); err != nil {
 				done <- err
 				return
 			}

@@ -51,7 +51,7 @@ type Limits struct {
 	UnprovedAttempts  Rate `yaml:"unproved_attempts" default:"20/s 200" doc:"Failed attestations, renewals and logins from one source, for each person, join token or session that they are about. Successful ones don't count."`
 	Queue             int  `yaml:"queue" default:"4096" min:"1" max:"65536" doc:"Requests that wait for the ledger; beyond it the answer is limited (overloaded), at once."`
 	IdentityStreams   int  `yaml:"identity_streams" default:"16" min:"1" max:"1024" doc:"Streams (watch, tail, rewrap) of one identity at a time."`
-	ConnectionStreams int  `yaml:"connection_streams" default:"32" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection."`
+	ConnectionStreams int  `yaml:"connection_streams" default:"100" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection. Clients take 100 for granted (RFC 9113 §6.5.2): with fewer, a burst of requests becomes a burst of connections."`
 	// A request is open from its header until its answer was taken.
 	OpenRequests       int `yaml:"open_requests" default:"16384" min:"1" max:"1000000" doc:"Requests at a time, streams too. One counts until its answer was taken."`
 	SourceOpenRequests int `yaml:"source_open_requests" default:"2048" min:"1" max:"1000000" doc:"Requests at a time from one source."`

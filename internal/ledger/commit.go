@@ -329,10 +329,14 @@ func (l *Log[S]) writeBatch(accepted []*proposal[S], out *store.Batch) {
 		l.answerCommitted(accepted, grown)
 	}
 	if err := l.published.Load().store.Append(context.Background(), out); err != nil {
+		invalid := errors.Is(err, store.ErrInvalid)
+		if !invalid {
+			l.broken.Store(closedFor(err)) // first: who was answered and comes back at once must not take the failed store for a good one
+		}
 		if !earlyAck {
 			answerAll(accepted, l.commitProblem(err))
 		}
-		if errors.Is(err, store.ErrInvalid) {
+		if invalid {
 			l.cfg.Logger.Error("a batch was made that breaks the store's contract", "first", out.First, "err", err)
 			return // nothing was touched, and the handle stays usable
 		}
