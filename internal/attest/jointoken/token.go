@@ -68,10 +68,10 @@ func Parse(text string) (Token, error) {
 		return Token{}, problem.New(problem.ReasonInvalid, "the join token has %d characters instead of %d: it was cut or something was added", len(text), textSize)
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(enc)
-	if err != nil {
+	defer clear(raw)
+	if err != nil || len(raw) != bodySize+sumSize { // the decoder passes over line breaks
 		return Token{}, problem.New(problem.ReasonInvalid, "the join token holds a character that no join token has")
 	}
-	defer clear(raw)
 	sum := checksum(raw[:bodySize])
 	if string(sum[:]) != string(raw[bodySize:]) {
 		return Token{}, problem.New(problem.ReasonInvalid, "the join token was mistyped: its checksum does not fit")
