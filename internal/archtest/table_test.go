@@ -22,6 +22,7 @@ var table = []archtest.Row{
 	{"internal/problem", "", ""},
 	{"internal/identity", "", ""},
 	{"internal/authority", "", ""},
+	{"internal/spelling", "", ""},
 	{"internal/archtest", "", ""},
 
 	// Pure: values in, values out.
@@ -31,7 +32,7 @@ var table = []archtest.Row{
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/policy", "internal/problem internal/identity internal/authority", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/policy", "internal/problem internal/identity internal/authority internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
 	{"internal/store", "verify", ""},
 
@@ -74,7 +75,7 @@ var table = []archtest.Row{
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
-	{"internal/config", "internal/problem internal/identity internal/attest", "github.com/goccy/go-yaml"},
+	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
 		"internal/agent", "api/... client verify internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
@@ -93,7 +94,7 @@ var table = []archtest.Row{
 	{
 		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
-			"internal/problem internal/identity",
+			"internal/problem internal/identity internal/spelling",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},

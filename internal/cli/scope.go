@@ -14,6 +14,7 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/spelling"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -230,7 +231,7 @@ func (k *known) near() []string {
 		if abs := len(name) - len(want); max(abs, -abs) > far {
 			continue
 		}
-		if d := edits(name, want); d <= far {
+		if d := spelling.Distance(name, want); d <= far {
 			all = append(all, candidate{name, d})
 		}
 	}
@@ -253,25 +254,4 @@ func subtrees(names []string) []string {
 		}
 	}
 	return out
-}
-
-// edits is the edit distance (Levenshtein) in bytes.
-func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/spelling"
 )
 
 // SetDefaults fills what was left out, for a configuration that was made in code.
@@ -104,7 +105,7 @@ func (c *checker) method(a Attestation, has attest.Methods) {
 		for _, x := range has {
 			names = append(names, x.Name)
 		}
-		c.bad("attest.method", "there is no method %q here, but %s%s", a.Method, strings.Join(names, ", "), didYouMean(a.Method, names))
+		c.bad("attest.method", "there is no method %q here, but %s%s", a.Method, strings.Join(names, ", "), spelling.DidYouMean(a.Method, slices.Values(names)))
 		return
 	}
 	var needs []string
@@ -116,7 +117,7 @@ func (c *checker) method(a Attestation, has attest.Methods) {
 	}
 	for _, given := range slices.Sorted(maps.Keys(a.Files)) {
 		if !slices.Contains(needs, given) {
-			c.bad("attest.files."+given, "%s has no use for it; it needs %s%s", m.Name, strings.Join(needs, ", "), didYouMean(given, needs))
+			c.bad("attest.files."+given, "%s has no use for it; it needs %s%s", m.Name, strings.Join(needs, ", "), spelling.DidYouMean(given, slices.Values(needs)))
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/spelling"
 )
 
 // maxFile bounds a configuration file in bytes; the YAML parser's work grows faster than its input.
@@ -452,40 +453,5 @@ func nearest(name string, t reflect.Type) string {
 	for i := range t.NumField() {
 		all = append(all, t.Field(i).Tag.Get("yaml"))
 	}
-	return didYouMean(name, all)
-}
-
-// didYouMean suggests one of the words for a misspelt one.
-func didYouMean(name string, words []string) string {
-	best, least := "", 3
-	for _, w := range words {
-		if d := distance(name, w); d < least {
-			best, least = w, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return ": did you mean " + best + "?"
-}
-
-// distance is the edit distance (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		last := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			keep := last
-			if a[i] != b[j] {
-				keep++
-			}
-			last = row[j+1]
-			row[j+1] = min(keep, row[j]+1, last+1)
-		}
-	}
-	return row[len(b)]
+	return spelling.DidYouMean(name, slices.Values(all))
 }

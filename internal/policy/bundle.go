@@ -1,12 +1,14 @@
 package policy
 
 import (
+	"maps"
 	"path"
 	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/spelling"
 )
 
 // document is one parsed document: its kind, its metadata, and its spec as a pointer to the
@@ -165,12 +167,11 @@ func readDocument(found *collector, n *node, p place, top string) *document {
 		"metadata":   reflect.ValueOf(&metadata).Elem(),
 		"spec":       reflect.ValueOf(d.spec).Elem(),
 	}
-	names := map[string]int{"apiVersion": 0, "kind": 0, "metadata": 0, "spec": 0}
 	given := map[string]bool{}
 	for _, e := range n.entries {
 		target, ok := envelope[e.key]
 		if !ok {
-			found.add(e.at, "unknown field %q in a document%s", e.key, didYouMean(e.key, names))
+			found.add(e.at, "unknown field %q in a document%s", e.key, spelling.DidYouMean(e.key, maps.Keys(envelope)))
 			continue
 		}
 		given[e.key] = true

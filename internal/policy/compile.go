@@ -8,6 +8,7 @@ import (
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/spelling"
 )
 
 // compiler turns the documents of a bundle into a Program, and collects everything that is wrong.
@@ -141,11 +142,7 @@ func (c *compiler) oneOf(t text, what string, set ...string) string {
 	if !t.set || slices.Contains(set, t.value) {
 		return t.value
 	}
-	known := map[string]int{}
-	for _, s := range set {
-		known[s] = 0
-	}
-	c.found.add(t.at, "%s %q is none of %s%s", what, t.value, joinWords(set), didYouMean(t.value, known))
+	c.found.add(t.at, "%s %q is none of %s%s", what, t.value, joinWords(set), spelling.DidYouMean(t.value, slices.Values(set)))
 	return ""
 }
 

@@ -2,10 +2,13 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/bailment/bailment/internal/spelling"
 )
 
 // The leaves of a document. They keep the place they came from, so that a check made much later
@@ -107,7 +110,7 @@ func decodeMap(found *collector, n *node, what string, target reflect.Value) boo
 	for _, e := range n.entries {
 		i, known := fields[e.key]
 		if !known {
-			found.add(e.at, "unknown field %q in %s%s", e.key, what, didYouMean(e.key, fields))
+			found.add(e.at, "unknown field %q in %s%s", e.key, what, spelling.DidYouMean(e.key, maps.Keys(fields)))
 			ok = false
 			continue
 		}
@@ -165,43 +168,6 @@ func fieldsOf(t reflect.Type) map[string]int {
 		}
 	}
 	return out
-}
-
-// didYouMean suggests the one field within two edits of what was written.
-func didYouMean(got string, fields map[string]int) string {
-	best, distance := "", 3
-	for name := range fields {
-		if d := edits(got, name); d < distance || d == distance && name < best {
-			best, distance = name, d
-		}
-	}
-	if distance > 2 || distance >= len(got) {
-		return ""
-	}
-	return fmt.Sprintf(": did you mean %q?", best)
-}
-
-// edits is the Levenshtein distance of two short words.
-func edits(a, b string) int {
-	if len(a) > 32 || len(b) > 32 {
-		return 99
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
 }
 
 // position maps a line and column inside the text's value (both from 1) to the file, where that
