@@ -282,11 +282,20 @@ func (a authority) machine(t *testing.T, name string, life time.Duration) attest
 	return out
 }
 
-// environment is an environment.yaml in which the authority corp is this one.
+// environmentWith is an environment.yaml with these authorities by name.
+func environmentWith(authorities map[string]authority) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  authorities:\n", controltest.EnvName)
+	for name, a := range authorities {
+		text := strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})))
+		fmt.Fprintf(&b, "    - name: %s\n      pem: |\n        %s\n", name, strings.ReplaceAll(text, "\n", "\n        "))
+	}
+	return b.String()
+}
+
+// environment has this authority, as corp.
 func (a authority) environment() string {
-	text := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))
-	return fmt.Sprintf("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  authorities:\n    - name: corp\n      pem: |\n        %s\n",
-		controltest.EnvName, strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n        "))
+	return environmentWith(map[string]authority{"corp": a})
 }
 
 // corpWorld has machines by certificates of corp, and a workload on them.

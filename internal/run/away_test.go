@@ -3,6 +3,7 @@ package run_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -134,8 +135,9 @@ func TestAgentIsRestarted(t *testing.T) {
 	_ = cmd.Wait()
 }
 
-// A lease that was taken up is given back at the end.
-func TestResumedLeaseIsGivenBack(t *testing.T) {
+// orphan is a program that runs, and whose agent was killed.
+func orphan(t *testing.T) (*house, *exec.Cmd, *output) {
+	t.Helper()
 	h := empty(t)
 	agent := h.agent()
 	cmd, out := h.trapped()
@@ -147,6 +149,12 @@ func TestResumedLeaseIsGivenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = agent.Wait()
+	return h, cmd, out
+}
+
+// A lease that was taken up is given back at the end.
+func TestResumedLeaseIsGivenBack(t *testing.T) {
+	h, cmd, out := orphan(t)
 	h.agent()
 	h.eventually("the run to be resumed", out.has("event:resumed\n"))
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
@@ -158,17 +166,7 @@ func TestResumedLeaseIsGivenBack(t *testing.T) {
 
 // A program ends when it ends, whether there is an agent or not.
 func TestProgramEndsWithoutAnAgent(t *testing.T) {
-	h := empty(t)
-	agent := h.agent()
-	cmd, out := h.trapped()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	h.eventually("the child", out.has("ready"))
-	if err := agent.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = agent.Wait()
+	h, cmd, out := orphan(t)
 	h.eventually("run to notice", out.has("event:gone\n"))
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
