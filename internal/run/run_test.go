@@ -35,6 +35,12 @@ func TestMain(m *testing.M) {
 	}
 	socket := os.Getenv("RUN_TEST_SOCKET")
 	if socket == "" {
+		// What a nohup or a shell's & ignores would be ignored in every child too; what is caught is back to the default there.
+		for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT} {
+			if signal.Ignored(s) {
+				signal.Notify(make(chan os.Signal, 1), s)
+			}
+		}
 		os.Exit(m.Run())
 	}
 	secrets := []run.Secret{{Name: "db/password", Env: "DB_PASSWORD"}}
