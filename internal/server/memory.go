@@ -18,7 +18,7 @@ const (
 	generous  = 400 // percent of what lives that may be allocated until the next collection
 	usual     = 100
 	sparing   = 50
-	smallHeap = 128 << 20
+	smallHeap = 96 << 20
 	largeHeap = 256 << 20
 )
 

@@ -13,7 +13,7 @@ func TestPacePercent(t *testing.T) {
 		heap, stacks uint64
 		want         int
 	}{
-		{0, 0, generous}, {20 * mib, 0, generous}, {32 * mib, 0, 300}, {20 * mib, 12 * mib, 300}, {64 * mib, 0, usual}, {128 * mib, 0, usual}, {256 * mib, 0, usual}, {257 * mib, 0, sparing}, {4096 * mib, 0, sparing},
+		{0, 0, generous}, {19 * mib, 0, generous}, {24 * mib, 0, 300}, {20 * mib, 4 * mib, 300}, {48 * mib, 0, usual}, {128 * mib, 0, usual}, {256 * mib, 0, usual}, {257 * mib, 0, sparing}, {4096 * mib, 0, sparing},
 	} {
 		if got := pacePercent(x.heap, x.stacks); got != x.want {
 			t.Errorf("%d MiB live and %d MiB of stacks: %d %%, want %d", x.heap/mib, x.stacks/mib, got, x.want)
