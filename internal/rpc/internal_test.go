@@ -218,6 +218,48 @@ func TestBuffersGrowByWhatCame(t *testing.T) {
 	}
 }
 
+// A buffer that was refused room is nobody's any more: the next request that gets it is counted as its own sender's.
+func TestRefusedBufferIsNobodys(t *testing.T) {
+	a := &API{o: Options{Limits: Limits{RequestBytes: 1 << 20}}, memory: memory{limit: 8 << 20}}
+	in := &body{data: make([]byte, firstBuffer)}
+	a.bodies.New = func() any { return in }
+	hog := &share{by: "192.0.2.1", strange: true}
+	if !a.memory.take(hog, 1<<20, 1<<20) {
+		t.Fatal("there is no room at all")
+	}
+	read := func(source string) string {
+		counted := make(chan string, 1)
+		c := &call{api: a, route: &route{}, conn: &connection{refused: problem.New(problem.ReasonNoSession, "a stranger"), source: netip.MustParseAddr(source)}}
+		pr, pw := io.Pipe()
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", pr)
+		go func() {
+			_, _ = pw.Write(make([]byte, firstBuffer+1))
+			a.memory.mu.Lock()
+			defer a.memory.mu.Unlock()
+			for by := range a.memory.by {
+				if by != "192.0.2.1" {
+					counted <- by
+				}
+			}
+			_ = pw.Close()
+		}()
+		got, p := a.readBody(httptest.NewRecorder(), r, c)
+		_ = pr.Close()
+		if p != nil {
+			return "refused"
+		}
+		a.putBody(got)
+		close(counted)
+		return <-counted
+	}
+	if by := read("192.0.2.1"); by != "refused" {
+		t.Fatalf("who has his part got more, as %q", by)
+	}
+	if by := read("198.51.100.7"); by != "198.51.100.7" {
+		t.Errorf("the next sender's bytes are counted as %q", by)
+	}
+}
+
 // What can't be read leaves nothing behind but in the message itself.
 func TestNotesDie(t *testing.T) {
 	gone := make(chan struct{})
