@@ -174,6 +174,7 @@ type call struct {
 	proof string        // method of an attestation that is known
 	begun bool          // the request was read and its method reached
 	tries *rate.Limiter // failed proofs of what this one is to prove; nil: not known yet
+	key   string        // whose requests and streams it counts among, where a session is asked for
 
 	wipe     func()    // of a value, when the answer was sent
 	released time.Time // when the release of a value was decided
@@ -216,6 +217,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p := a.admit(c); p != nil {
 		a.refuse(w, r, c, p)
 		return
+	}
+	if conn.refused == nil && conn.fallen.Load() {
+		// Its place among those that proved an identity is not its own any more. A session that stands again comes again.
+		w.Header().Set("Connection", "close")
 	}
 	in, p := a.readBody(w, r, c)
 	if p != nil {
@@ -289,8 +294,14 @@ func (a *API) admit(c *call) *problem.Problem {
 	if conn.refused != nil {
 		return conn.refused
 	}
-	if !conn.byIdentity.Allow() {
-		return slowDown(conn.byIdentity, "requests of %s", conn.identity)
+	limit := conn.byIdentity
+	c.key = conn.key
+	if by, strange := conn.asker(); strange {
+		c.key += " fallen " + by
+		limit = a.identities.of(c.key)
+	}
+	if !limit.Allow() {
+		return slowDown(limit, "requests of %s", conn.identity)
 	}
 	return nil
 }
@@ -351,10 +362,10 @@ func (a *API) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 				err = a.fail(c, a.panicked(conn.Spec().Procedure, x))
 			}
 		}()
-		if !a.streams.begin(c.conn.key) {
+		if !a.streams.begin(c.key) {
 			return a.fail(c, problem.New(problem.ReasonLimit, "%s has %d streams already", c.conn.identity, a.streams.most).WithRetryAfter(time.Second))
 		}
-		defer a.streams.end(c.conn.key)
+		defer a.streams.end(c.key)
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(a.stopping, func() { cancel(context.Cause(a.stopping)) })()

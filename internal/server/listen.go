@@ -22,7 +22,8 @@ import (
 // A connection is unproved until a request came over it whose certificate is a good one. A quarter of the places
 // is kept for those that proved an identity. When the others' are taken, the unproved one that is without a
 // request for longest makes room for a new one, and none may be without one for long: so a few sources
-// can make strangers hurry, and can't keep anybody out.
+// can make strangers hurry, and can't keep anybody out. Neither can one identity, from however many sources: beyond an
+// eighth of all places, its connections are like unproved ones.
 type listener struct {
 	net.Listener
 	limits config.Limits
@@ -35,6 +36,7 @@ type listener struct {
 	quiet    list.List // unproved connections without a request, longest first
 	busy     list.List // unproved connections with one, longest first
 	sources  map[string]*source
+	proved   map[string]int // connections of an identity, of those that count as proved
 }
 
 // connectionCounts are the listener's metrics.
@@ -60,13 +62,16 @@ type source struct {
 	rate *rate.Limiter
 }
 
+// identityShare: one identity has this part of all places, for connections and for open requests.
+const identityShare = 8
+
 // maxSources bounds what is remembered of peers without connections.
 const maxSources = 16384
 
 func newListener(l net.Listener, limits config.Limits, idle time.Duration, count connectionCounts) *listener {
 	return &listener{
 		Listener: l, limits: limits, idle: idle, count: count,
-		all: make(map[*connection]struct{}), sources: make(map[string]*source),
+		all: make(map[*connection]struct{}), sources: make(map[string]*source), proved: make(map[string]int),
 	}
 }
 
@@ -157,8 +162,10 @@ func (l *listener) remove(c *connection) {
 	}
 	delete(l.all, c)
 	l.unlist(c)
-	if !c.proved {
+	if c.proved == "" {
 		l.unproved--
+	} else if l.proved[c.proved]--; l.proved[c.proved] == 0 {
+		delete(l.proved, c.proved)
 	}
 	if s := l.sources[c.from]; s != nil {
 		s.open--
@@ -234,7 +241,7 @@ func (l *listener) breakOff(which func(c *connection, proved bool) bool) int {
 	var broken []*connection
 	l.mu.Lock()
 	for c := range l.all {
-		if which(c, c.proved) {
+		if which(c, c.proved != "") {
 			broken = append(broken, c)
 		}
 	}
@@ -271,7 +278,7 @@ type connection struct {
 	working atomic.Int32 // those of them that wait for the server, not for the client
 
 	// Under the listener's lock.
-	proved bool
+	proved string        // whose it is, as far as it counts as proved
 	since  time.Time     // in its present list
 	place  *list.Element // in quiet or busy; nil when proved or closed
 }
@@ -296,13 +303,14 @@ func (c *connection) Close() error {
 // Asked notes that a request came.
 func (c *connection) Asked() { c.asked.Store(true) }
 
-// Proved notes that the connection's certificate is a good one.
-func (c *connection) Proved() {
+// Proved notes that the connection's certificate is a good one of an identity, if that one has not its part of all places yet.
+func (c *connection) Proved(identity string) {
 	l := c.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.all[c]; ok && !c.proved {
-		c.proved = true
+	if _, ok := l.all[c]; ok && c.proved == "" && l.proved[identity] < max(1, l.limits.Connections/identityShare) {
+		c.proved = identity
+		l.proved[identity]++
 		l.unproved--
 		l.unlist(c)
 	}

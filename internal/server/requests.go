@@ -27,16 +27,17 @@ type gate struct {
 
 	working atomic.Int64 // requests that wait for the server, not for the client
 
-	mu       sync.Mutex
-	open     int
-	unproved int
-	sources  map[string]*load
+	mu         sync.Mutex
+	open       int
+	unproved   int
+	sources    map[string]*load
+	identities map[string]int
 }
 
 // edge is what the gate asks of the API.
 type edge interface {
 	http.Handler
-	Proved(*http.Request) bool
+	Proved(*http.Request) (identity string)
 	Refuse(http.ResponseWriter, *http.Request, *problem.Problem)
 }
 
@@ -56,7 +57,7 @@ const (
 )
 
 func newGate(api edge, limits config.Limits, write time.Duration, count requestCounts) *gate {
-	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load)}
+	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load), identities: make(map[string]int)}
 }
 
 type connectionKey struct{}
@@ -73,7 +74,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no connection", http.StatusMisdirectedRequest)
 		return
 	}
-	x := &exchange{ResponseWriter: w, gate: g, conn: c, proved: g.api.Proved(r)}
+	x := &exchange{ResponseWriter: w, gate: g, conn: c, identity: g.api.Proved(r)}
 	if limit := g.enter(x); limit != "" {
 		g.count.requestRefused(limit)
 		g.refuse(w, r)
@@ -108,7 +109,11 @@ func (g *gate) enter(x *exchange) (limit string) {
 		return "total"
 	case s.open >= g.limits.SourceOpenRequests:
 		return "source"
-	case x.proved:
+	case x.identity != "":
+		// One connection's requests are taken in any case.
+		if g.identities[x.identity] >= max(g.limits.OpenRequests/identityShare, g.limits.ConnectionStreams) {
+			return "identity"
+		}
 	case int(x.conn.open.Load()) >= g.limits.UnprovedStreams:
 		return "unproved-connection"
 	case g.unproved >= g.limits.UnprovedRequests:
@@ -125,9 +130,11 @@ func (g *gate) add(x *exchange, s *load, n int) {
 	g.open += n
 	s.open += n
 	x.conn.open.Add(int32(n))
-	if !x.proved {
+	if x.identity == "" {
 		g.unproved += n
 		s.unproved += n
+	} else if g.identities[x.identity] += n; g.identities[x.identity] == 0 {
+		delete(g.identities, x.identity)
 	}
 	g.count.requestOpen(n)
 }
@@ -175,9 +182,10 @@ type exchange struct {
 	http.ResponseWriter
 	gate    *gate
 	conn    *connection
-	proved  bool
 	written bool // something of a body
 	state   atomic.Int32
+	// identity is whose it is; empty: of who proved none.
+	identity string
 }
 
 // received notes that the request is here.
@@ -198,7 +206,7 @@ func (x *exchange) answering() {
 		x.conn.working.Add(-1)
 		x.gate.working.Add(-1)
 	}
-	if !x.proved {
+	if x.identity == "" {
 		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.gate.write)) // without it, the server's own
 	}
 }

@@ -41,6 +41,11 @@ type parked struct {
 // park opens a connection with a window of 0 and asks for path that many times at once.
 func park(t *testing.T, h *servertest.House, cert *tls.Certificate, path string, times int) *parked {
 	t.Helper()
+	return parkAs(t, h, cert, path, "application/json", "{}", times)
+}
+
+func parkAs(t *testing.T, h *servertest.House, cert *tls.Certificate, path, contentType, body string, times int) *parked {
+	t.Helper()
 	cfg := h.TLS(cert)
 	cfg.NextProtos = []string{"h2"}
 	c, err := tls.Dial("tcp", h.Server.Addr(), cfg)
@@ -50,7 +55,7 @@ func park(t *testing.T, h *servertest.House, cert *tls.Certificate, path string,
 	p := &parked{conn: c, closed: make(chan struct{})}
 	t.Cleanup(func() { c.Close(); <-p.closed })
 	var fields []byte
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", path}, {":authority", h.Name}, {"content-type", "application/json"}} {
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", path}, {":authority", h.Name}, {"content-type", contentType}} {
 		fields = append(append(fields, 0, byte(len(f[0]))), f[0]...) // literal, not indexed (RFC 7541 §6.2.2)
 		fields = append(append(fields, byte(len(f[1]))), f[1]...)
 	}
@@ -59,7 +64,7 @@ func park(t *testing.T, h *servertest.House, cert *tls.Certificate, path string,
 	for i := range times {
 		id := uint32(2*i + 1)
 		out = append(out, frame(frameHeaders, endHeaders, id, fields)...)
-		out = append(out, frame(frameData, endStream, id, []byte("{}"))...)
+		out = append(out, frame(frameData, endStream, id, []byte(body))...)
 	}
 	_, err = c.Write(out)
 	go p.read() // it acknowledges settings, which must come after the preface
