@@ -89,7 +89,8 @@ type API struct {
 	streams    streams
 	memory     memory // of request bodies
 	bodies     sync.Pool
-	beginning  sync.Map // net.Conn of which bytes of a first request came -> nothing
+	proofs     chan struct{} // strangers' questions that read the store, at a time
+	beginning  sync.Map      // net.Conn of which bytes of a first request came -> nothing
 
 	stopping context.Context
 	stop     context.CancelCauseFunc
@@ -122,7 +123,7 @@ func New(sites map[string]Site, o Options) *API {
 	if o.Events == nil {
 		o.Events = noEvents{}
 	}
-	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route)}
+	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route), proofs: make(chan struct{}, strangersProofs)}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	a.sources.set(o.Limits.SourceRate, o.Limits.SourceBurst)
 	a.attempts.set(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
