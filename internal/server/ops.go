@@ -9,6 +9,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/bailment/bailment/internal/canary"
+	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -25,6 +26,17 @@ type condition struct {
 	Message string `json:"message,omitempty"`
 	Fix     string `json:"fix,omitempty"`
 }
+
+// opsLimits bound the connections of the plain listener. Nobody proves anything there, so they make room for each other; and all come
+// from this machine, which is one source.
+var opsLimits = config.Limits{Connections: 64, SourceConnections: 64, SourceHandshakes: config.Rate{PerSecond: 1e6, Burst: 1e6}}
+
+// uncounted is for the plain listener, whose connections are not the API's.
+type uncounted struct{}
+
+func (uncounted) connected(int)            {}
+func (uncounted) connectionRefused(string) {}
+func (uncounted) connectionBroken(string)  {}
 
 // opsHandler is the plain listener's: it is on a loopback address, and tells of all environments.
 func (s *Server) opsHandler() http.Handler {
