@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -51,7 +52,12 @@ const (
 	brokenRoom = "room" // made room for a new one
 	brokenIdle = "idle"
 	brokenStop = "stop" // the server stops
+	brokenSize = "size" // sent too much before its first request
 )
+
+// maxHandshake is what a client may send for its TLS handshake, in bytes. Package tls keeps a chain of a quarter of a megabyte while it
+// comes, which strangers could leave at that; one of ours has some kilobytes.
+const maxHandshake = 32 << 10
 
 // busyAtLeast is how long an unproved connection's request is not disturbed by newcomers.
 const busyAtLeast = 2 * time.Second
@@ -187,6 +193,7 @@ func (l *listener) changed(conn net.Conn, state http.ConnState) {
 	if c == nil || (state != http.StateActive && state != http.StateIdle) {
 		return
 	}
+	c.begun.Store(true)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.place == nil {
@@ -274,6 +281,9 @@ type connection struct {
 	opened   time.Time
 	asked    atomic.Bool
 
+	begun atomic.Bool // the handshake is over, and with HTTP/1.1 the first request's header is there
+	early int64       // bytes that came before
+
 	open    atomic.Int32 // requests, until their answers were taken
 	working atomic.Int32 // those of them that wait for the server, not for the client
 
@@ -290,6 +300,22 @@ func connectionOf(c net.Conn) *connection {
 	}
 	x, _ := c.(*connection)
 	return x
+}
+
+// errEarly ends a connection that sent too much too early.
+var errEarly = errors.New("too much came before the first request")
+
+// Read bounds what comes before the first request: the handshake, and with HTTP/1.1 the request's header.
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.begun.Load() {
+		return n, err
+	}
+	if c.early += int64(n); c.early > maxHandshake+int64(c.listener.limits.HeaderBytes) {
+		c.listener.count.connectionBroken(brokenSize)
+		return 0, errEarly
+	}
+	return n, err
 }
 
 // Close closes the connection and counts it out, once.

@@ -304,3 +304,38 @@ func TestStopThatBreaksWork(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A handshake is small, however large a client makes its certificate: what is kept of one that is still coming is bounded. What is
+// no handshake is not concerned.
+func TestHandshakesAreSmall(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{})
+	alice := h.Login("alice")
+	large := tls.Certificate{Certificate: [][]byte{make([]byte, 200<<10)}, PrivateKey: alice.Cert.PrivateKey}
+	cfg := h.TLS(nil)
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &large, nil }
+	if c, err := tls.Dial("tcp", h.Server.Addr(), cfg); err == nil { // the client's part is over before the server has read it
+		_, err = c.Read(make([]byte, 1))
+		c.Close()
+		if err == nil {
+			t.Fatal("it was taken")
+		}
+	}
+	within(t, "it is broken off while it comes", func() bool { return metric(t, h, `bailment_connections_broken_off_total{why="size"}`) == 1 })
+	for _, http2 := range []bool{false, true} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.URL()+"/bailment.v1.SecretService/Put", strings.NewReader(strings.Repeat(" ", 1000<<10)+"{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("X-Long", strings.Repeat("x", 12<<10))
+		res, err := h.Client(alice.Cert, http2).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || !strings.Contains(string(body), "a value has 1 to") {
+			t.Errorf("a large first request: %.200s, %v", body, err)
+		}
+	}
+}
