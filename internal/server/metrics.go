@@ -70,7 +70,7 @@ func newMetrics(version string) *metrics {
 	for _, why := range []string{brokenRoom, brokenIdle, brokenStop, brokenSize} {
 		m.broken.WithLabelValues(why)
 	}
-	for _, limit := range []string{"total", "source", "identity", "unproved", "unproved-source", "unproved-connection"} {
+	for _, limit := range []string{"total", "source", "identity", "unproved", "unproved-source", "unproved-connection", "unproved-room"} {
 		m.turned.WithLabelValues(limit)
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"io"
@@ -47,8 +48,11 @@ type requestCounts interface {
 	requestRefused(limit string)
 }
 
-// load is how many requests of one source are open.
-type load struct{ open, unproved int }
+// load are the requests of one source that are open.
+type load struct {
+	open, unproved int
+	strangers      list.List // *exchange of who proved no identity, oldest first
+}
 
 const (
 	sourceShare   = 8           // of the unproved requests, one source has this part
@@ -116,14 +120,65 @@ func (g *gate) enter(x *exchange) (limit string) {
 		}
 	case int(x.conn.open.Load()) >= g.limits.UnprovedStreams:
 		return "unproved-connection"
-	case g.unproved >= g.limits.UnprovedRequests:
-		return "unproved"
 	case s.unproved >= max(1, g.limits.UnprovedRequests/sourceShare):
 		return "unproved-source"
+	case g.unproved >= g.limits.UnprovedRequests && !g.makeRoom(s):
+		return "unproved"
 	}
 	g.sources[x.conn.from] = s
 	g.add(x, s, 1)
+	if x.identity == "" {
+		x.place = s.strangers.PushBack(x)
+	}
 	return ""
+}
+
+// makeRoom breaks off a stranger's request for one of another source that has fewer: the one that waits for its client for longest, of
+// the source that has most. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by requests that
+// never end.
+func (g *gate) makeRoom(of *load) bool {
+	var most *load
+	for _, s := range g.sources {
+		if s.unproved > of.unproved+1 && (most == nil || s.unproved > most.unproved) {
+			most = s
+		}
+	}
+	if most == nil {
+		return false
+	}
+	for e := most.strangers.Front(); e != nil; e = e.Next() {
+		x := e.Value.(*exchange)
+		state := x.state.Load()
+		if state == working {
+			continue
+		}
+		g.forget(x, most)
+		g.count.requestRefused("unproved-room")
+		// It is open until it is forgotten, and has a writer so long.
+		c, now := http.NewResponseController(x.ResponseWriter), time.Now().Add(-time.Second)
+		if state == receiving {
+			_ = c.SetReadDeadline(now) // a writer that can't is a test's own
+		} else {
+			_ = c.SetWriteDeadline(now)
+		}
+		return true
+	}
+	return false
+}
+
+// forget counts a request out, once.
+func (g *gate) forget(x *exchange, s *load) {
+	if x.forgotten {
+		return
+	}
+	x.forgotten = true
+	if x.place != nil {
+		s.strangers.Remove(x.place)
+	}
+	g.add(x, s, -1)
+	if s.open == 0 {
+		delete(g.sources, x.conn.from)
+	}
 }
 
 func (g *gate) add(x *exchange, s *load, n int) {
@@ -144,11 +199,7 @@ func (g *gate) leave(x *exchange) {
 	x.answering()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := g.sources[x.conn.from]
-	g.add(x, s, -1)
-	if s.open == 0 {
-		delete(g.sources, x.conn.from)
-	}
+	g.forget(x, g.sources[x.conn.from])
 }
 
 // refuse says that there is no room, as far as there is room to say it.
@@ -186,6 +237,9 @@ type exchange struct {
 	state   atomic.Int32
 	// identity is whose it is; empty: of who proved none.
 	identity string
+	// Under the gate's lock.
+	place     *list.Element // among its source's strangers; nil: it is none
+	forgotten bool
 }
 
 // received notes that the request is here.

@@ -339,3 +339,47 @@ func TestHandshakesAreSmall(t *testing.T) {
 		}
 	}
 }
+
+// A few sources whose requests never end keep nobody out who comes from elsewhere to prove an identity.
+func TestSlowStrangersMakeRoom(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
+		c.Limits.UnprovedRequests = 16
+		c.Timeouts.Read, c.Timeouts.UnprovedIdle = time.Minute, time.Minute
+	}})
+	var held []*tls.Conn
+	for i := range 16 { // two of each of eight sources: all that there is
+		d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i/2))}}, Config: h.TLS(nil)}
+		c, err := d.DialContext(t.Context(), "tcp", h.Server.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		held = append(held, c.(*tls.Conn))
+		if _, err := fmt.Fprintf(c, "POST /bailment.v1.AttestationService/Login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within(t, "all places are taken", func() bool { return metric(t, h, inFlight) == 16 })
+	for range 5 {
+		if _, err := h.TryLogin("alice"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := metric(t, h, `bailment_requests_refused_total{limit="unproved-room"}`); n < 1 || n > 14 {
+		t.Errorf("%d made room", n)
+	}
+	// Who made room is told why.
+	told := make(chan string, len(held))
+	for _, c := range held {
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		go func() {
+			b := make([]byte, 4096)
+			n, _ := c.Read(b)
+			told <- string(b[:n])
+		}()
+	}
+	if text := <-told; !strings.Contains(text, "did not arrive in time") {
+		t.Errorf("%q", text)
+	}
+	within(t, "all others have their place", func() bool { return metric(t, h, inFlight) <= 16 })
+}
