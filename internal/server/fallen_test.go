@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"context"
+	"net/http"
+	"strings"
 	"testing"
 
 	pb "github.com/bailment/bailment/api/bailment/v1"
@@ -65,11 +67,28 @@ func TestFallenSessionHasItsOwnStreams(t *testing.T) {
 
 // Nor does it keep its place, or its larger part of what is there, among those that proved an identity.
 func TestFallenSessionIsAStranger(t *testing.T) {
-	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) { c.Limits.UnprovedRequests, c.Limits.UnprovedStreams = 16, 2 }})
-	stolen, _ := fallen(t, h)
-	_ = reasonOfGet(t, stolen) // over a connection that was good once
-	parkAs(t, h, stolen.Cert, "/bailment.v1.WatchService/Watch", "application/connect+json", "\x00\x00\x00\x00\x02{}", 8)
-	within(t, "it has the streams of a stranger", func() bool {
-		return metric(t, h, `bailment_requests_refused_total{limit="unproved-connection"}`) >= 6
-	})
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) { c.Limits.UnprovedStreams = 2 }})
+	stolen, mended := fallen(t, h)
+	for s, ends := range map[*servertest.Session]bool{stolen: true, mended: false} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.URL()+"/bailment.v1.SecretService/Get", strings.NewReader(`{"secret":"app/password"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := h.Client(s.Cert, false).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.Close != ends {
+			t.Errorf("the connection ends: %v, want %v (%s)", res.Close, ends, res.Status)
+		}
+	}
+	p := parkAs(t, h, stolen.Cert, "/bailment.v1.WatchService/Watch", "application/connect+json", "\x00\x00\x00\x00\x02{}", 8)
+	within(t, "its streams are there", func() bool { return p.headers.Load() > 0 })
+	for range 5 {
+		if n := metric(t, h, inFlight); n > 2 {
+			t.Fatalf("it has %d streams", n)
+		}
+	}
 }
