@@ -70,6 +70,7 @@ type Server struct {
 	before  func(procedure string) error
 	lose    func(procedure string) bool
 	calls   map[string]int
+	crowd   bool
 	wake    chan struct{}
 	servers []*http.Server
 	conns   sync.WaitGroup
@@ -251,6 +252,13 @@ func (s *Server) Lose(f func(procedure string) bool) {
 	s.lose = f
 }
 
+// Crowd has every call without a session refused, as by a server that strangers keep busy.
+func (s *Server) Crowd(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.crowd = on
+}
+
 // Calls is how often a procedure was called ("/bailment.v1.SecretService/Get").
 func (s *Server) Calls(procedure string) int {
 	s.mu.Lock()
@@ -295,11 +303,14 @@ func (s *Server) handler() http.Handler {
 // faults counts calls, fails those that are to fail, and sends problems as the server does.
 type faults struct{ s *Server }
 
-func (f faults) enter(procedure string) error {
+func (f faults) enter(ctx context.Context, procedure string) error {
 	f.s.mu.Lock()
 	f.s.calls[procedure]++
-	before := f.s.before
+	before, crowd := f.s.before, f.s.crowd
 	f.s.mu.Unlock()
+	if crowd && ctx.Value(peerKey{}) == nil {
+		return problem.New(problem.ReasonOverloaded, "there are too many requests at a time").WithRetryAfter(time.Second)
+	}
 	if before == nil {
 		return nil
 	}
@@ -308,7 +319,7 @@ func (f faults) enter(procedure string) error {
 
 func (f faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := f.enter(r.Spec().Procedure); err != nil {
+		if err := f.enter(ctx, r.Spec().Procedure); err != nil {
 			return nil, Wire(err)
 		}
 		res, err := next(ctx, r)
@@ -322,7 +333,7 @@ func (f faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.St
 
 func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := f.enter(conn.Spec().Procedure); err != nil {
+		if err := f.enter(ctx, conn.Spec().Procedure); err != nil {
 			return Wire(err)
 		}
 		return Wire(next(ctx, conn))

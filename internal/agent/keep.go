@@ -218,11 +218,22 @@ func (a *Agent) renew(ctx context.Context, s *client.Session) error {
 	if err != nil {
 		return ours(err, "keeping the next key")
 	}
-	next, err := a.open.Renew(ctx, s, key, a.cfg.Version)
+	next, err := a.asker().Renew(ctx, s, key, a.cfg.Version)
 	if err != nil {
 		return err
 	}
 	return a.adopt(next, renewKeyFile)
+}
+
+// asker is whom to ask for a session by: the present one while it stands, since the server has room for who has one, however many
+// strangers there are.
+func (a *Agent) asker() *client.Client {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.usable() {
+		return a.node
+	}
+	return a.open
 }
 
 // enrol attests with evidence.
@@ -244,7 +255,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err != nil {
 		return ours(err, "keeping the session's key")
 	}
-	s, err := a.open.Attest(ctx, a.method.Name, attester, key, a.cfg.Version)
+	s, err := a.asker().Attest(ctx, a.method.Name, attester, key, a.cfg.Version)
 	if err != nil {
 		return err
 	}

@@ -173,6 +173,27 @@ func TestEnrolsAndRenews(t *testing.T) {
 	})
 }
 
+// Strangers who keep the server busy don't keep those from renewing who have a session: they ask over it.
+func TestRenewsBesideStrangers(t *testing.T) {
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		b.server.Crowd(true)
+		b.pass(time.Hour)
+		if s := b.agent.Status(); s.State != string(Ready) || s.Problem != nil {
+			t.Errorf("%s, %+v", s.State, s.Problem)
+		}
+		// Without a session it is a stranger itself, until they are gone.
+		b.end()
+		b.pass(time.Hour)
+		b.begin()
+		b.reach(Unreachable, time.Minute)
+		b.server.Crowd(false)
+		b.reach(Ready, time.Minute)
+	})
+}
+
 // What the network mends is tried soon; what a person must mend, rarely.
 func TestFailedStatesAndTheirRates(t *testing.T) {
 	for name, c := range map[string]struct {

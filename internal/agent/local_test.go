@@ -217,28 +217,33 @@ func TestRefusalReachesTheAsker(t *testing.T) {
 	}
 }
 
-// A process that dies of whatever gives its leases back: its connection ends.
+// A process that dies of whatever gives its leases back: its connection ends. What it sends beside its request changes nothing of that.
 func TestDeathOfTheProcess(t *testing.T) {
-	s, c, _, _ := whole(t)
-	conn, err := net.Dial("unix", c.Socket)
-	if err != nil {
-		t.Fatal(err)
+	for name, more := range map[string][2]string{"": {}, "a byte with the request": {"x", ""}, "a byte later": {"", "x"}, "a request with it": {"GET /status HTTP/1.1\r\nHost: agent\r\n\r\n", "x"}} {
+		t.Run(name, func(t *testing.T) {
+			s, c, _, _ := whole(t)
+			conn, err := net.Dial("unix", c.Socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body := `{"exe":{"path":"/bin/x"},"secrets":[{"name":"db/password"}]}`
+			_, err = fmt.Fprintf(conn, "POST /v1/run/open HTTP/1.1\r\nHost: agent\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s%s", len(body), body, more[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer := make([]byte, 4096)
+			n, err := conn.Read(answer)
+			if err != nil || !strings.HasPrefix(string(answer[:n]), "HTTP/1.1 200") {
+				t.Fatalf("%q, %v", answer[:n], err)
+			}
+			if more[1] == "" && returned(s) {
+				t.Fatal("given back too early")
+			}
+			_, _ = io.WriteString(conn, more[1])
+			_ = conn.Close()
+			eventually(t, "the lease to be given back", func() bool { return returned(s) })
+		})
 	}
-	body := `{"exe":{"path":"/bin/x"},"secrets":[{"name":"db/password"}]}`
-	_, err = fmt.Fprintf(conn, "POST /v1/run/open HTTP/1.1\r\nHost: agent\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer := make([]byte, 4096)
-	n, err := conn.Read(answer)
-	if err != nil || !strings.HasPrefix(string(answer[:n]), "HTTP/1.1 200") {
-		t.Fatalf("%q, %v", answer[:n], err)
-	}
-	if returned(s) {
-		t.Fatal("given back too early")
-	}
-	_ = conn.Close()
-	eventually(t, "the lease to be given back", func() bool { return returned(s) })
 }
 
 // An agent that stops says so, and leaves the leases of programs that go on: given back, they would say that nobody has the value.

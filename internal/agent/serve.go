@@ -150,7 +150,11 @@ func (a *Agent) handleOpen(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	// From here on, a read that ends means that the process did: it must have no deadline.
+	// From here on, a read that ends means that the process did: it must have no deadline, and find nothing else.
+	if conn.Last() {
+		fail(w, problem.New(problem.ReasonInvalid, "something follows the request, which is the connection's last"))
+		return
+	}
 	out := http.NewResponseController(w)
 	if err := out.SetReadDeadline(time.Time{}); err != nil {
 		fail(w, problem.Wrap(err, problem.ReasonInternal, "keeping the connection"))

@@ -83,7 +83,7 @@ var table = []archtest.Row{
 	{
 		"internal/server", "internal/rpc internal/canary internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
 			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
-		"github.com/prometheus/client_golang github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
+		"github.com/prometheus/client_golang github.com/prometheus/client_model github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
 	},
 	{
 		"internal/server/servertest", "internal/server internal/config internal/control internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest " +

@@ -43,7 +43,7 @@ type Limits struct {
 	BundleBytes       Size `yaml:"bundle_bytes" default:"12MiB" min:"4096" max:"67108864" doc:"Largest request that proposes a bundle; only operators send these."`
 	HeaderBytes       Size `yaml:"header_bytes" default:"16KiB" min:"4096" max:"1048576" doc:"Largest request header."`
 	RequestMemory     Size `yaml:"request_memory" default:"64MiB" min:"1048576" doc:"Most memory that all requests being received may take together, beyond 4 KiB each. Callers without a session share half of it; one source or identity has an eighth, or room for one request."`
-	Connections       int  `yaml:"connections" default:"8192" min:"1" max:"1000000" doc:"Connections at a time. A quarter is kept for those that proved an identity; the longest idle of the others make room for new ones."`
+	Connections       int  `yaml:"connections" default:"8192" min:"1" max:"1000000" doc:"Connections at a time. A quarter is kept for those that proved an identity; the longest idle of the others make room for new ones. One identity has an eighth; its connections beyond are like the others."`
 	SourceConnections int  `yaml:"source_connections" default:"1024" min:"1" max:"1000000" doc:"Connections at a time from one source: an IPv4 address, or an IPv6 /64."`
 	SourceHandshakes  Rate `yaml:"source_handshakes" default:"200/s 1000" doc:"New connections from one source. A TLS handshake costs about a millisecond of CPU."`
 	SourceRequests    Rate `yaml:"source_requests" default:"20000/s 40000" doc:"Requests from one source. Those over connections with a certificate of the environment have a limit of their own, of the same size."`
@@ -53,7 +53,7 @@ type Limits struct {
 	IdentityStreams   int  `yaml:"identity_streams" default:"16" min:"1" max:"1024" doc:"Streams (watch, tail, rewrap) of one identity at a time."`
 	ConnectionStreams int  `yaml:"connection_streams" default:"100" min:"1" max:"1024" doc:"Requests at a time on one HTTP/2 connection. Clients take 100 for granted (RFC 9113 §6.5.2): with fewer, a burst of requests becomes a burst of connections."`
 	// A request is open from its header until its answer was taken.
-	OpenRequests       int `yaml:"open_requests" default:"16384" min:"1" max:"1000000" doc:"Requests at a time, streams too. One counts until its answer was taken."`
+	OpenRequests       int `yaml:"open_requests" default:"16384" min:"1" max:"1000000" doc:"Requests at a time, streams too. One counts until its answer was taken. One identity has an eighth, or room for one connection's."`
 	SourceOpenRequests int `yaml:"source_open_requests" default:"2048" min:"1" max:"1000000" doc:"Requests at a time from one source."`
 	UnprovedRequests   int `yaml:"unproved_requests" default:"2048" min:"1" max:"1000000" doc:"Requests at a time over connections that proved no identity; one source has an eighth of it."`
 	UnprovedStreams    int `yaml:"unproved_streams" default:"8" min:"1" max:"1024" doc:"Requests at a time over one connection that proved no identity."`

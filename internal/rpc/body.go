@@ -117,7 +117,7 @@ func (a *API) extend(w http.ResponseWriter, d time.Duration) {
 // grow doubles a full buffer, from the memory that all bodies share. What was announced counts for nothing: only what came does.
 func (a *API) grow(in *body, c *call, most int64) *problem.Problem {
 	if in.share.by == "" {
-		in.share.by, in.share.strange = c.conn.sharer()
+		in.share.by, in.share.strange = c.conn.asker()
 	}
 	size := min(2*int64(cap(in.data)), most+1)
 	if !a.memory.take(&in.share, size-int64(cap(in.data)), most) {
@@ -129,9 +129,9 @@ func (a *API) grow(in *body, c *call, most int64) *problem.Problem {
 	return nil
 }
 
-// sharer is whose the connection's requests are: an identity's while its session stands, else a stranger's at its source.
-func (c *connection) sharer() (by string, strange bool) {
-	if c.refused == nil && c.site.Env.Stands(c.caller) == nil {
+// asker is whose the connection's requests are: an identity's while its session stands, else a stranger's at its source.
+func (c *connection) asker() (by string, strange bool) {
+	if c.stands() {
 		return c.key, false
 	}
 	return sourceKey(c.source), true

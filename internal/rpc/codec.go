@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/problem"
@@ -77,11 +78,46 @@ func decode(data []byte, m proto.Message, asJSON bool) *problem.Problem {
 	switch err := proto.Unmarshal(data, m); {
 	case err != nil:
 		return problem.New(problem.ReasonInvalid, "the body is not the binary form of %s", m.ProtoReflect().Descriptor().Name())
-	case len(m.ProtoReflect().GetUnknown()) > 0:
+	case hasUnknown(m.ProtoReflect()):
 		return problem.New(problem.ReasonUnsupported, "the request has fields of %s that this server does not know", m.ProtoReflect().Descriptor().Name()).
 			WithFix("upgrade the server first, then the clients")
 	}
 	return nil
+}
+
+// hasUnknown reports whether a message, or one inside of it, has fields that are not known.
+func hasUnknown(m protoreflect.Message) bool {
+	if len(m.GetUnknown()) > 0 {
+		return true
+	}
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		// Most requests have no messages inside, and this costs them nothing more.
+		if f.Message() == nil || !m.Has(f) {
+			continue
+		}
+		v, found := m.Get(f), false
+		switch {
+		case f.IsMap():
+			if f.MapValue().Message() != nil {
+				v.Map().Range(func(_ protoreflect.MapKey, x protoreflect.Value) bool {
+					found = hasUnknown(x.Message())
+					return !found
+				})
+			}
+		case f.IsList():
+			for j := 0; j < v.List().Len() && !found; j++ {
+				found = hasUnknown(v.List().Get(j).Message())
+			}
+		default:
+			found = hasUnknown(v.Message())
+		}
+		if found {
+			return true
+		}
+	}
+	return false
 }
 
 // where is the place in a JSON text as protojson reports it. Nothing else of its report is passed on.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -29,6 +30,7 @@ type connection struct {
 	refused    *problem.Problem // why there is no caller
 	bySource   *rate.Limiter
 	byIdentity *rate.Limiter
+	fallen     atomic.Bool // the session behind the certificate did not stand when it was last looked at
 }
 
 // tracked is a listener's connection that remembers whether anything was asked over it.
@@ -86,7 +88,7 @@ func (a *API) meet(conn *connection, state *tls.ConnectionState) {
 	from := sourceKey(conn.source)
 	conn.caller.Source = conn.source
 	defer func() {
-		if conn.refused == nil {
+		if conn.refused == nil && !conn.fallen.Load() {
 			from += " proved" // strangers behind the same address have a limit of their own
 		}
 		conn.bySource = a.sources.of(from)
@@ -104,9 +106,17 @@ func (a *API) meet(conn *connection, state *tls.ConnectionState) {
 	conn.caller, conn.identity = caller, id.Path()
 	conn.key = conn.site.name + conn.identity
 	conn.byIdentity = a.identities.of(conn.key)
-	if p, ok := conn.track.(prover); ok {
-		p.Proved()
+	if p, ok := conn.track.(prover); ok && conn.stands() {
+		p.Proved(conn.key)
 	}
+}
+
+// stands looks whether the session behind the certificate stands now. Whoever has the key of one that does not is a stranger to
+// all limits: what he spends is not the identity's, which somebody else may have proved anew.
+func (c *connection) stands() bool {
+	fallen := c.refused != nil || c.site.Env.Stands(c.caller) != nil
+	c.fallen.Store(fallen)
+	return !fallen
 }
 
 // siteTLS is the TLS side of one environment.

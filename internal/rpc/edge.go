@@ -6,14 +6,17 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// prover is a tracked connection that wants to know when it proved an identity.
-type prover interface{ Proved() }
+// prover is a tracked connection that wants to know which identity it proved.
+type prover interface{ Proved(identity string) }
 
-// Proved reports whether a request came over a connection whose certificate is a good one of its
-// environment. Whether the session behind it still stands is control's to say, in the method.
-func (a *API) Proved(r *http.Request) bool {
+// Proved is the identity, with its environment, that a request's connection proved; empty: none, or its session did not stand when
+// the connection was last asked over. Whether it still stands is control's to say, in the method.
+func (a *API) Proved(r *http.Request) (identity string) {
 	conn := a.connectionOf(r)
-	return conn != nil && conn.refused == nil
+	if conn == nil || conn.refused != nil || conn.fallen.Load() {
+		return ""
+	}
+	return conn.key
 }
 
 // Refuse answers a request in words without serving it: whoever runs the API has no room for it. It is

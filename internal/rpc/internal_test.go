@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	pb "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/problem"
@@ -215,6 +218,94 @@ func TestBuffersGrowByWhatCame(t *testing.T) {
 	a.putBody(in)
 	if in.data != nil || a.memory.all != 0 {
 		t.Fatalf("a buffer of %d bytes was kept, %d are counted", cap(in.data), a.memory.all)
+	}
+}
+
+// A buffer that was refused room is nobody's any more: the next request that gets it is counted as its own sender's.
+func TestRefusedBufferIsNobodys(t *testing.T) {
+	a := &API{o: Options{Limits: Limits{RequestBytes: 1 << 20}}, memory: memory{limit: 8 << 20}}
+	in := &body{data: make([]byte, firstBuffer)}
+	a.bodies.New = func() any { return in }
+	hog := &share{by: "192.0.2.1", strange: true}
+	if !a.memory.take(hog, 1<<20, 1<<20) {
+		t.Fatal("there is no room at all")
+	}
+	read := func(source string) string {
+		counted := make(chan string, 1)
+		c := &call{api: a, route: &route{}, conn: &connection{refused: problem.New(problem.ReasonNoSession, "a stranger"), source: netip.MustParseAddr(source)}}
+		pr, pw := io.Pipe()
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", pr)
+		go func() {
+			_, _ = pw.Write(make([]byte, firstBuffer+1))
+			a.memory.mu.Lock()
+			defer a.memory.mu.Unlock()
+			for by := range a.memory.by {
+				if by != "192.0.2.1" {
+					counted <- by
+				}
+			}
+			_ = pw.Close()
+		}()
+		got, p := a.readBody(httptest.NewRecorder(), r, c)
+		_ = pr.Close()
+		if p != nil {
+			return "refused"
+		}
+		a.putBody(got)
+		close(counted)
+		return <-counted
+	}
+	if by := read("192.0.2.1"); by != "refused" {
+		t.Fatalf("who has his part got more, as %q", by)
+	}
+	if by := read("198.51.100.7"); by != "198.51.100.7" {
+		t.Errorf("the next sender's bytes are counted as %q", by)
+	}
+}
+
+// A field that is not known is refused wherever in a message it stands, as it is in JSON.
+func TestUnknownFieldsInside(t *testing.T) {
+	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 999, protowire.VarintType), 1)
+	claims, err := structpb.NewStruct(map[string]any{"unix": map[string]any{"groups": []any{1, "two", map[string]any{"x": nil}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fine := []proto.Message{
+		&pb.ApproveRequest{Change: 7, Signature: &pb.Signature{Person: "alice"}},
+		&pb.CreateJoinTokenRequest{Id: "x", Ttl: durationpb.New(time.Minute)},
+		&pb.AttestWorkloadRequest{Claims: claims},
+	}
+	spoiled := []func() proto.Message{
+		func() proto.Message {
+			m := proto.CloneOf(fine[0].(*pb.ApproveRequest))
+			m.Signature.ProtoReflect().SetUnknown(unknown)
+			return m
+		},
+		func() proto.Message {
+			m := proto.CloneOf(fine[1].(*pb.CreateJoinTokenRequest))
+			m.Ttl.ProtoReflect().SetUnknown(unknown)
+			return m
+		},
+		func() proto.Message { // in a message in a list in a map
+			m := proto.CloneOf(fine[2].(*pb.AttestWorkloadRequest))
+			m.Claims.Fields["unix"].GetStructValue().Fields["groups"].GetListValue().Values[2].GetStructValue().ProtoReflect().SetUnknown(unknown)
+			return m
+		},
+	}
+	for i, m := range fine {
+		for _, x := range []struct {
+			m    proto.Message
+			want problem.Reason
+		}{{m, ""}, {spoiled[i](), problem.ReasonUnsupported}} {
+			b, err := proto.Marshal(x.m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := decode(b, m.ProtoReflect().New().Interface(), false)
+			if (p == nil) != (x.want == "") || p != nil && p.Reason != x.want {
+				t.Errorf("%s: %v, want %q", m.ProtoReflect().Descriptor().Name(), p, x.want)
+			}
+		}
 	}
 }
 

@@ -48,19 +48,21 @@ func (m *memory) take(s *share, n, most int64) bool {
 	return true
 }
 
-// give takes everything of a share back.
+// give takes everything of a share back. It is nobody's from then on, also if it never got anything: the buffer that it belongs
+// to is used again for somebody else's request.
 func (m *memory) give(s *share) {
-	if s.taken == 0 {
+	was := *s
+	*s = share{}
+	if was.taken == 0 {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.all -= s.taken
-	if s.strange {
-		m.strange -= s.taken
+	m.all -= was.taken
+	if was.strange {
+		m.strange -= was.taken
 	}
-	if m.by[s.by] -= s.taken; m.by[s.by] == 0 {
-		delete(m.by, s.by)
+	if m.by[was.by] -= was.taken; m.by[was.by] == 0 {
+		delete(m.by, was.by)
 	}
-	*s = share{}
 }

@@ -89,7 +89,8 @@ type API struct {
 	streams    streams
 	memory     memory // of request bodies
 	bodies     sync.Pool
-	beginning  sync.Map // net.Conn of which bytes of a first request came -> nothing
+	proofs     chan struct{} // strangers' questions that read the store, at a time
+	beginning  sync.Map      // net.Conn of which bytes of a first request came -> nothing
 
 	stopping context.Context
 	stop     context.CancelCauseFunc
@@ -122,7 +123,7 @@ func New(sites map[string]Site, o Options) *API {
 	if o.Events == nil {
 		o.Events = noEvents{}
 	}
-	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route)}
+	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route), proofs: make(chan struct{}, strangersProofs)}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	a.sources.set(o.Limits.SourceRate, o.Limits.SourceBurst)
 	a.attempts.set(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
@@ -174,6 +175,7 @@ type call struct {
 	proof string        // method of an attestation that is known
 	begun bool          // the request was read and its method reached
 	tries *rate.Limiter // failed proofs of what this one is to prove; nil: not known yet
+	key   string        // whose requests and streams it counts among, where a session is asked for
 
 	wipe     func()    // of a value, when the answer was sent
 	released time.Time // when the release of a value was decided
@@ -216,6 +218,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p := a.admit(c); p != nil {
 		a.refuse(w, r, c, p)
 		return
+	}
+	if conn.refused == nil && conn.fallen.Load() {
+		// Its place among those that proved an identity is not its own any more. A session that stands again comes again.
+		w.Header().Set("Connection", "close")
 	}
 	in, p := a.readBody(w, r, c)
 	if p != nil {
@@ -289,8 +295,14 @@ func (a *API) admit(c *call) *problem.Problem {
 	if conn.refused != nil {
 		return conn.refused
 	}
-	if !conn.byIdentity.Allow() {
-		return slowDown(conn.byIdentity, "requests of %s", conn.identity)
+	limit := conn.byIdentity
+	c.key = conn.key
+	if by, strange := conn.asker(); strange {
+		c.key += " fallen " + by
+		limit = a.identities.of(c.key)
+	}
+	if !limit.Allow() {
+		return slowDown(limit, "requests of %s", conn.identity)
 	}
 	return nil
 }
@@ -351,10 +363,10 @@ func (a *API) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 				err = a.fail(c, a.panicked(conn.Spec().Procedure, x))
 			}
 		}()
-		if !a.streams.begin(c.conn.key) {
+		if !a.streams.begin(c.key) {
 			return a.fail(c, problem.New(problem.ReasonLimit, "%s has %d streams already", c.conn.identity, a.streams.most).WithRetryAfter(time.Second))
 		}
-		defer a.streams.end(c.conn.key)
+		defer a.streams.end(c.key)
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(a.stopping, func() { cancel(context.Cause(a.stopping)) })()

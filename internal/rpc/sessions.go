@@ -82,10 +82,7 @@ func (s attestations) attempt(c *call) func(subject string, err error) error {
 		if err != nil {
 			return err
 		}
-		from := c.conn.key
-		if c.conn.refused != nil {
-			from = sourceKey(c.conn.source)
-		}
+		from, _ := c.conn.asker()
 		tries := s.attempts.of(c.conn.site.name + " " + from + " " + subject)
 		if tries.Tokens() < 1 {
 			return slowDown(tries, "failed attempts from %s", c.conn.source)

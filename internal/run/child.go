@@ -36,12 +36,10 @@ const scriptDescriptor = 3
 // working with a secret has no right to it. It is not SIGKILL, because what is run is often a service that must be able
 // to finish what it has begun; and it is no guarantee: a child may ignore it, its own children don't get it, and a
 // set-user-ID program doesn't either.
-func (c *child) run(ctx context.Context) (int, error) {
+func (c *child) run(ctx context.Context, signals chan os.Signal) (int, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded()...)
-	defer signal.Stop(signals)
 	c.chooseGroup()
 	if c.terminal != nil {
 		defer c.terminal.Close()

@@ -26,8 +26,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -186,13 +188,56 @@ func Run(ctx context.Context, c Config) (code int, err error) {
 		return exitOf(err), err
 	}
 	defer exe.file.Close()
-	child, end, err := c.ask(ctx, exe)
+	// From here on, a signal that would end us must leave nothing behind.
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, ending()...)
+	defer signal.Stop(signals)
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	told := interrupted(signals, asking.Done(), cancel)
+	child, end, err := c.ask(asking, exe)
+	cancel()
+	if s := <-told; s != 0 {
+		if err == nil {
+			end()
+		}
+		return exitSignal + int(s), nil
+	}
 	if err != nil {
 		return ExitOurs, err
 	}
 	defer end()
-	code, err = child.run(ctx)
+	code, err = child.run(ctx, signals)
 	return code, err
+}
+
+// ending are the signals that end a program that does not mind them. What was ignored when we were started stays so.
+func ending() []os.Signal {
+	var out []os.Signal
+	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
+		if !signal.Ignored(s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// interrupted calls stop at the first signal before done, and then tells which it was; 0: none. What comes after done is left
+// for the child.
+func interrupted(signals <-chan os.Signal, done <-chan struct{}, stop func()) <-chan syscall.Signal {
+	out := make(chan syscall.Signal, 1)
+	go func() {
+		defer close(out)
+		select {
+		case s := <-signals:
+			if n, ok := s.(syscall.Signal); ok {
+				out <- n
+				stop()
+			}
+		case <-done:
+		}
+	}()
+	return out
 }
 
 // ask opens the run at the agent, and puts the values where they belong.

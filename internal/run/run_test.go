@@ -50,6 +50,11 @@ func TestMain(m *testing.M) {
 	code, err := run.Run(context.Background(), run.Config{
 		Agent: &localapi.Client{Socket: socket}, Command: os.Args[1:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Secrets: secrets, Event: func(e localapi.Event) { fmt.Fprintln(os.Stderr, "event:"+e.Event) },
+		Opened: func(localapi.Opened) {
+			if os.Getenv("RUN_TEST_STOP") != "" {
+				_ = unix.Kill(os.Getpid(), unix.SIGTERM)
+			}
+		},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -565,6 +570,28 @@ func TestRunIsKilled(t *testing.T) {
 	h.eventually("the child's end", out.has("got-TERM"))
 	h.eventually("the lease", h.returned)
 	_ = cmd.Wait()
+}
+
+// A run that is told to end between getting its secrets and starting its program leaves nothing behind.
+func TestToldToEndEarly(t *testing.T) {
+	h := whole(t)
+	memory, err := os.MkdirTemp("/dev/shm", "run-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(memory) })
+	t.Setenv("XDG_RUNTIME_DIR", memory)
+	cmd := h.helper("sleep", "60")
+	cmd.Env = append(cmd.Env, "RUN_TEST_STOP=1", "RUN_TEST_FILE="+filepath.Join(memory, "named"))
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 128+int(unix.SIGTERM) {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(memory); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	h.eventually("the leases", h.returned)
 }
 
 // What was ignored when run was started stays ignored in the child: nohup works.

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,7 +23,8 @@ import (
 // A connection is unproved until a request came over it whose certificate is a good one. A quarter of the places
 // is kept for those that proved an identity. When the others' are taken, the unproved one that is without a
 // request for longest makes room for a new one, and none may be without one for long: so a few sources
-// can make strangers hurry, and can't keep anybody out.
+// can make strangers hurry, and can't keep anybody out. Neither can one identity, from however many sources: beyond an
+// eighth of all places, its connections are like unproved ones.
 type listener struct {
 	net.Listener
 	limits config.Limits
@@ -35,6 +37,7 @@ type listener struct {
 	quiet    list.List // unproved connections without a request, longest first
 	busy     list.List // unproved connections with one, longest first
 	sources  map[string]*source
+	proved   map[string]int // connections of an identity, of those that count as proved
 }
 
 // connectionCounts are the listener's metrics.
@@ -49,7 +52,12 @@ const (
 	brokenRoom = "room" // made room for a new one
 	brokenIdle = "idle"
 	brokenStop = "stop" // the server stops
+	brokenSize = "size" // sent too much before its first request
 )
+
+// maxHandshake is what a client may send for its TLS handshake, in bytes. Package tls keeps a chain of a quarter of a megabyte while it
+// comes, which strangers could leave at that; one of ours has some kilobytes.
+const maxHandshake = 32 << 10
 
 // busyAtLeast is how long an unproved connection's request is not disturbed by newcomers.
 const busyAtLeast = 2 * time.Second
@@ -60,13 +68,16 @@ type source struct {
 	rate *rate.Limiter
 }
 
+// identityShare: one identity has this part of all places, for connections and for open requests.
+const identityShare = 8
+
 // maxSources bounds what is remembered of peers without connections.
 const maxSources = 16384
 
 func newListener(l net.Listener, limits config.Limits, idle time.Duration, count connectionCounts) *listener {
 	return &listener{
 		Listener: l, limits: limits, idle: idle, count: count,
-		all: make(map[*connection]struct{}), sources: make(map[string]*source),
+		all: make(map[*connection]struct{}), sources: make(map[string]*source), proved: make(map[string]int),
 	}
 }
 
@@ -157,8 +168,10 @@ func (l *listener) remove(c *connection) {
 	}
 	delete(l.all, c)
 	l.unlist(c)
-	if !c.proved {
+	if c.proved == "" {
 		l.unproved--
+	} else if l.proved[c.proved]--; l.proved[c.proved] == 0 {
+		delete(l.proved, c.proved)
 	}
 	if s := l.sources[c.from]; s != nil {
 		s.open--
@@ -180,6 +193,7 @@ func (l *listener) changed(conn net.Conn, state http.ConnState) {
 	if c == nil || (state != http.StateActive && state != http.StateIdle) {
 		return
 	}
+	c.begun.Store(true)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.place == nil {
@@ -234,7 +248,7 @@ func (l *listener) breakOff(which func(c *connection, proved bool) bool) int {
 	var broken []*connection
 	l.mu.Lock()
 	for c := range l.all {
-		if which(c, c.proved) {
+		if which(c, c.proved != "") {
 			broken = append(broken, c)
 		}
 	}
@@ -267,11 +281,14 @@ type connection struct {
 	opened   time.Time
 	asked    atomic.Bool
 
+	begun atomic.Bool // the handshake is over, and with HTTP/1.1 the first request's header is there
+	early int64       // bytes that came before
+
 	open    atomic.Int32 // requests, until their answers were taken
 	working atomic.Int32 // those of them that wait for the server, not for the client
 
 	// Under the listener's lock.
-	proved bool
+	proved string        // whose it is, as far as it counts as proved
 	since  time.Time     // in its present list
 	place  *list.Element // in quiet or busy; nil when proved or closed
 }
@@ -285,6 +302,22 @@ func connectionOf(c net.Conn) *connection {
 	return x
 }
 
+// errEarly ends a connection that sent too much too early.
+var errEarly = errors.New("too much came before the first request")
+
+// Read bounds what comes before the first request: the handshake, and with HTTP/1.1 the request's header.
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.begun.Load() {
+		return n, err
+	}
+	if c.early += int64(n); c.early > maxHandshake+int64(c.listener.limits.HeaderBytes) {
+		c.listener.count.connectionBroken(brokenSize)
+		return 0, errEarly
+	}
+	return n, err
+}
+
 // Close closes the connection and counts it out, once.
 func (c *connection) Close() error {
 	c.listener.mu.Lock()
@@ -296,13 +329,14 @@ func (c *connection) Close() error {
 // Asked notes that a request came.
 func (c *connection) Asked() { c.asked.Store(true) }
 
-// Proved notes that the connection's certificate is a good one.
-func (c *connection) Proved() {
+// Proved notes that the connection's certificate is a good one of an identity, if that one has not its part of all places yet.
+func (c *connection) Proved(identity string) {
 	l := c.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.all[c]; ok && !c.proved {
-		c.proved = true
+	if _, ok := l.all[c]; ok && c.proved == "" && l.proved[identity] < max(1, l.limits.Connections/identityShare) {
+		c.proved = identity
+		l.proved[identity]++
 		l.unproved--
 		l.unlist(c)
 	}

@@ -104,7 +104,7 @@ func TestPlaces(t *testing.T) {
 		for i := range 8 {
 			c := d.arrive(fmt.Sprintf("192.0.2.%d", i))
 			d.changed(c, http.StateActive)
-			c.Proved()
+			c.Proved(fmt.Sprintf("node %d", i))
 			d.changed(c, http.StateIdle)
 			proved = append(proved, c)
 		}
@@ -159,7 +159,7 @@ func TestReserve(t *testing.T) {
 		if d.arrive("192.0.2.2") != nil || d.count.refused["total"] != 1 {
 			t.Fatalf("a thirteenth without an identity was taken: %+v", d.count)
 		}
-		busy[11].Proved()
+		busy[11].Proved("node")
 		if d.arrive("192.0.2.2") == nil {
 			t.Fatal("there was room")
 		}
@@ -168,6 +168,37 @@ func TestReserve(t *testing.T) {
 		time.Sleep(busyAtLeast)
 		if d.arrive("192.0.2.3") == nil || !closed(busy[0]) || closed(busy[1]) {
 			t.Fatal("the request that takes longest did not make room")
+		}
+	})
+}
+
+// One identity has an eighth of the places, from however many sources: what is beyond makes room for others.
+func TestPlacesOfAnIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDoorway(t, config.Limits{Connections: 32, SourceConnections: 8})
+		var hoard []*connection
+		for i := range 24 {
+			c := d.arrive(fmt.Sprintf("192.0.2.%d", i/8))
+			c.Proved("node")
+			hoard = append(hoard, c)
+			time.Sleep(time.Millisecond)
+		}
+		for i := range 24 {
+			c := d.arrive(fmt.Sprintf("198.51.100.%d", i))
+			if c == nil {
+				t.Fatalf("newcomer %d was refused: %v", i, d.count.refused)
+			}
+			c.Proved(fmt.Sprintf("other %d", i))
+		}
+		kept := 0
+		for _, c := range hoard {
+			if !closed(c) {
+				kept++
+				_ = c.Close()
+			}
+		}
+		if kept < 4 || kept > 8 || len(d.proved) != 24 {
+			t.Errorf("it has %d places, and %d others have theirs", kept, len(d.proved)-1)
 		}
 	})
 }
@@ -202,7 +233,7 @@ func TestReap(t *testing.T) {
 		go d.reap(ctx)
 		quiet, active, proved := d.arrive("192.0.2.1"), d.arrive("192.0.2.2"), d.arrive("192.0.2.3")
 		d.changed(active, http.StateActive)
-		proved.Proved()
+		proved.Proved("node")
 		time.Sleep(10*time.Second - time.Nanosecond)
 		synctest.Wait()
 		if closed(quiet) {

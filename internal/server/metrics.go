@@ -47,7 +47,7 @@ func newMetrics(version string) *metrics {
 			Name: "bailment_connections_refused_total", Help: "Connections reset at once, by the limit that they were over.",
 		}, []string{"limit"}),
 		broken: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "bailment_connections_broken_off_total", Help: "Connections closed before their client did: to make room for a new one, idle without a proved identity, or too slow when the server stopped.",
+			Name: "bailment_connections_broken_off_total", Help: "Connections closed before their client did: to make room for a new one, idle without a proved identity, too much before the first request, or too slow when the server stopped.",
 		}, []string{"why"}),
 		turned: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bailment_requests_refused_total", Help: "Requests refused because there were too many at a time, by the limit that they were over.",
@@ -67,10 +67,10 @@ func newMetrics(version string) *metrics {
 	for _, reason := range []string{"total", "source", "rate"} {
 		m.refused.WithLabelValues(reason)
 	}
-	for _, why := range []string{brokenRoom, brokenIdle, brokenStop} {
+	for _, why := range []string{brokenRoom, brokenIdle, brokenStop, brokenSize} {
 		m.broken.WithLabelValues(why)
 	}
-	for _, limit := range []string{"total", "source", "unproved", "unproved-source", "unproved-connection"} {
+	for _, limit := range []string{"total", "source", "identity", "unproved", "unproved-source", "unproved-connection", "unproved-room"} {
 		m.turned.WithLabelValues(limit)
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{

@@ -3,10 +3,13 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/bailment/bailment/internal/canary"
+	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -24,29 +27,47 @@ type condition struct {
 	Fix     string `json:"fix,omitempty"`
 }
 
+// opsLimits bound the connections of the plain listener. Nobody proves anything there, so they make room for each other; and all come
+// from this machine, which is one source.
+var opsLimits = config.Limits{Connections: 64, SourceConnections: 64, SourceHandshakes: config.Rate{PerSecond: 1e6, Burst: 1e6}}
+
+// uncounted is for the plain listener, whose connections are not the API's.
+type uncounted struct{}
+
+func (uncounted) connected(int)            {}
+func (uncounted) connectionRefused(string) {}
+func (uncounted) connectionBroken(string)  {}
+
 // opsHandler is the plain listener's: it is on a loopback address, and tells of all environments.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", livez)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { s.readyz(w, s.Environments()) })
-	metrics := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, DisableCompression: true})
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		metrics.ServeHTTP(&watchedWriter{ResponseWriter: w, server: s}, r)
-	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(watched{s}, promhttp.HandlerOpts{MaxRequestsInFlight: 4, DisableCompression: true}))
 	return mux
 }
 
-// watchedWriter breaks off an answer that would show a secret value.
-type watchedWriter struct {
-	http.ResponseWriter
-	server *Server
+// watched leaves out the metrics that would show a secret value. Only a label can: all else is numbers and this program's own text, and
+// who may write a secret must not make the operators blind by writing a piece of that.
+type watched struct{ server *Server }
+
+// Gather is prometheus.Gatherer's.
+func (g watched) Gather() ([]*dto.MetricFamily, error) {
+	all, err := g.server.metrics.registry.Gather()
+	for _, f := range all {
+		f.Metric = slices.DeleteFunc(f.Metric, g.shows)
+	}
+	return slices.DeleteFunc(all, func(f *dto.MetricFamily) bool { return len(f.Metric) == 0 }), err
 }
 
-func (w *watchedWriter) Write(p []byte) (int, error) {
-	if w.server.silence.Look(canary.Metric, p) {
-		panic(http.ErrAbortHandler)
+func (g watched) shows(m *dto.Metric) bool {
+	for _, l := range m.Label {
+		v := l.GetValue()
+		if _, ours := g.server.sites[v]; !ours && v != g.server.o.Version && g.server.silence.Look(canary.Metric, []byte(v)) {
+			return true
+		}
 	}
-	return w.ResponseWriter.Write(p)
+	return false
 }
 
 // plain is what the API's port answers besides methods: health, of the connection's environment only.

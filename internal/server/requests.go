@@ -1,6 +1,7 @@
 package server
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"io"
@@ -27,16 +28,17 @@ type gate struct {
 
 	working atomic.Int64 // requests that wait for the server, not for the client
 
-	mu       sync.Mutex
-	open     int
-	unproved int
-	sources  map[string]*load
+	mu         sync.Mutex
+	open       int
+	unproved   int
+	sources    map[string]*load
+	identities map[string]int
 }
 
 // edge is what the gate asks of the API.
 type edge interface {
 	http.Handler
-	Proved(*http.Request) bool
+	Proved(*http.Request) (identity string)
 	Refuse(http.ResponseWriter, *http.Request, *problem.Problem)
 }
 
@@ -46,8 +48,11 @@ type requestCounts interface {
 	requestRefused(limit string)
 }
 
-// load is how many requests of one source are open.
-type load struct{ open, unproved int }
+// load are the requests of one source that are open.
+type load struct {
+	open, unproved int
+	strangers      list.List // *exchange of who proved no identity, oldest first
+}
 
 const (
 	sourceShare   = 8           // of the unproved requests, one source has this part
@@ -56,7 +61,7 @@ const (
 )
 
 func newGate(api edge, limits config.Limits, write time.Duration, count requestCounts) *gate {
-	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load)}
+	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load), identities: make(map[string]int)}
 }
 
 type connectionKey struct{}
@@ -73,7 +78,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no connection", http.StatusMisdirectedRequest)
 		return
 	}
-	x := &exchange{ResponseWriter: w, gate: g, conn: c, proved: g.api.Proved(r)}
+	x := &exchange{ResponseWriter: w, gate: g, conn: c, identity: g.api.Proved(r)}
 	if limit := g.enter(x); limit != "" {
 		g.count.requestRefused(limit)
 		g.refuse(w, r)
@@ -108,26 +113,83 @@ func (g *gate) enter(x *exchange) (limit string) {
 		return "total"
 	case s.open >= g.limits.SourceOpenRequests:
 		return "source"
-	case x.proved:
+	case x.identity != "":
+		// One connection's requests are taken in any case.
+		if g.identities[x.identity] >= max(g.limits.OpenRequests/identityShare, g.limits.ConnectionStreams) {
+			return "identity"
+		}
 	case int(x.conn.open.Load()) >= g.limits.UnprovedStreams:
 		return "unproved-connection"
-	case g.unproved >= g.limits.UnprovedRequests:
-		return "unproved"
 	case s.unproved >= max(1, g.limits.UnprovedRequests/sourceShare):
 		return "unproved-source"
+	case g.unproved >= g.limits.UnprovedRequests && !g.makeRoom(s):
+		return "unproved"
 	}
 	g.sources[x.conn.from] = s
 	g.add(x, s, 1)
+	if x.identity == "" {
+		x.place = s.strangers.PushBack(x)
+	}
 	return ""
+}
+
+// makeRoom breaks off a stranger's request for one of another source that has fewer: the one that waits for its client for longest, of
+// the source that has most. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by requests that
+// never end.
+func (g *gate) makeRoom(of *load) bool {
+	var most *load
+	for _, s := range g.sources {
+		if s.unproved > of.unproved+1 && (most == nil || s.unproved > most.unproved) {
+			most = s
+		}
+	}
+	if most == nil {
+		return false
+	}
+	for e := most.strangers.Front(); e != nil; e = e.Next() {
+		x := e.Value.(*exchange)
+		state := x.state.Load()
+		if state == working {
+			continue
+		}
+		g.forget(x, most)
+		g.count.requestRefused("unproved-room")
+		// It is open until it is forgotten, and has a writer so long.
+		c, now := http.NewResponseController(x.ResponseWriter), time.Now().Add(-time.Second)
+		if state == receiving {
+			_ = c.SetReadDeadline(now) // a writer that can't is a test's own
+		} else {
+			_ = c.SetWriteDeadline(now)
+		}
+		return true
+	}
+	return false
+}
+
+// forget counts a request out, once.
+func (g *gate) forget(x *exchange, s *load) {
+	if x.forgotten {
+		return
+	}
+	x.forgotten = true
+	if x.place != nil {
+		s.strangers.Remove(x.place)
+	}
+	g.add(x, s, -1)
+	if s.open == 0 {
+		delete(g.sources, x.conn.from)
+	}
 }
 
 func (g *gate) add(x *exchange, s *load, n int) {
 	g.open += n
 	s.open += n
 	x.conn.open.Add(int32(n))
-	if !x.proved {
+	if x.identity == "" {
 		g.unproved += n
 		s.unproved += n
+	} else if g.identities[x.identity] += n; g.identities[x.identity] == 0 {
+		delete(g.identities, x.identity)
 	}
 	g.count.requestOpen(n)
 }
@@ -137,11 +199,7 @@ func (g *gate) leave(x *exchange) {
 	x.answering()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := g.sources[x.conn.from]
-	g.add(x, s, -1)
-	if s.open == 0 {
-		delete(g.sources, x.conn.from)
-	}
+	g.forget(x, g.sources[x.conn.from])
 }
 
 // refuse says that there is no room, as far as there is room to say it.
@@ -175,9 +233,13 @@ type exchange struct {
 	http.ResponseWriter
 	gate    *gate
 	conn    *connection
-	proved  bool
 	written bool // something of a body
 	state   atomic.Int32
+	// identity is whose it is; empty: of who proved none.
+	identity string
+	// Under the gate's lock.
+	place     *list.Element // among its source's strangers; nil: it is none
+	forgotten bool
 }
 
 // received notes that the request is here.
@@ -198,7 +260,7 @@ func (x *exchange) answering() {
 		x.conn.working.Add(-1)
 		x.gate.working.Add(-1)
 	}
-	if !x.proved {
+	if x.identity == "" {
 		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.gate.write)) // without it, the server's own
 	}
 }

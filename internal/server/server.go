@@ -63,7 +63,7 @@ type Server struct {
 	main     *http.Server
 	ops      *http.Server
 	listen   *listener
-	opsOn    net.Listener
+	opsOn    *listener
 	stopping atomic.Bool
 	silence  *canary.Watch
 
@@ -144,6 +144,9 @@ func (s *Server) Open(ctx context.Context) (err error) {
 		return err
 	}
 	s.background.Go(func() { s.listen.reap(background) })
+	if s.opsOn != nil {
+		s.background.Go(func() { s.opsOn.reap(background) })
+	}
 	for _, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
 	}
@@ -208,11 +211,13 @@ func (s *Server) bind(ctx context.Context) error {
 	if s.cfg.OpsListen == config.None {
 		return nil
 	}
-	if s.opsOn, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.OpsListen); err != nil {
+	ops, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.OpsListen)
+	if err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "listening on %s", s.cfg.OpsListen).WithFix("choose another address with `ops_listen`, or turn it off with \"none\"")
 	}
+	s.opsOn = newListener(ops, opsLimits, t.UnprovedIdle, uncounted{})
 	s.ops = &http.Server{
-		Handler: s.opsHandler(), ReadHeaderTimeout: s.readHeader(), ReadTimeout: t.Read, WriteTimeout: t.Write, IdleTimeout: t.Idle,
+		Handler: s.opsHandler(), ConnState: s.opsOn.changed, ReadHeaderTimeout: s.readHeader(), ReadTimeout: t.Read, WriteTimeout: t.Write, IdleTimeout: t.Idle,
 		MaxHeaderBytes: int(s.cfg.Limits.HeaderBytes), ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	return nil

@@ -41,6 +41,11 @@ type parked struct {
 // park opens a connection with a window of 0 and asks for path that many times at once.
 func park(t *testing.T, h *servertest.House, cert *tls.Certificate, path string, times int) *parked {
 	t.Helper()
+	return parkAs(t, h, cert, path, "application/json", "{}", times)
+}
+
+func parkAs(t *testing.T, h *servertest.House, cert *tls.Certificate, path, contentType, body string, times int) *parked {
+	t.Helper()
 	cfg := h.TLS(cert)
 	cfg.NextProtos = []string{"h2"}
 	c, err := tls.Dial("tcp", h.Server.Addr(), cfg)
@@ -50,7 +55,7 @@ func park(t *testing.T, h *servertest.House, cert *tls.Certificate, path string,
 	p := &parked{conn: c, closed: make(chan struct{})}
 	t.Cleanup(func() { c.Close(); <-p.closed })
 	var fields []byte
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", path}, {":authority", h.Name}, {"content-type", "application/json"}} {
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", path}, {":authority", h.Name}, {"content-type", contentType}} {
 		fields = append(append(fields, 0, byte(len(f[0]))), f[0]...) // literal, not indexed (RFC 7541 §6.2.2)
 		fields = append(append(fields, byte(len(f[1]))), f[1]...)
 	}
@@ -59,7 +64,7 @@ func park(t *testing.T, h *servertest.House, cert *tls.Certificate, path string,
 	for i := range times {
 		id := uint32(2*i + 1)
 		out = append(out, frame(frameHeaders, endHeaders, id, fields)...)
-		out = append(out, frame(frameData, endStream, id, []byte("{}"))...)
+		out = append(out, frame(frameData, endStream, id, []byte(body))...)
 	}
 	_, err = c.Write(out)
 	go p.read() // it acknowledges settings, which must come after the preface
@@ -298,4 +303,83 @@ func TestStopThatBreaksWork(t *testing.T) {
 	if err := h.Stop(); err == nil || !strings.Contains(err.Error(), "1 requests were broken off") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A handshake is small, however large a client makes its certificate: what is kept of one that is still coming is bounded. What is
+// no handshake is not concerned.
+func TestHandshakesAreSmall(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{})
+	alice := h.Login("alice")
+	large := tls.Certificate{Certificate: [][]byte{make([]byte, 200<<10)}, PrivateKey: alice.Cert.PrivateKey}
+	cfg := h.TLS(nil)
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &large, nil }
+	if c, err := tls.Dial("tcp", h.Server.Addr(), cfg); err == nil { // the client's part is over before the server has read it
+		_, err = c.Read(make([]byte, 1))
+		c.Close()
+		if err == nil {
+			t.Fatal("it was taken")
+		}
+	}
+	within(t, "it is broken off while it comes", func() bool { return metric(t, h, `bailment_connections_broken_off_total{why="size"}`) == 1 })
+	for _, http2 := range []bool{false, true} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.URL()+"/bailment.v1.SecretService/Put", strings.NewReader(strings.Repeat(" ", 1000<<10)+"{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("X-Long", strings.Repeat("x", 12<<10))
+		res, err := h.Client(alice.Cert, http2).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || !strings.Contains(string(body), "a value has 1 to") {
+			t.Errorf("a large first request: %.200s, %v", body, err)
+		}
+	}
+}
+
+// A few sources whose requests never end keep nobody out who comes from elsewhere to prove an identity.
+func TestSlowStrangersMakeRoom(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
+		c.Limits.UnprovedRequests = 16
+		c.Timeouts.Read, c.Timeouts.UnprovedIdle = time.Minute, time.Minute
+	}})
+	var held []*tls.Conn
+	for i := range 16 { // two of each of eight sources: all that there is
+		d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i/2))}}, Config: h.TLS(nil)}
+		c, err := d.DialContext(t.Context(), "tcp", h.Server.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		held = append(held, c.(*tls.Conn))
+		if _, err := fmt.Fprintf(c, "POST /bailment.v1.AttestationService/Login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within(t, "all places are taken", func() bool { return metric(t, h, inFlight) == 16 })
+	for range 5 {
+		if _, err := h.TryLogin("alice"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := metric(t, h, `bailment_requests_refused_total{limit="unproved-room"}`); n < 1 || n > 14 {
+		t.Errorf("%d made room", n)
+	}
+	// Who made room is told why.
+	told := make(chan string, len(held))
+	for _, c := range held {
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		go func() {
+			b := make([]byte, 4096)
+			n, _ := c.Read(b)
+			told <- string(b[:n])
+		}()
+	}
+	if text := <-told; !strings.Contains(text, "did not arrive in time") {
+		t.Errorf("%q", text)
+	}
+	within(t, "all others have their place", func() bool { return metric(t, h, inFlight) <= 16 })
 }

@@ -1,6 +1,7 @@
 package localapi
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -61,6 +62,8 @@ type Conn struct {
 	mu     sync.Mutex
 	file   *os.File
 	closed bool
+	last   bool // nothing more may come
+	tail   bool // a byte came that net/http read behind a request
 	once   sync.Once
 	done   func()
 }
@@ -80,9 +83,29 @@ func (c *Conn) Read(b []byte) (int, error) {
 	}
 	if n == 0 && err == nil && len(b) > 0 {
 		// ReadMsg does not say so at the end of a stream.
-		return c.UnixConn.Read(b)
+		n, err = c.UnixConn.Read(b)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last && n > 0 {
+		return 0, errMore
+	}
+	c.tail = len(b) == 1 && n == 1
 	return n, err
+}
+
+var errMore = errors.New("more came than the last request")
+
+// Last says that the request that was just read to its end is the connection's last one: from here on, a byte that comes is like the
+// connection's end. It reports whether one has come already.
+//
+// That is how a run's end is seen. While a request is served, package http reads one byte ahead, alone, to see the
+// connection's end; once it has a byte, it sees the end no more.
+func (c *Conn) Last() (more bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = true
+	return c.tail
 }
 
 func (c *Conn) take(oob []byte) {

@@ -1,0 +1,94 @@
+package server_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+
+	pb "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/config"
+	"github.com/bailment/bailment/internal/server/servertest"
+)
+
+// fallen is a session of a node that was revoked, and one that the same node has proved anew.
+func fallen(t *testing.T, h *servertest.House) (stolen, mended *servertest.Session) {
+	t.Helper()
+	stolen = h.Node("web-1")
+	if _, err := h.Login("alice").Revocation.Revoke(t.Context(), &pb.RevokeRequest{
+		Scope: "node:/node/join-token/web-1", Reason: "stolen", Hold: pb.RevokeRequest_HOLD_NO,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return stolen, h.Node("web-1")
+}
+
+func reasonOfGet(t *testing.T, s *servertest.Session) string {
+	t.Helper()
+	_, err := s.Secret.Get(t.Context(), &pb.GetRequest{Secret: "app/password"})
+	return servertest.Reason(err)
+}
+
+// Who has the key of a session that was revoked uses up nothing of its identity's requests. Who proved that identity anew
+// works on.
+func TestFallenSessionHasItsOwnRate(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
+		c.Limits.IdentityRequests = config.Rate{PerSecond: 0.01, Burst: 8}
+	}})
+	stolen, mended := fallen(t, h)
+	for i := range 20 {
+		if r := reasonOfGet(t, stolen); i < 8 && r != "cutoff" || i >= 8 && r != "rate-limited" { // it has limits, too
+			t.Fatalf("request %d of the revoked session: %s", i, r)
+		}
+	}
+	if r := reasonOfGet(t, mended); r == "rate-limited" || r == "cutoff" {
+		t.Errorf("who proved that identity anew is refused: %s", r)
+	}
+}
+
+// The same with streams, which whoever reads nothing holds for long.
+func TestFallenSessionHasItsOwnStreams(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) { c.Limits.IdentityStreams = 2 }})
+	stolen, mended := fallen(t, h)
+	parkAs(t, h, stolen.Cert, "/bailment.v1.WatchService/Watch", "application/connect+json", "\x00\x00\x00\x00\x02{}", 8)
+	within(t, "two of its streams are there", func() bool { return metric(t, h, inFlight) >= 2 })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 2 {
+		w, err := mended.Watch.Watch(ctx, &pb.WatchRequest{})
+		if err == nil && !w.Receive() {
+			err = w.Err()
+		}
+		if err != nil {
+			t.Errorf("a stream beside those of the revoked session: %v", err)
+		}
+	}
+}
+
+// Nor does it keep its place, or its larger part of what is there, among those that proved an identity.
+func TestFallenSessionIsAStranger(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) { c.Limits.UnprovedStreams = 2 }})
+	stolen, mended := fallen(t, h)
+	for s, ends := range map[*servertest.Session]bool{stolen: true, mended: false} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.URL()+"/bailment.v1.SecretService/Get", strings.NewReader(`{"secret":"app/password"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := h.Client(s.Cert, false).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.Close != ends {
+			t.Errorf("the connection ends: %v, want %v (%s)", res.Close, ends, res.Status)
+		}
+	}
+	p := parkAs(t, h, stolen.Cert, "/bailment.v1.WatchService/Watch", "application/connect+json", "\x00\x00\x00\x00\x02{}", 8)
+	within(t, "its streams are there", func() bool { return p.headers.Load() > 0 })
+	for range 5 {
+		if n := metric(t, h, inFlight); n > 2 {
+			t.Fatalf("it has %d streams", n)
+		}
+	}
+}
