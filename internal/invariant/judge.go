@@ -542,15 +542,7 @@ func (c *Checker) bounded(st *step, fail failure) {
 	case *state.SessionOpened:
 		c.boundedSession(st, e, fail)
 	case *state.RevocationRecorded:
-		if e.Until != 0 && (e.Until <= st.at || e.Until > st.at+maxProvisional) {
-			fail("a provisional hold stands until %s", e.Until)
-		}
-		if e.Until != 0 && st.prog != nil && (st.prog.Environment().Approvals > 0 || st.prog.Environment().Class != policy.Development) {
-			set := c.m.stopped[e.Actor.Identity]
-			if _, again := set[e.Scope]; again || len(set) >= maxStops {
-				fail("%s sets a provisional hold again, the last %d within a day", e.Actor.Identity, len(set))
-			}
-		}
+		c.boundedRevocation(st, e, fail)
 	case *state.TokenCreated:
 		if e.Expires <= st.at || e.Expires > st.at+maxToken {
 			fail("join token %s lives until %s", e.ID, e.Expires)

@@ -19,7 +19,7 @@ const (
 
 // How long rows stay after their end. Longer than anything may refer to them.
 const (
-	afterSession   = 10 * minute
+	afterSession   = hour
 	afterLease     = 20 * minute
 	afterEnrolment = 40 * day
 	afterKey       = day

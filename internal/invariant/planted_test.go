@@ -115,6 +115,12 @@ func (s *scene) bring(path, text string) {
 	}
 }
 
+// limit brings a blast limit into force.
+func (s *scene) limit(n int) {
+	s.t.Helper()
+	s.bring("environment.yaml", strings.Replace(string(s.r.files["environment.yaml"]), "blastLimit: 50", fmt.Sprint("blastLimit: ", n), 1))
+}
+
 // ruling is that of the bundle in force.
 func (s *scene) ruling() state.Ruling {
 	r, b := s.write().Ruling, last[*state.BundleInForce](s, nil)
@@ -630,6 +636,22 @@ var plants = []struct {
 			s.add(e)
 			s.addAt(e.Until+1, s.revoke("secret:db/c"))
 		}
+	}},
+	{invariant.Bounded, "one person's revocation beyond the limit", func(s *scene) {
+		s.limit(1)
+		s.add(s.revoke("everything"))
+	}},
+	{invariant.Bounded, "one person's revocation of what his provisional hold has ended", func(s *scene) {
+		s.limit(1)
+		now := s.entries[len(s.entries)-1].Time
+		for _, e := range []*state.SessionOpened{s.attest(), s.renew()} {
+			e.Expires, e.Key[3] = now+3_600_000, byte(len(s.entries))
+			s.add(e)
+		}
+		e := s.revoke("node:/node/*")
+		e.Cutoff, e.Hold, e.Until = false, true, now+15*60_000
+		s.addAt(now+1000, e)
+		s.addAt(now+3_600_001, s.revoke("identity:/node/*"))
 	}},
 	{invariant.Bounded, "many provisional holds of one person", func(s *scene) {
 		for i := range 5 {
