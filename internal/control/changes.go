@@ -199,7 +199,6 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return nil, errStale
 	}
 	expires := state.At(p.text.Expires)
-	life := time.Duration(expires-t.now) * time.Millisecond
 	want := p.text
 	want.Scope, want.Role, want.Person, want.Base, want.Number = t.e.scope(t.s), ceremony.Proposer, op.Name, t.s.Bundle.String(), 0
 	if p.manifest != nil {
@@ -210,7 +209,7 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return nil, refuse(problem.ReasonSignature, "the signed text is not about this: %s", differs(want, p.text))
 	case !validNonce(p.text.Nonce), t.s.Once.Has("nonce:" + p.text.Nonce):
 		return nil, refuse(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
-	case life < minChangeLife || life > maxChangeLife:
+	case expires < t.now.Add(minChangeLife) || expires > t.now.Add(maxChangeLife): // as moments: a difference of centuries is no time.Duration
 		return nil, refuse(problem.ReasonInvalid, "a change is open from %s to %s", minChangeLife, maxChangeLife)
 	}
 	if err := t.room(x.Identity, p.text.Action); err != nil {
