@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/ceremony"
-	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
@@ -508,13 +507,13 @@ func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reaso
 			return nil, err
 		}
 		ch, ok := t.s.Changes.Get(change)
-		if !ok {
-			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "there is no change %d", change), action: "change.reject", session: x}
-		}
-		if ch.Proposer != x.Identity {
-			if _, err := t.duty(x, policy.DutyApprove); err != nil {
+		if !ok || ch.Proposer != x.Identity {
+			if _, err := t.duty(x, policy.DutyApprove); err != nil { // first: which changes there are is not for everybody
 				return nil, err
 			}
+		}
+		if !ok {
+			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "there is no change %d", change), action: "change.reject", session: x}
 		}
 		if st := ch.StateAt(t.now); st != state.Proposed {
 			return nil, &denied{problem: problem.New(problem.ReasonConflict, "change %d is %s", change, st), action: "change.reject", session: x}
@@ -572,13 +571,12 @@ func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) er
 	if err != nil {
 		return err
 	}
-	name, human := strings.CutPrefix(x.Identity, identity.PrefixHuman)
 	prog := e.Program()
 	if prog == nil {
 		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
 	}
-	if _, ok := prog.Operator(name); !human || !ok {
-		return e.unanswered(x, c, now, problem.New(problem.ReasonDuty, "%s is not an operator", x.Identity))
+	if _, p := operatorOf(prog, x); p != nil {
+		return e.unanswered(x, c, now, p)
 	}
 	return nil
 }

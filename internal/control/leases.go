@@ -161,14 +161,18 @@ func (e *Environment) mayInspect(x *state.Session, c Caller) error {
 	if prog == nil {
 		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
 	}
+	if p := mayInspect(prog, x); p != nil {
+		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
+	}
+	return nil
+}
+
+func mayInspect(prog *policy.Program, x *state.Session) *problem.Problem {
 	if _, p := dutyOf(prog, x, policy.DutyAudit); p == nil {
 		return nil
 	}
 	_, p := dutyOf(prog, x, policy.DutyRevoke)
-	if p != nil {
-		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
-	}
-	return nil
+	return p
 }
 
 func bigEndian(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
