@@ -466,7 +466,8 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 		if !w.stage && sec.Current != 0 {
 			ev.Retires, ev.Until = sec.Current, t.now.Add(declared.Retain)
 		}
-		if ev.Destroys = makeRoom(sec, ev.Retires, limits.VersionsPerSecret, t.now); len(sec.Versions)-len(ev.Destroys) >= limits.VersionsPerSecret {
+		ev.Destroys = makeRoom(sec, ev.Retires, limits.VersionsPerSecret, t.now)
+		if len(sec.Versions)-len(ev.Destroys) >= limits.VersionsPerSecret && len(ev.Destroys) < maxDestroys {
 			return nil, refuse(problem.ReasonLimit, "%s has %d versions and none of them is retired", w.secret, len(sec.Versions))
 		}
 	}
@@ -486,11 +487,15 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 	return &Written{Secret: w.secret, Version: ev.Version, State: ev.State, Index: index}, nil
 }
 
+// maxDestroys is how many versions one write destroys: their numbers fit into an entry. When a bundle has lowered the limit by more,
+// each write takes so many away until it is kept.
+const maxDestroys = 500
+
 // makeRoom picks the oldest retired versions that must go for one more to fit.
 func makeRoom(sec *state.Secret, retires uint64, most int, now state.Millis) []uint64 {
 	var out []uint64
 	for _, v := range sec.Versions {
-		if len(sec.Versions)-len(out) < most {
+		if len(sec.Versions)-len(out) < most || len(out) == maxDestroys {
 			break
 		}
 		if st := v.StateAt(now); v.Number != retires && (st == state.Retired || st == state.Destroyed) {
