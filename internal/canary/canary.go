@@ -12,6 +12,7 @@
 package canary
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -52,6 +53,7 @@ type Watch struct {
 	table atomic.Pointer[table]
 
 	mu    sync.Mutex
+	shown []byte         // what the metrics showed last
 	ring  [kept][]uint64 // hashes of each remembered value's forms
 	next  int
 	tags  map[uint64][16]byte
@@ -78,7 +80,9 @@ func New() *Watch {
 	return w
 }
 
-// Seed may remember a value that was handed over or written. The value stays the caller's.
+// Seed may remember a value that was handed over or written. The value stays the caller's. One that the metrics show already is
+// counted as found and not remembered: it has leaked before, or is no secret but their own words, written as a value by somebody who
+// would have them withheld from then on.
 func (w *Watch) Seed(value []byte) {
 	if w == nil || len(value) < window || len(value) > maxValue {
 		return
@@ -95,6 +99,9 @@ func (w *Watch) Seed(value []byte) {
 			continue
 		}
 		part := form[at : at+window]
+		if w.isShown(part) {
+			return
+		}
 		h := w.hash(part)
 		hashes, tags[h] = append(hashes, h), w.tag(part)
 		clear(form)
@@ -113,6 +120,40 @@ func (w *Watch) Seed(value []byte) {
 		t.filter[bit/64] |= 1 << (bit % 64)
 	}
 	w.table.Store(t)
+}
+
+// isShown reports whether the metrics show a text already, and counts it if so.
+func (w *Watch) isShown(part []byte) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !bytes.Contains(w.shown, part) {
+		return false
+	}
+	w.found[Metric]++
+	return true
+}
+
+// Metrics looks at all that the metrics are about to show, and returns what may be shown: lines that hold a value are left out, since
+// who may write a value must not take the others away.
+func (w *Watch) Metrics(text []byte) []byte {
+	if w == nil {
+		return text
+	}
+	if w.Look(Metric, text) {
+		var kept []byte
+		for line := range bytes.Lines(text) {
+			if !w.holds(line) {
+				kept = append(kept, line...)
+			}
+		}
+		if text = kept; w.holds(text) {
+			return nil // it goes over several lines
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.shown = append(w.shown[:0], text...)
+	return text
 }
 
 // forms are the ways in which a value usually shows up in text. They are copies.
@@ -148,7 +189,18 @@ func (w *Watch) tag(b []byte) (t [16]byte) {
 // Look searches a text that a sink is about to take, counts what it finds, and reports whether there was any. It costs about
 // a nanosecond a byte.
 func (w *Watch) Look(sink Sink, text []byte) bool {
-	if w == nil || len(text) < window {
+	if w == nil || !w.holds(text) {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.found[sink]++
+	return true
+}
+
+// holds reports whether there is a value in the text.
+func (w *Watch) holds(text []byte) bool {
+	if len(text) < window {
 		return false
 	}
 	t := w.table.Load()
@@ -159,9 +211,6 @@ func (w *Watch) Look(sink Sink, text []byte) bool {
 	for i := window; ; i++ {
 		if bit := h >> (64 - filterLog); t.filter[bit/64]&(1<<(bit%64)) != 0 {
 			if tag, ok := t.tags[h]; ok && tag == w.tag(text[i-window:i]) {
-				w.mu.Lock()
-				w.found[sink]++
-				w.mu.Unlock()
 				return true
 			}
 		}

@@ -116,6 +116,53 @@ func TestHandlerWithholds(t *testing.T) {
 	}
 }
 
+// Who may write a value takes nothing from the log and the metrics by writing their own words as one.
+func TestValuesLikeTheSinksOwnWords(t *testing.T) {
+	const text = "# HELP bailment_invariant_violations_total Violations.\nbailment_invariant_violations_total{invariant=\"revoked\"} 0\nbailment_requests_total 7\n"
+	w := New()
+	if got := w.Metrics([]byte(text)); string(got) != text {
+		t.Fatalf("%s", got)
+	}
+	for _, line := range strings.Split(text, "\n")[:3] {
+		w.Seed([]byte(line))
+	}
+	if got := w.Metrics([]byte(text)); string(got) != text || w.Found()[Metric] == 0 {
+		t.Errorf("%s, found %v", got, w.Found())
+	}
+	leak := value(32)
+	w.Seed(leak)
+	if got := w.Metrics([]byte(text + "bailment_x{a=\"" + hex.EncodeToString(leak) + "\"} 1\nbailment_y 2\n")); string(got) != text+"bailment_y 2\n" {
+		t.Errorf("%s", got)
+	}
+	lines := []byte("first line of a value\nsecond line of a value\n")
+	w.Seed(lines)
+	if got := w.Metrics(append([]byte(text), lines...)); got != nil {
+		t.Errorf("%s", got)
+	}
+
+	var out bytes.Buffer
+	log := slog.New(w.Handler(slog.NewJSONHandler(&out, nil)))
+	w.Seed([]byte("an invariant was violated"))
+	w.Seed([]byte("spiffe://test.example/node/join-token/web-1"))
+	log.Warn("an invariant was violated", "invariant", "revoked", "identity", "spiffe://test.example/node/join-token/web-1", "entry", 7)
+	for _, want := range []string{`"level":"ERROR"`, `"invariant":"revoked"`, `"entry":7`, `"msg":"` + withheld, `"identity":"` + withheld} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s is not in %s", want, &out)
+		}
+	}
+	out.Reset()
+	log.With("identity", "spiffe://test.example/node/join-token/web-1", "server", "s1").Info("started")
+	if !strings.Contains(out.String(), `"server":"s1"`) || strings.Contains(out.String(), "spiffe") {
+		t.Errorf("%s", &out)
+	}
+	out.Reset()
+	log.Info("two", "a", "first line of a value", "b\nsecond", "line of a value")
+	log.Info("first line of a value\nsecond line of a", " value", 1)
+	if strings.Contains(out.String(), "second line of a") {
+		t.Errorf("%s", &out)
+	}
+}
+
 func FuzzLook(f *testing.F) {
 	w := New()
 	v := []byte("a value that is long enough to be looked for")

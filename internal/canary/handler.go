@@ -5,7 +5,8 @@ import (
 	"log/slog"
 )
 
-// Handler passes records on and looks at them. One that holds a value is replaced: the log loses a line, and not the secret.
+// Handler passes records on and looks at them. Of one that holds a value the message or the attributes that do are replaced: the log
+// loses them, and not the secret; and who writes a value that is like the log's own words does not take whole lines from it.
 func (w *Watch) Handler(next slog.Handler) slog.Handler {
 	if w == nil {
 		return next
@@ -22,26 +23,57 @@ func (h *handler) Enabled(ctx context.Context, level slog.Level) bool {
 	return h.next.Enabled(ctx, level)
 }
 
+const withheld = "a text that held a secret value was withheld"
+
 func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	text := append(make([]byte, 0, 256), r.Message...)
 	r.Attrs(func(a slog.Attr) bool {
 		text = appendAttr(text, a)
 		return true
 	})
-	if h.watch.Look(Log, text) {
-		r = slog.NewRecord(r.Time, slog.LevelError, "a line that held a secret value was withheld", r.PC)
+	if !h.watch.Look(Log, text) {
+		return h.next.Handle(ctx, r)
 	}
-	return h.next.Handle(ctx, r)
+	safe := slog.NewRecord(r.Time, slog.LevelError, r.Message, r.PC)
+	if h.watch.holds([]byte(r.Message)) {
+		safe.Message = withheld
+	}
+	rest := []byte(safe.Message)
+	r.Attrs(func(a slog.Attr) bool {
+		a = h.watch.clean(a)
+		safe.AddAttrs(a)
+		rest = appendAttr(rest, a)
+		return true
+	})
+	if h.watch.holds(rest) { // it goes over several of them
+		safe = slog.NewRecord(r.Time, slog.LevelError, withheld, r.PC)
+	}
+	return h.next.Handle(ctx, safe)
 }
 
-// WithAttrs looks at once: what is kept for later lines is as bad as what is written. Found attributes are left out.
+// clean is the attribute, or what stands for it if it holds a value.
+func (w *Watch) clean(a slog.Attr) slog.Attr {
+	switch {
+	case !w.holds(appendAttr(nil, a)):
+		return a
+	case w.holds([]byte(a.Key)):
+		return slog.String("withheld", withheld)
+	}
+	return slog.String(a.Key, withheld)
+}
+
+// WithAttrs looks at once: what is kept for later lines is as bad as what is written.
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	var text []byte
 	for _, a := range attrs {
 		text = appendAttr(text, a)
 	}
 	if h.watch.Look(Log, text) {
-		return h
+		safe := make([]slog.Attr, len(attrs))
+		for i, a := range attrs {
+			safe[i] = h.watch.clean(a)
+		}
+		attrs = safe
 	}
 	return &handler{watch: h.watch, next: h.next.WithAttrs(attrs)}
 }

@@ -1,12 +1,12 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -31,23 +31,27 @@ func (s *Server) opsHandler() http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { s.readyz(w, s.Environments()) })
 	metrics := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, DisableCompression: true})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		metrics.ServeHTTP(&watchedWriter{ResponseWriter: w, server: s}, r)
+		page := watchedWriter{ResponseWriter: w, status: http.StatusOK}
+		metrics.ServeHTTP(&page, r)
+		text := s.silence.Metrics(page.text.Bytes())
+		if text == nil {
+			panic(http.ErrAbortHandler)
+		}
+		w.WriteHeader(page.status)
+		_, _ = w.Write(text) // the client may be gone
 	})
 	return mux
 }
 
-// watchedWriter breaks off an answer that would show a secret value.
+// watchedWriter keeps an answer back until it was looked through for secret values.
 type watchedWriter struct {
 	http.ResponseWriter
-	server *Server
+	status int
+	text   bytes.Buffer
 }
 
-func (w *watchedWriter) Write(p []byte) (int, error) {
-	if w.server.silence.Look(canary.Metric, p) {
-		panic(http.ErrAbortHandler)
-	}
-	return w.ResponseWriter.Write(p)
-}
+func (w *watchedWriter) WriteHeader(status int)      { w.status = status }
+func (w *watchedWriter) Write(p []byte) (int, error) { return w.text.Write(p) }
 
 // plain is what the API's port answers besides methods: health, of the connection's environment only.
 func (s *Server) plain(environment string, r *http.Request) http.HandlerFunc {

@@ -51,6 +51,24 @@ func TestLeakIsNoticed(t *testing.T) {
 	}
 }
 
+// Who may write a secret does not blind the metrics by writing their own words as its value: it is counted, and they stay.
+func TestMetricsSurviveTheirOwnWords(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{})
+	alice := h.Login("alice")
+	if n := silent(t, h); n != "0" {
+		t.Fatal(n)
+	}
+	if _, err := alice.Secret.Put(t.Context(), &pb.PutRequest{Secret: "app/password", Value: []byte("bailment_invariant_violations_total{")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := h.Env().Check(context.Background()); err != nil || len(found) == 0 || found[0].Invariant != "silent" {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if n := silent(t, h); n == "0" {
+		t.Error("the metric did not rise")
+	}
+}
+
 // silent is the metric of the invariant as a scrape shows it.
 func silent(t *testing.T, h *servertest.House) string {
 	t.Helper()
