@@ -31,6 +31,8 @@ const (
 	// room to contain something.
 	maxOpen     = 64
 	maxOpenEach = 8 // of one proposer
+	// Changes of one proposer in a day, whatever became of them: each is kept for a month, and its bundle for good.
+	maxDailyEach = 200
 )
 
 // ProposeRequest opens a change. Text is what the proposer signed; the server computes it again.
@@ -261,11 +263,17 @@ func validNonce(n string) bool {
 	return err == nil && len(b) == 16 && strings.ToLower(n) == n
 }
 
-// room refuses a proposal when too many of its sort could still be carried out.
+// room refuses a proposal when too many of its sort could still be carried out, or came from one person in a day.
 func (t *turn) room(proposer, action string) error {
-	all, own := 0, 0
+	all, own, daily := 0, 0, 0
 	t.s.Changes.All(func(_ uint64, c *state.Change) bool {
-		if (c.Action == ActionBundle) == (action == ActionBundle) && c.StateAt(t.now) == state.Proposed && c.Base == t.s.Bundle {
+		if (c.Action == ActionBundle) != (action == ActionBundle) {
+			return true
+		}
+		if c.Proposer == proposer && c.Created > t.now.Add(-24*time.Hour) {
+			daily++
+		}
+		if c.StateAt(t.now) == state.Proposed && c.Base == t.s.Bundle {
 			all++
 			if c.Proposer == proposer {
 				own++
@@ -276,6 +284,8 @@ func (t *turn) room(proposer, action string) error {
 	switch {
 	case own >= maxOpenEach:
 		return problem.New(problem.ReasonLimit, "%s has %d such changes open already", proposer, own).WithFix("reject some of them")
+	case daily >= maxDailyEach:
+		return problem.New(problem.ReasonLimit, "%s proposed %d such changes within the last day", proposer, daily)
 	case all >= maxOpen:
 		return problem.New(problem.ReasonLimit, "%d such changes are open already", all)
 	}

@@ -343,3 +343,32 @@ func TestOperatorsCanSign(t *testing.T) {
 	_, err = b.Propose(b.by["alice"], "alice", b.with("operators.yaml", text))
 	b.refused(err, problem.ReasonBundleInvalid)
 }
+
+// Who proposes and rejects, and proposes again, does not fill the state and the store.
+func TestChangesOfADay(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	b.revoke("bob", "identity:/workload/api")
+	hold := b.Hold("identity:/workload/api")
+	n := 0
+	for ; n < 300; n++ {
+		p, err := b.act("alice", control.ActionLiftHold, hold)
+		if err != nil {
+			b.refused(err, problem.ReasonLimit)
+			break
+		}
+		_, err = b.Env.Reject(context.Background(), b.by["alice"].Caller, p.Change.Index, "")
+		b.must(err)
+	}
+	if n != 200 {
+		t.Errorf("%d changes in a day", n)
+	}
+	_, err := b.act("bob", control.ActionLiftHold, hold)
+	b.must(err)
+	b.propose("alice", "a bundle")
+	b.inForce(1)
+	b.Advance(25 * time.Hour)
+	b.by["alice"] = b.Login("alice")
+	_, err = b.act("alice", control.ActionLiftHold, hold)
+	b.must(err)
+	b.inForce(1)
+}

@@ -665,6 +665,17 @@ var plants = []struct {
 			s.add(s.propose("hold.lift", "everything#1"))
 		}
 	}},
+	{invariant.Bounded, "too many changes of one proposer in a day", func(s *scene) {
+		for range 201 {
+			e := s.propose("hold.lift", "everything#1")
+			index := s.add(e)
+			if len(s.found) > 0 {
+				return
+			}
+			s.add(&state.ChangeRejected{Change: index, Actor: e.Actor, Ruling: s.ruling()})
+			s.found = nil // of the rejection; what is looked for comes with a proposal
+		}
+	}},
 	{invariant.Bounded, "too many whole denials", func(s *scene) {
 		r := s.release()
 		at := (s.entries[len(s.entries)-1].Time/60_000 + 1) * 60_000

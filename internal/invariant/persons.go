@@ -54,3 +54,43 @@ func (c *Checker) stops(st *step, s scope) int {
 	}
 	return len(hit)
 }
+
+// boundedProposal checks how long a change is open, and how many there are of its sort: open, open of one person, and of one person
+// in a day.
+func (c *Checker) boundedProposal(st *step, e *state.ChangeProposed, fail failure) {
+	if e.Expires <= st.at || e.Expires > st.at+maxChange {
+		fail("the change is open until %s", e.Expires)
+	}
+	all, own := 0, 0
+	for _, ch := range c.m.changes {
+		if (ch.action == "bundle") == (e.Action == "bundle") && ch.over == "" && st.at < ch.expires && ch.base == c.m.bundle {
+			all++
+			if ch.proposer == e.Actor.Identity {
+				own++
+			}
+		}
+	}
+	if all >= maxOpen || own >= maxOpenEach {
+		fail("%d such changes are open, %d of them by %s", all, own, e.Actor.Identity)
+	}
+	if n := len(c.m.ofDay(e, st.at)); n >= maxDailyEach {
+		fail("%s proposed %d such changes within a day", e.Actor.Identity, n)
+	}
+}
+
+// proposerOf is whose a proposal is, and of which sort.
+func proposerOf(e *state.ChangeProposed) string {
+	if e.Action == "bundle" {
+		return e.Actor.Identity + " bundle"
+	}
+	return e.Actor.Identity
+}
+
+// ofDay is when the proposals of that person and sort within the last day were made.
+func (m *model) ofDay(e *state.ChangeProposed, now state.Millis) []state.Millis {
+	made := m.proposed[proposerOf(e)]
+	for len(made) > 0 && made[0] <= now-day {
+		made = made[1:]
+	}
+	return made
+}
