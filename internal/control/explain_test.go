@@ -61,8 +61,10 @@ spec:
 		}
 	}
 	for _, r := range []control.ExplainRequest{
-		{Action: policy.ReadSecret, Secret: "db//a"}, {Action: policy.ReadSecret, Secret: "db/../a"},
-		{Action: policy.ReadSecret, Secret: "db/a", Purpose: "Run"}, {Action: policy.WriteSecret, Secret: "db/"},
+		{Action: policy.ReadSecret, Secret: "db//a"},
+		{Action: policy.ReadSecret, Secret: "db/../a"},
+		{Action: policy.ReadSecret, Secret: "db/a", Purpose: "Run"},
+		{Action: policy.WriteSecret, Secret: "db/"},
 	} {
 		_, err := w.Env.Explain(context.Background(), alice.Caller, r)
 		wantReason(t, err, problem.ReasonInvalid)
