@@ -581,9 +581,9 @@ func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) er
 	if err != nil {
 		return err
 	}
-	prog := e.Program()
-	if prog == nil {
-		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(s)
+	if err != nil {
+		return err
 	}
 	if _, p := operatorOf(prog, x); p != nil {
 		return e.unanswered(x, c, now, p)

@@ -308,6 +308,12 @@ func (e *Environment) program(ctx context.Context, manifest state.Digest) (*poli
 	return p, err
 }
 
+// inForce is the compiled bundle of a state that was published, for questions: it is compiled anew if the cache, at the moment
+// when it came into force, had no place for it.
+func (e *Environment) inForce(s *state.State) (*policy.Program, error) {
+	return e.program(e.run, s.Bundle)
+}
+
 func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*policy.Program, error) {
 	_, files, err := e.bundleFiles(ctx, manifest)
 	if err != nil {

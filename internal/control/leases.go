@@ -157,9 +157,9 @@ func leaseState(s *state.State, l *state.Lease, now state.Millis) string {
 
 // mayInspect lets operators who audit or revoke see what is not their own. A refusal is counted.
 func (e *Environment) mayInspect(x *state.Session, c Caller) error {
-	prog := e.Program()
-	if prog == nil {
-		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(e.log.State())
+	if err != nil {
+		return err
 	}
 	if p := mayInspect(prog, x); p != nil {
 		return e.unanswered(x, c, state.At(e.cfg.Now()), p)

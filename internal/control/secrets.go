@@ -328,7 +328,11 @@ func (e *Environment) Generate(ctx context.Context, c Caller, r GenerateRequest)
 		return nil, err
 	}
 	recipe := policy.Recipe{Name: r.Recipe, Length: r.Length}
-	if prog := e.Program(); recipe.Name == "" && prog != nil {
+	if recipe.Name == "" {
+		prog, err := e.inForce(e.log.State())
+		if err != nil {
+			return nil, err
+		}
 		if sec, ok := prog.Secret(r.Secret); ok && sec.Recipe.Name != "" {
 			recipe.Name = sec.Recipe.Name
 			if r.Length == 0 {
@@ -610,9 +614,9 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 	if err != nil {
 		return nil, "", err
 	}
-	prog := e.Program()
-	if prog == nil {
-		return nil, "", problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, "", err
 	}
 	var out []*state.Secret
 	next, scanned, last := "", 0, ""
