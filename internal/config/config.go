@@ -48,6 +48,7 @@ type Limits struct {
 	SourceHandshakes  Rate `yaml:"source_handshakes" default:"200/s 1000" doc:"New connections from one source. A TLS handshake costs about a millisecond of CPU."`
 	SourceRequests    Rate `yaml:"source_requests" default:"20000/s 40000" doc:"Requests from one source. Those over connections with a certificate of the environment have a limit of their own, of the same size."`
 	IdentityRequests  Rate `yaml:"identity_requests" default:"5000/s 10000" doc:"Requests of one identity."`
+	IdentitySessions  Rate `yaml:"identity_sessions" default:"5/s 1000" doc:"Sessions that one identity opens: its own, and those of processes on it. Each is remembered for an hour after its end, and its key for a day. Each KiB of claims counts as one more."`
 	UnprovedAttempts  Rate `yaml:"unproved_attempts" default:"20/s 200" doc:"Failed attestations, renewals and logins from one source, for each person, join token or session that they are about. Successful ones don't count."`
 	Queue             int  `yaml:"queue" default:"4096" min:"1" max:"65536" doc:"Requests that wait for the ledger; beyond it the answer is limited (overloaded), at once."`
 	IdentityStreams   int  `yaml:"identity_streams" default:"16" min:"1" max:"1024" doc:"Streams (watch, tail, rewrap) of one identity at a time."`

@@ -5,7 +5,6 @@ import (
 
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/policy"
-	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -80,9 +79,9 @@ func (e *Environment) MayPropose(c Caller) error {
 	if p != nil {
 		return p
 	}
-	prog := e.Program()
-	if prog == nil {
-		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(e.log.State())
+	if err != nil {
+		return err
 	}
 	if _, p := dutyOf(prog, x, policy.DutyPropose); p != nil {
 		return p

@@ -159,6 +159,7 @@ type Opened struct {
 type opening struct {
 	event state.SessionOpened
 	ttl   time.Duration
+	may   error // why it may not be opened now, if no more is wrong with it
 }
 
 // open enters the session and says what it will be.
@@ -166,6 +167,9 @@ func (t *turn) open(o opening, k sessionKey) (*Opened, error) {
 	ev := o.event
 	if p := t.openable(&ev); p != nil {
 		return nil, p
+	}
+	if o.may != nil {
+		return nil, o.may
 	}
 	if err := t.freshKey(k, ev.Identity); err != nil {
 		return nil, err
@@ -266,7 +270,11 @@ func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, err
 	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
 	out, proof, err := do(ctx, e,
 		func(_ context.Context, s *state.State) (proved, error) {
-			return e.verify(s, method, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+			p, err := e.verify(s, method, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+			if err == nil {
+				p.may = e.mayOpen(p.identity, p.size)
+			}
+			return p, err
 		},
 		func(t *turn, p proved) (*Opened, error) {
 			if err := t.spend(c); err != nil {
@@ -286,8 +294,11 @@ func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, err
 // proved is evidence that was verified under a bundle.
 type proved struct {
 	attest.Result
-	claims policy.Claims
-	bundle state.Digest
+	claims   policy.Claims
+	size     int // of the claims, in bytes of JSON
+	bundle   state.Digest
+	identity string // by that bundle; empty: the decision says why there is none
+	may      error  // why it may open no session now
 }
 
 func (e *Environment) verify(s *state.State, method attest.Method, in attest.Input) (proved, error) {
@@ -304,11 +315,14 @@ func (e *Environment) verify(s *state.State, method attest.Method, in attest.Inp
 		return proved{}, err
 	}
 	p := proved{Result: result, bundle: s.Bundle}
-	if p.Claims, err = canonicalClaims(result.Claims); err != nil {
+	if p.Claims, p.size, err = canonicalClaims(result.Claims); err != nil {
 		return proved{}, err
 	}
 	if p.claims, err = policy.PrepareClaims(p.Claims); err != nil {
 		return proved{}, problem.Wrap(err, problem.ReasonInvalid, "the evidence's claims")
+	}
+	if match, err := prog.IdentifyNode(method.Name, authorityOf(method.Name, p.Anchor), p.claims); err == nil {
+		p.identity = match.Path
 	}
 	return p, nil
 }
@@ -323,20 +337,19 @@ func authorityOf(method, anchor string) string {
 }
 
 // canonicalClaims brings claims into the form that they have after being read back from the ledger, so
-// that a decision now and its replay see the same values.
-func canonicalClaims(in map[string]any) (map[string]any, error) {
+// that a decision now and its replay see the same values, and says how many bytes they have in it.
+func canonicalClaims(in map[string]any) (out map[string]any, size int, err error) {
 	b, err := json.Marshal(in)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
+		return nil, 0, problem.Wrap(err, problem.ReasonInvalid, "claims")
 	}
 	if len(b) > attest.MaxClaims {
-		return nil, problem.New(problem.ReasonTooLarge, "claims of %d bytes are over the limit of %d", len(b), attest.MaxClaims)
+		return nil, 0, problem.New(problem.ReasonTooLarge, "claims of %d bytes are over the limit of %d", len(b), attest.MaxClaims)
 	}
-	var out map[string]any
 	if err := json.Unmarshal(b, &out); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "claims")
+		return nil, 0, problem.Wrap(err, problem.ReasonInvalid, "claims")
 	}
-	return out, nil
+	return out, len(b), nil
 }
 
 // params gives a method what it needs of the environment.
@@ -394,7 +407,7 @@ func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey
 			return nil, err
 		}
 	}
-	return t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now)}, key)
+	return t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now), may: p.may}, key)
 }
 
 // useToken judges the join token of an attestation: its first use, or a retry of that whose reply was lost.
@@ -476,11 +489,15 @@ func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error
 	if err := checkSignature(old.Cert.PublicKey, binding.Message(), r.Signature); err != nil {
 		return nil, err
 	}
-	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
+	type allowance struct{ may error }
+	prepare := func(context.Context, *state.State) (allowance, error) {
+		return allowance{e.mayOpen(old.ID.Path(), 0)}, nil
+	}
+	out, proof, err := do(ctx, e, prepare, func(t *turn, a allowance) (*Opened, error) {
 		if err := t.spend(c); err != nil {
 			return nil, err
 		}
-		return t.renew(old, c, key)
+		return t.renew(old, c, key, a.may)
 	})
 	if err != nil {
 		return nil, err
@@ -504,7 +521,7 @@ func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
 }
 
 // renew decides a renewal at the head.
-func (t *turn) renew(old custody.SVID, c challenge, key sessionKey) (*Opened, error) {
+func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
 	path := old.ID.Path()
 	id, ok := t.s.Identities.Get(path)
 	if !ok {
@@ -553,7 +570,7 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey) (*Opened, er
 	if redelivery {
 		ev.Counter = id.Counter
 	}
-	return t.open(opening{event: ev, ttl: match.Session}, key)
+	return t.open(opening{event: ev, ttl: match.Session, may: may}, key)
 }
 
 // sameReply reports whether a session is another reply to the request that made the newest one: the same key

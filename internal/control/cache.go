@@ -63,11 +63,36 @@ type claimCache struct {
 type preparedClaims struct {
 	from   map[string]any
 	claims policy.Claims
+	weight int
 }
 
-const maxCachedClaims = 65536
+// maxCachedClaims is how many claims are kept, where those of a usual session weigh one and larger ones more.
+const (
+	maxCachedClaims = 65536
+	usualClaims     = 32 // values
+)
 
 func one[V any](V) int { return 1 }
+
+func weightOfClaims(p preparedClaims) int { return p.weight }
+
+// valuesOf counts the values in claims, and their texts by length.
+func valuesOf(v any) int {
+	n := 1
+	switch v := v.(type) {
+	case string:
+		n += len(v) / 64
+	case []any:
+		for _, x := range v {
+			n += valuesOf(x)
+		}
+	case map[string]any:
+		for k, x := range v {
+			n += len(k)/64 + valuesOf(x)
+		}
+	}
+	return n
+}
 
 func newClaimCache() claimCache {
 	return claimCache{
@@ -85,14 +110,15 @@ func (c *claimCache) of(session uint64, claims map[string]any) (policy.Claims, e
 	if len(claims) == 0 {
 		return policy.Claims{}, nil
 	}
-	if p, ok := c.prepared.get(session, one); ok && sameMap(p.from, claims) {
+	if p, ok := c.prepared.get(session, weightOfClaims); ok && sameMap(p.from, claims) {
 		return p.claims, nil
 	}
 	p, err := policy.PrepareClaims(claims)
 	if err != nil {
 		return p, err
 	}
-	c.prepared.put(session, preparedClaims{claims, p}, 1)
+	made := preparedClaims{claims, p, 1 + valuesOf(claims)/usualClaims}
+	c.prepared.put(session, made, made.weight)
 	return p, nil
 }
 

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/ceremony"
-	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
@@ -32,6 +31,8 @@ const (
 	// room to contain something.
 	maxOpen     = 64
 	maxOpenEach = 8 // of one proposer
+	// Changes of one proposer in a day, whatever became of them: each is kept for a month, and its bundle for good.
+	maxDailyEach = 200
 )
 
 // ProposeRequest opens a change. Text is what the proposer signed; the server computes it again.
@@ -199,7 +200,6 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return nil, errStale
 	}
 	expires := state.At(p.text.Expires)
-	life := time.Duration(expires-t.now) * time.Millisecond
 	want := p.text
 	want.Scope, want.Role, want.Person, want.Base, want.Number = t.e.scope(t.s), ceremony.Proposer, op.Name, t.s.Bundle.String(), 0
 	if p.manifest != nil {
@@ -210,7 +210,7 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return nil, refuse(problem.ReasonSignature, "the signed text is not about this: %s", differs(want, p.text))
 	case !validNonce(p.text.Nonce), t.s.Once.Has("nonce:" + p.text.Nonce):
 		return nil, refuse(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
-	case life < minChangeLife || life > maxChangeLife:
+	case expires < t.now.Add(minChangeLife) || expires > t.now.Add(maxChangeLife): // as moments: a difference of centuries is no time.Duration
 		return nil, refuse(problem.ReasonInvalid, "a change is open from %s to %s", minChangeLife, maxChangeLife)
 	}
 	if err := t.room(x.Identity, p.text.Action); err != nil {
@@ -263,11 +263,17 @@ func validNonce(n string) bool {
 	return err == nil && len(b) == 16 && strings.ToLower(n) == n
 }
 
-// room refuses a proposal when too many of its sort could still be carried out.
+// room refuses a proposal when too many of its sort could still be carried out, or came from one person in a day.
 func (t *turn) room(proposer, action string) error {
-	all, own := 0, 0
+	all, own, daily := 0, 0, 0
 	t.s.Changes.All(func(_ uint64, c *state.Change) bool {
-		if (c.Action == ActionBundle) == (action == ActionBundle) && c.StateAt(t.now) == state.Proposed && c.Base == t.s.Bundle {
+		if (c.Action == ActionBundle) != (action == ActionBundle) {
+			return true
+		}
+		if c.Proposer == proposer && c.Created > t.now.Add(-24*time.Hour) {
+			daily++
+		}
+		if c.StateAt(t.now) == state.Proposed && c.Base == t.s.Bundle {
 			all++
 			if c.Proposer == proposer {
 				own++
@@ -278,6 +284,8 @@ func (t *turn) room(proposer, action string) error {
 	switch {
 	case own >= maxOpenEach:
 		return problem.New(problem.ReasonLimit, "%s has %d such changes open already", proposer, own).WithFix("reject some of them")
+	case daily >= maxDailyEach:
+		return problem.New(problem.ReasonLimit, "%s proposed %d such changes within the last day", proposer, daily)
 	case all >= maxOpen:
 		return problem.New(problem.ReasonLimit, "%d such changes are open already", all)
 	}
@@ -509,13 +517,13 @@ func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reaso
 			return nil, err
 		}
 		ch, ok := t.s.Changes.Get(change)
-		if !ok {
-			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "there is no change %d", change), action: "change.reject", session: x}
-		}
-		if ch.Proposer != x.Identity {
-			if _, err := t.duty(x, policy.DutyApprove); err != nil {
+		if !ok || ch.Proposer != x.Identity {
+			if _, err := t.duty(x, policy.DutyApprove); err != nil { // first: which changes there are is not for everybody
 				return nil, err
 			}
+		}
+		if !ok {
+			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "there is no change %d", change), action: "change.reject", session: x}
 		}
 		if st := ch.StateAt(t.now); st != state.Proposed {
 			return nil, &denied{problem: problem.New(problem.ReasonConflict, "change %d is %s", change, st), action: "change.reject", session: x}
@@ -573,13 +581,12 @@ func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) er
 	if err != nil {
 		return err
 	}
-	name, human := strings.CutPrefix(x.Identity, identity.PrefixHuman)
-	prog := e.Program()
-	if prog == nil {
-		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(s)
+	if err != nil {
+		return err
 	}
-	if _, ok := prog.Operator(name); !human || !ok {
-		return e.unanswered(x, c, now, problem.New(problem.ReasonDuty, "%s is not an operator", x.Identity))
+	if _, p := operatorOf(prog, x); p != nil {
+		return e.unanswered(x, c, now, p)
 	}
 	return nil
 }

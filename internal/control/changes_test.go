@@ -2,11 +2,15 @@ package control_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -302,4 +306,69 @@ func TestRoomForChanges(t *testing.T) {
 	if open, err := b.Env.ListChanges(context.Background(), b.by["bob"].Caller, true); err != nil || !slices.ContainsFunc(open, func(v control.ChangeView) bool { return v.Proposer == "/human/alice" }) {
 		t.Errorf("%v %v", open, err)
 	}
+}
+
+// A change is open for a fortnight at most, also when the difference of its moments is more than a duration can say.
+func TestChangesEnd(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	b.revoke("bob", "identity:/workload/api")
+	const most = 1<<63 - 1
+	for _, life := range [][]time.Duration{{most, most, 2, time.Hour}, {most}, {15 * 24 * time.Hour}, {30 * time.Second}} {
+		c := b.Change("alice", control.ActionLiftHold, b.Hold("identity:/workload/api"), nil)
+		c.Expires = b.Now()
+		for _, by := range life {
+			c.Expires = c.Expires.Add(by)
+		}
+		c.Expires = c.Expires.Truncate(time.Second)
+		text := c.Text()
+		_, err := b.Env.Propose(context.Background(), b.by["alice"].Caller, control.ProposeRequest{Text: text, SSHSIG: b.Sign("alice", ceremony.NamespaceChange, text)})
+		b.refused(err, problem.ReasonInvalid)
+	}
+	b.inForce(1)
+}
+
+// Whoever is listed by a key that no signature is accepted of could never approve anything: such a bundle locks an environment up.
+func TestOperatorsCanSign(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := ssh.NewPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBoard(t, 0, "alice")
+	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(public)), "\n")
+	text := fmt.Sprintf("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: [propose, approve]\n", line)
+	_, err = b.Propose(b.by["alice"], "alice", b.with("operators.yaml", text))
+	b.refused(err, problem.ReasonBundleInvalid)
+}
+
+// Who proposes and rejects, and proposes again, does not fill the state and the store.
+func TestChangesOfADay(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	b.revoke("bob", "identity:/workload/api")
+	hold := b.Hold("identity:/workload/api")
+	n := 0
+	for ; n < 300; n++ {
+		p, err := b.act("alice", control.ActionLiftHold, hold)
+		if err != nil {
+			b.refused(err, problem.ReasonLimit)
+			break
+		}
+		_, err = b.Env.Reject(context.Background(), b.by["alice"].Caller, p.Change.Index, "")
+		b.must(err)
+	}
+	if n != 200 {
+		t.Errorf("%d changes in a day", n)
+	}
+	_, err := b.act("bob", control.ActionLiftHold, hold)
+	b.must(err)
+	b.propose("alice", "a bundle")
+	b.inForce(1)
+	b.Advance(25 * time.Hour)
+	b.by["alice"] = b.Login("alice")
+	_, err = b.act("alice", control.ActionLiftHold, hold)
+	b.must(err)
+	b.inForce(1)
 }

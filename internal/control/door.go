@@ -181,25 +181,27 @@ func (t *turn) deny(d *denied) ledger.Draft {
 		Actor: actorOf(d.session), Ruling: t.ruling(d.grant),
 	})
 	if err != nil {
-		return ledger.Draft{}
+		t.draft = ledger.Draft{}
 	}
 	return t.draft
 }
 
+// sumOf counts a refusal that deny did not enter.
 func (t *turn) sumOf(d *denied) *denial {
-	if d.session == nil || t.whole(d.session.Identity) {
+	if d.session == nil || len(t.draft.Records) > 0 {
 		return nil
 	}
 	return &denial{method: "identity", identity: d.session.Identity, reason: d.problem.Reason, minute: int64(t.now) / 60_000}
 }
 
-// limitText keeps what a stranger wrote small where it is entered.
+// limitText keeps what a stranger wrote small where it is entered, and UTF-8, also where it is cut: an entry takes nothing else.
 func limitText(s string) string {
 	const most = 300
+	end := ""
 	if len(s) > most {
-		return s[:most] + "…"
+		s, end = s[:most], "…"
 	}
-	return s
+	return strings.ToValidUTF8(s, "") + end
 }
 
 func actorOf(x *state.Session) state.Actor {

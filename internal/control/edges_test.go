@@ -3,6 +3,7 @@ package control_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -233,4 +234,23 @@ func TestEmptyFile(t *testing.T) {
 	}
 	w.Reopen()
 	w.Put(w.Login("alice"), "db/a", "v")
+}
+
+// A refusal is accounted for whatever the name that was asked for: also one that is cut in the middle of a character, and one that
+// holds what no entry may.
+func TestRefusalsOfOddNamesAreEntered(t *testing.T) {
+	w := controltest.New(t, controltest.Options{})
+	node := w.Node(w.Login("alice"), "web-1")
+	for _, name := range []string{
+		strings.Repeat("x", 299) + "é", strings.Repeat("é", 400), strings.Repeat("x", 298) + "😀", "\u2028", "\xff\xfe", strings.Repeat("\x00", 1000), strings.Repeat("<", 1000),
+	} {
+		size := w.Env.Ledger().Size()
+		_, err := w.TryWorkload(node, name)
+		wantReason(t, err, problem.ReasonNoIdentity)
+		_, err = w.Env.Move(context.Background(), node.Caller, control.MoveRequest{Secret: name, Version: 1, To: state.Destroyed})
+		wantReason(t, err, problem.ReasonNoGrant)
+		if n := w.Env.Ledger().Size() - size; n != 2 {
+			t.Errorf("%.20q: %d of 2 refusals are entered", name, n)
+		}
+	}
 }

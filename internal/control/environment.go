@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/custody"
@@ -46,6 +48,8 @@ type Config struct {
 	Now func() time.Time
 	// Boot is the clock since the machine's start, by which the ledger judges Now; nil means CLOCK_BOOTTIME.
 	Boot func() time.Duration
+	// Openings bounds how fast an identity opens sessions.
+	Openings Openings
 	// ServerID names this server: /server/ID.
 	ServerID string
 	// SnapshotEvery is the least number of entries between state roots; a large state waits for a quarter of its rows, so that
@@ -73,6 +77,7 @@ type Environment struct {
 	programs programs
 	claims   claimCache
 	values   valueCache
+	openers  generations[string, *rate.Limiter]
 	denials  denialSums
 	watchers watchers
 	arrivals watchers // of entries, whatever they are
@@ -98,7 +103,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 		cfg.SnapshotEvery = 32768
 	}
 	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
-	e.claims, e.values.g.most = newClaimCache(), maxCachedBytes
+	e.claims, e.values.g.most, e.openers.most = newClaimCache(), maxCachedBytes, maxOpeners
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
@@ -301,6 +306,12 @@ func (e *Environment) program(ctx context.Context, manifest state.Digest) (*poli
 		e.programs.put(manifest, p, e.log.State().Bundle)
 	}
 	return p, err
+}
+
+// inForce is the compiled bundle of a state that was published, for questions: it is compiled anew if the cache, at the moment
+// when it came into force, had no place for it.
+func (e *Environment) inForce(s *state.State) (*policy.Program, error) {
+	return e.program(e.run, s.Bundle)
 }
 
 func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*policy.Program, error) {

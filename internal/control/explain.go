@@ -14,7 +14,7 @@ import (
 // ExplainRequest asks what would be decided, and why.
 type ExplainRequest struct {
 	Identity string // empty: the caller
-	Node     string // for a workload; empty: the newest session's
+	Node     string // for a workload; empty: the caller's own, or of another's newest session
 	Action   policy.Action
 	Secret   string
 	Purpose  string
@@ -37,8 +37,9 @@ type Explanation struct {
 	Generation uint64
 }
 
-// Explain decides as the door would, by the same functions, and writes nothing. Everybody may ask about himself; about
-// others, who has the duty audit or revoke.
+// Explain decides as the door would, by the same functions, and writes nothing. Everybody may ask about himself, which is the session
+// that he asks in; about others, who has the duty audit or revoke. Who has neither is told of the rules that name him and of no other,
+// and of a secret only what a read would have told him: a bundle is not for everybody to read, and neither is what there is.
 func (e *Environment) Explain(ctx context.Context, c Caller, r ExplainRequest) (*Explanation, error) {
 	s := e.log.State()
 	now := state.At(e.cfg.Now())
@@ -46,30 +47,57 @@ func (e *Environment) Explain(ctx context.Context, c Caller, r ExplainRequest) (
 	if err != nil {
 		return nil, err
 	}
+	r.Identity = strings.TrimPrefix(r.Identity, identity.Scheme+s.Env.Name)
+	r.Node = strings.TrimPrefix(r.Node, identity.Scheme+s.Env.Name)
 	if r.Identity == "" {
 		r.Identity = caller.Identity
-	}
-	r.Identity = strings.TrimPrefix(r.Identity, identity.Scheme+s.Env.Name)
-	if r.Identity != caller.Identity {
-		if err := e.mayInspect(caller, c); err != nil {
-			return nil, err
-		}
-	}
-	if err := identity.ValidPath(r.Identity); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInvalid, "the identity")
-	}
-	if r.Purpose == "" && r.Action == policy.ReadSecret {
-		r.Purpose = DefaultPurpose
 	}
 	prog, err := e.program(ctx, s.Bundle)
 	if err != nil {
 		return nil, err
 	}
-	return explain(s, prog, r, now)
+	q := question{ExplainRequest: r, all: mayInspect(prog, caller) == nil}
+	if r.Identity == caller.Identity && (r.Node == "" || r.Node == caller.Node) {
+		q.self = caller
+	} else if err := e.mayInspect(caller, c); err != nil {
+		return nil, err
+	}
+	if err := q.valid(); err != nil {
+		return nil, err
+	}
+	return explain(s, prog, q, now)
 }
 
-// explain is pure: state, program, request and time in, explanation out.
-func explain(s *state.State, prog *policy.Program, r ExplainRequest, now state.Millis) (*Explanation, error) {
+// question is what is to be explained, and to whom.
+type question struct {
+	ExplainRequest
+	self *state.Session // the caller's own session, if it is about himself
+	all  bool           // the caller may see everybody's
+}
+
+// valid refuses what the use case would refuse before it decides, and asks for a purpose where the use case does.
+func (q *question) valid() error {
+	if err := identity.ValidPath(q.Identity); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "the identity")
+	}
+	if _, err := identity.ParseSecretPath(q.Secret); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "the secret's name")
+	}
+	if q.Action != policy.ReadSecret {
+		q.Purpose = ""
+		return nil
+	}
+	if q.Purpose == "" {
+		q.Purpose = DefaultPurpose
+	}
+	if err := policy.ValidPurpose(q.Purpose); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "the purpose")
+	}
+	return nil
+}
+
+// explain is pure: state, program, question and time in, explanation out.
+func explain(s *state.State, prog *policy.Program, q question, now state.Millis) (*Explanation, error) {
 	out := &Explanation{Generation: s.Generation}
 	check := func(name string, p *problem.Problem, detail string) {
 		if p != nil {
@@ -80,42 +108,62 @@ func explain(s *state.State, prog *policy.Program, r ExplainRequest, now state.M
 		}
 		out.Checks = append(out.Checks, Check{Name: name, Passed: p == nil, Detail: detail})
 	}
-	x, p := explainSession(s, r, now)
+	x, p := explainSession(s, q, now)
 	check("session", p, fmt.Sprintf("session %d by %s, assurance %s", x.Index, x.Method, x.Assurance))
 	_, p = checkRevoked(s, state.SubjectOf(x), now)
 	check("revocation", p, "no cutoff or hold covers the identity")
 
 	claims := &claimCache{}
 	check("identity", stands(s, prog, claims, x), "by the bundle in force it is who it says")
-	in, err := inputOf(s, claims, x, r.Action, r.Secret, r.Purpose, now)
+	in, err := inputOf(s, claims, x, q.Action, q.Secret, q.Purpose, now)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the claims")
 	}
-	out.Decision, out.Rules = prog.Explain(in)
-	_, p = decidePermit(s, prog, claims, x, r.Action, r.Secret, r.Purpose, now)
-	check("grants", p, "permitted by "+out.Decision.Grant)
-	if r.Action == policy.ReadSecret {
-		p = nil
-		detail := ""
-		if sec, ok := s.Secrets.Get(r.Secret); !ok || sec.Current == 0 {
-			p = problem.New(problem.ReasonNoVersion, "%s has no current version", r.Secret)
-		} else {
-			detail = fmt.Sprintf("version %d is current", sec.Current)
+	var rules []policy.RuleTrace
+	out.Decision, rules = prog.Explain(in)
+	for _, t := range rules {
+		if q.all || t.Named {
+			out.Rules = append(out.Rules, t)
 		}
-		check("version", p, detail)
+	}
+	_, p = decidePermit(s, prog, claims, x, q.Action, q.Secret, q.Purpose, now)
+	check("grants", p, "permitted by "+out.Decision.Grant)
+	if q.all || p == nil && q.Claims == nil { // claims that were not proved open nothing
+		explainSecret(s, prog, q, check)
 	}
 	return out, nil
 }
 
-// explainSession is the newest session of an identity, or a stand-in where there is none.
-func explainSession(s *state.State, r ExplainRequest, now state.Millis) (*state.Session, *problem.Problem) {
+// explainSecret is what the use case asks once the action is permitted.
+func explainSecret(s *state.State, prog *policy.Program, q question, check func(string, *problem.Problem, string)) {
+	switch q.Action {
+	case policy.ReadSecret:
+		if sec, ok := s.Secrets.Get(q.Secret); !ok || sec.Current == 0 {
+			check("version", problem.New(problem.ReasonNoVersion, "%s has no current version", q.Secret), "")
+		} else {
+			check("version", nil, fmt.Sprintf("version %d is current", sec.Current))
+		}
+	case policy.WriteSecret, policy.GenerateSecret:
+		if declared, ok := prog.Secret(q.Secret); !ok {
+			check("declaration", problem.New(problem.ReasonNotDeclared, "%s is not declared in the bundle in force", q.Secret), "")
+		} else {
+			check("declaration", nil, "declared as "+declared.Pattern.String())
+		}
+	}
+}
+
+// explainSession is the caller's own session, the newest one of another identity, or a stand-in where there is none.
+func explainSession(s *state.State, r question, now state.Millis) (*state.Session, *problem.Problem) {
 	x := &state.Session{
 		Identity: r.Identity, Node: r.Node, Claims: r.Claims, Method: "none", Assurance: identity.Unbound.String(), Index: s.Next, Root: s.Next,
 		Generation: s.Generation, // without a proof there is nothing to ask the rules about
 	}
 	var p *problem.Problem
 	id, known := s.Identities.Get(r.Identity)
-	if !known {
+	if r.self != nil {
+		own := *r.self
+		x, known = &own, true
+	} else if !known {
 		p = problem.New(problem.ReasonNoSession, "%s has not been attested", r.Identity)
 	} else if live, ok := s.Sessions.Get(id.Session); ok {
 		copied := *live

@@ -20,3 +20,10 @@ func DecideTwice(before, head *state.State, scope state.Scope, now state.Millis)
 	a, b := t.surveyed(scope, seen), t.surveyed(scope, seen)
 	return Coverage{a.identities, a.horizon, a.rotate}, Coverage{b.identities, b.horizon, b.rotate}
 }
+
+// ForgetPrograms empties the cache of compiled bundles, as many proposals at the moment of a change may.
+func (e *Environment) ForgetPrograms() {
+	e.programs.mu.Lock()
+	defer e.programs.mu.Unlock()
+	e.programs.m = nil
+}

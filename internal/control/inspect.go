@@ -5,7 +5,6 @@ import (
 
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
-	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -23,9 +22,9 @@ func (e *Environment) inspector(c Caller) (*state.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog := e.Program()
-	if prog == nil {
-		return nil, problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, err
 	}
 	if _, p := dutyOf(prog, x, policy.DutyAudit); p != nil {
 		return nil, e.unanswered(x, c, now, p)

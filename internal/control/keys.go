@@ -162,7 +162,11 @@ func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapPr
 	if err != nil {
 		return err
 	}
-	if _, p := dutyOf(e.Program(), x, policy.DutyKeys); p != nil {
+	prog, err := e.inForce(s)
+	if err != nil {
+		return err
+	}
+	if _, p := dutyOf(prog, x, policy.DutyKeys); p != nil {
 		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
 	}
 	k, err := e.currentKeys(ctx, s)
@@ -306,7 +310,11 @@ func (e *Environment) ListKeys(_ context.Context, c Caller) ([]KeyView, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, p := dutyOf(e.Program(), x, policy.DutyKeys); p != nil {
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, err
+	}
+	if _, p := dutyOf(prog, x, policy.DutyKeys); p != nil {
 		if err := e.mayInspect(x, c); err != nil {
 			return nil, err
 		}

@@ -174,3 +174,32 @@ func TestWritersOfOneSecret(t *testing.T) {
 		}
 	}
 }
+
+// A bundle that is not compiled at the moment is compiled for whoever asks, and stops nobody.
+func TestQuestionsCompileTheBundle(t *testing.T) {
+	w := controltest.New(t, controltest.Options{})
+	alice := w.Login("alice")
+	ctx := context.Background()
+	for what, ask := range map[string]func() error{
+		"keys": func() error { _, err := w.Env.ListKeys(ctx, alice.Caller); return err },
+		"rewrap": func() error {
+			return w.Env.Rewrap(ctx, alice.Caller, func(control.RewrapProgress) error { return nil })
+		},
+		"secrets":    func() error { _, _, err := w.Env.ListSecrets(ctx, alice.Caller, "", control.Page{}); return err },
+		"leases":     func() error { _, _, err := w.Env.ListLeases(ctx, alice.Caller, "*", control.Page{}); return err },
+		"identities": func() error { _, _, err := w.Env.ListIdentities(ctx, alice.Caller, "", control.Page{}); return err },
+		"changes":    func() error { _, err := w.Env.ListChanges(ctx, alice.Caller, false); return err },
+		"entries":    func() error { return w.Env.Inspect(alice.Caller) },
+		"generate": func() error {
+			_, err := w.Env.Generate(ctx, alice.Caller, control.GenerateRequest{Secret: "db/a"})
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w.Env.ForgetPrograms()
+			if err := ask(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -157,18 +157,22 @@ func leaseState(s *state.State, l *state.Lease, now state.Millis) string {
 
 // mayInspect lets operators who audit or revoke see what is not their own. A refusal is counted.
 func (e *Environment) mayInspect(x *state.Session, c Caller) error {
-	prog := e.Program()
-	if prog == nil {
-		return problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(e.log.State())
+	if err != nil {
+		return err
 	}
+	if p := mayInspect(prog, x); p != nil {
+		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
+	}
+	return nil
+}
+
+func mayInspect(prog *policy.Program, x *state.Session) *problem.Problem {
 	if _, p := dutyOf(prog, x, policy.DutyAudit); p == nil {
 		return nil
 	}
 	_, p := dutyOf(prog, x, policy.DutyRevoke)
-	if p != nil {
-		return e.unanswered(x, c, state.At(e.cfg.Now()), p)
-	}
-	return nil
+	return p
 }
 
 func bigEndian(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }

@@ -481,3 +481,44 @@ func TestLifetimeShortened(t *testing.T) {
 	_, err := tryRenew(t, w, node)
 	wantReason(t, err, problem.ReasonLifetimeOver)
 }
+
+// One machine does not fill the state with sessions, its processes' neither, and a thief who uses up what it may open is noticed
+// all the same when the owner comes.
+func TestSessionsOfOneIdentityAreFew(t *testing.T) {
+	w := controltest.New(t, controltest.Options{Openings: control.Openings{PerSecond: 0.001, Burst: 20}})
+	alice := w.Login("alice")
+	web, other := w.Node(alice, "web-1"), w.Node(alice, "web-2")
+	flood := func(node controltest.Actor, claims map[string]any) (n int) {
+		for ; n < 100; n++ {
+			_, csr := controltest.Key(t)
+			_, err := w.Env.AttestWorkload(context.Background(), node.Caller, control.WorkloadRequest{Claims: claims, Want: "api", CSR: csr})
+			if err != nil {
+				wantReason(t, err, problem.ReasonRateLimited)
+				break
+			}
+		}
+		return n
+	}
+	if n := flood(web, map[string]any{"unix": map[string]any{"uid": 1000}}); n != 19 {
+		t.Errorf("%d sessions of its processes", n)
+	}
+	if n := flood(other, map[string]any{"text": strings.Repeat("x", 8000)}); n != 2 {
+		t.Errorf("%d sessions with large claims", n)
+	}
+	key, _ := controltest.Key(t)
+	_, err := w.Renew(web, key)
+	wantReason(t, err, problem.ReasonRateLimited)
+	if n := w.Env.State().Sessions.Len(); n > 30 {
+		t.Errorf("%d sessions", n)
+	}
+	// Others are not concerned, and neither are those who failed to prove anything.
+	third := w.Node(alice, "web-3")
+	stolen := third
+	if _, err := w.Renew(third, key); err != nil {
+		t.Fatal(err)
+	}
+	flood(third, nil)
+	late, _ := controltest.Key(t)
+	_, err = w.Renew(stolen, late)
+	wantReason(t, err, problem.ReasonForked)
+}

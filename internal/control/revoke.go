@@ -26,7 +26,7 @@ type RevokeRequest struct {
 type Revoked struct {
 	Index       uint64
 	Horizon     time.Time // when, at the latest, all that it covers is dead everywhere
-	Covers      int       // live identities in scope
+	Covers      int       // identities in scope that live, or lived until a provisional hold of the last hour
 	Cutoff      bool
 	Hold        bool
 	Provisional time.Time // set beyond the blast limit: the hold runs out then, unless a quorum confirms it
@@ -56,22 +56,26 @@ func newCovered() *covered {
 
 // survey looks through live sessions and leases from an index on.
 func survey(s *state.State, scope state.Scope, now state.Millis, from uint64, c *covered) {
+	since := s.StoppedSince(now)
 	s.Sessions.From(from, func(_ uint64, x *state.Session) bool {
-		if x.Expires > now && scope.Kind != state.ScopeSecret && scope.Covers(state.SubjectOf(x)) {
+		if x.Expires > since && scope.Kind != state.ScopeSecret && scope.Covers(state.SubjectOf(x)) {
 			c.identities[x.Identity] = true
 			c.horizon = max(c.horizon, x.Expires)
 		}
 		return true
 	})
 	s.Leases.From(from, func(_ uint64, l *state.Lease) bool {
-		if l.Expires > now && scope.Covers(state.SubjectOfLease(l)) {
-			if l.Returned == 0 {
-				c.identities[l.Identity] = true
-				c.horizon, c.bound = max(c.horizon, l.Expires), max(c.bound, l.Max)
-			}
-			if len(c.rotate) < maxRotate {
-				c.rotate[l.Secret] = true
-			}
+		if l.Expires <= since || !scope.Covers(state.SubjectOfLease(l)) {
+			return true
+		}
+		if l.Returned == 0 {
+			c.identities[l.Identity] = true
+		}
+		if l.Returned == 0 && l.Expires > now {
+			c.horizon, c.bound = max(c.horizon, l.Expires), max(c.bound, l.Max)
+		}
+		if l.Expires > now && len(c.rotate) < maxRotate {
+			c.rotate[l.Secret] = true
 		}
 		return true
 	})

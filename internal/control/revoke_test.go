@@ -201,6 +201,39 @@ func TestProvisionalHoldsAreFew(t *testing.T) {
 	b.inForce(1)
 }
 
+// What ends under a provisional hold still counts: who sets one and waits does not find the scope empty, and free to be held for good.
+func TestProvisionalHoldEmptiesNoScope(t *testing.T) {
+	limited := policy.Files{"environment.yaml": fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  approvals: {required: 1}\n  revocation: {blastLimit: 1}\n", controltest.EnvName)}
+	for _, scope := range []string{"identity:/workload/*", "identity:/workload/api"} {
+		t.Run(scope, func(t *testing.T) {
+			w := controltest.New(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Extra: limited})
+			b := &board{w, map[string]controltest.Actor{"alice": w.Login("alice")}}
+			b.Workload(b.Node(b.by["alice"], "web-1"), "")
+			b.Workload(b.Node(b.by["alice"], "special"), "/workload/other")
+			if r := b.revoke("alice", "identity:/workload/*"); r.Provisional.IsZero() {
+				t.Fatalf("%+v", r)
+			}
+			w.Advance(11 * time.Minute) // the hold stands, and the sessions are over
+			b.by["alice"], b.by["bob"] = b.Login("alice"), b.Login("bob")
+			_, err := revoke(w, b.by["bob"], scope, true)
+			if scope == "identity:/workload/api" { // within the limit, as ever
+				b.must(err)
+			} else {
+				b.refused(err, problem.ReasonExists)
+				w.Advance(5 * time.Minute) // and now it has run out
+				b.by["alice"] = b.Login("alice")
+				_, err = revoke(w, b.by["alice"], scope, true)
+				b.refused(err, problem.ReasonBlastLimit)
+				b.by["bob"] = b.Login("bob")
+				if r := b.revoke("bob", "node:/node/*"); r.Provisional.IsZero() {
+					t.Errorf("%+v", r)
+				}
+			}
+			b.inForce(1)
+		})
+	}
+}
+
 // What a decision covers does not depend on how often it was decided.
 func TestSurveyIsPure(t *testing.T) {
 	b := newBoard(t, 1, "alice", "bob")

@@ -328,7 +328,11 @@ func (e *Environment) Generate(ctx context.Context, c Caller, r GenerateRequest)
 		return nil, err
 	}
 	recipe := policy.Recipe{Name: r.Recipe, Length: r.Length}
-	if prog := e.Program(); recipe.Name == "" && prog != nil {
+	if recipe.Name == "" {
+		prog, err := e.inForce(e.log.State())
+		if err != nil {
+			return nil, err
+		}
 		if sec, ok := prog.Secret(r.Secret); ok && sec.Recipe.Name != "" {
 			recipe.Name = sec.Recipe.Name
 			if r.Length == 0 {
@@ -466,7 +470,8 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 		if !w.stage && sec.Current != 0 {
 			ev.Retires, ev.Until = sec.Current, t.now.Add(declared.Retain)
 		}
-		if ev.Destroys = makeRoom(sec, ev.Retires, limits.VersionsPerSecret, t.now); len(sec.Versions)-len(ev.Destroys) >= limits.VersionsPerSecret {
+		ev.Destroys = makeRoom(sec, ev.Retires, limits.VersionsPerSecret, t.now)
+		if len(sec.Versions)-len(ev.Destroys) >= limits.VersionsPerSecret && len(ev.Destroys) < maxDestroys {
 			return nil, refuse(problem.ReasonLimit, "%s has %d versions and none of them is retired", w.secret, len(sec.Versions))
 		}
 	}
@@ -486,11 +491,15 @@ func (t *turn) write(c Caller, w writing, p preparedSeal) (*Written, error) {
 	return &Written{Secret: w.secret, Version: ev.Version, State: ev.State, Index: index}, nil
 }
 
+// maxDestroys is how many versions one write destroys: their numbers fit into an entry. When a bundle has lowered the limit by more,
+// each write takes so many away until it is kept.
+const maxDestroys = 500
+
 // makeRoom picks the oldest retired versions that must go for one more to fit.
 func makeRoom(sec *state.Secret, retires uint64, most int, now state.Millis) []uint64 {
 	var out []uint64
 	for _, v := range sec.Versions {
-		if len(sec.Versions)-len(out) < most {
+		if len(sec.Versions)-len(out) < most || len(out) == maxDestroys {
 			break
 		}
 		if st := v.StateAt(now); v.Number != retires && (st == state.Retired || st == state.Destroyed) {
@@ -605,9 +614,9 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 	if err != nil {
 		return nil, "", err
 	}
-	prog := e.Program()
-	if prog == nil {
-		return nil, "", problem.New(problem.ReasonStarting, "the bundle is being compiled")
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, "", err
 	}
 	var out []*state.Secret
 	next, scanned, last := "", 0, ""

@@ -44,7 +44,11 @@ func (e *Environment) Login(ctx context.Context, r LoginRequest) (*Opened, error
 	out, proof, err := do(ctx, e,
 		func(_ context.Context, s *state.State) (string, error) {
 			prog, _ := e.programs.get(s.Bundle)
-			return verifyPerson(prog, r.Person, ceremony.NamespaceLogin, text, r.SSHSIG)
+			fingerprint, err := verifyPerson(prog, r.Person, ceremony.NamespaceLogin, text, r.SSHSIG)
+			if err != nil {
+				return "", err
+			}
+			return fingerprint, e.mayOpen(identity.PrefixHuman+r.Person, 0)
 		},
 		func(t *turn, fingerprint string) (*Opened, error) {
 			if err := t.spend(c); err != nil {
@@ -113,7 +117,7 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 	if err != nil {
 		return nil, err
 	}
-	claims, err := canonicalClaims(r.Claims)
+	claims, size, err := canonicalClaims(r.Claims)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +126,14 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "the workload's claims")
 	}
 	r.Want = workloadPath(r.Want, e.Name())
-	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Opened, error) {
+	may := func(_ context.Context, s *state.State) (struct{}, error) {
+		node, err := liveSession(s, c, state.At(e.cfg.Now()))
+		if err != nil {
+			return struct{}{}, nil //nolint:nilerr // the decision finds it out itself, at the head
+		}
+		return struct{}{}, e.mayOpen(node.Identity, size)
+	}
+	out, proof, err := do(ctx, e, may, func(t *turn, _ struct{}) (*Opened, error) {
 		node, err := t.session(c)
 		if err != nil {
 			return nil, err

@@ -87,7 +87,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Bounded, entry: (*Checker).bounded,
-		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; holds beyond the blast limit, tokens, open changes and whole denials have their bounds",
+		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, tokens, open changes and whole denials have their bounds",
 	},
 	{
 		Name: ExactlyOnce, entry: (*Checker).once,

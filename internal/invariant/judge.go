@@ -522,6 +522,7 @@ const (
 	maxStops       = 4 // provisional holds of one person in a day, no two of one scope
 	maxOpen        = 64
 	maxOpenEach    = 8 // open changes of one proposer, of bundles or not
+	maxDailyEach   = 200
 )
 
 func (c *Checker) bounded(st *step, fail failure) {
@@ -542,35 +543,13 @@ func (c *Checker) bounded(st *step, fail failure) {
 	case *state.SessionOpened:
 		c.boundedSession(st, e, fail)
 	case *state.RevocationRecorded:
-		if e.Until != 0 && (e.Until <= st.at || e.Until > st.at+maxProvisional) {
-			fail("a provisional hold stands until %s", e.Until)
-		}
-		if e.Until != 0 && st.prog != nil && (st.prog.Environment().Approvals > 0 || st.prog.Environment().Class != policy.Development) {
-			set := c.m.stopped[e.Actor.Identity]
-			if _, again := set[e.Scope]; again || len(set) >= maxStops {
-				fail("%s sets a provisional hold again, the last %d within a day", e.Actor.Identity, len(set))
-			}
-		}
+		c.boundedRevocation(st, e, fail)
 	case *state.TokenCreated:
 		if e.Expires <= st.at || e.Expires > st.at+maxToken {
 			fail("join token %s lives until %s", e.ID, e.Expires)
 		}
 	case *state.ChangeProposed:
-		if e.Expires <= st.at || e.Expires > st.at+maxChange {
-			fail("the change is open until %s", e.Expires)
-		}
-		all, own := 0, 0
-		for _, ch := range c.m.changes {
-			if (ch.action == "bundle") == (e.Action == "bundle") && ch.over == "" && st.at < ch.expires && ch.base == c.m.bundle {
-				all++
-				if ch.proposer == e.Actor.Identity {
-					own++
-				}
-			}
-		}
-		if all >= maxOpen || own >= maxOpenEach {
-			fail("%d such changes are open, %d of them by %s", all, own, e.Actor.Identity)
-		}
+		c.boundedProposal(st, e, fail)
 	case *state.RequestDenied:
 		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole {
 			fail("more than %d denials of %s in one minute", maxWhole, e.Actor.Identity)

@@ -19,7 +19,7 @@ const (
 
 // How long rows stay after their end. Longer than anything may refer to them.
 const (
-	afterSession   = 10 * minute
+	afterSession   = hour
 	afterLease     = 20 * minute
 	afterEnrolment = 40 * day
 	afterKey       = day
@@ -53,6 +53,7 @@ type model struct {
 	keyOwners  map[state.Digest]*keyOwner
 	envKeys    map[string]uint64                  // kind → highest number
 	vouching   map[string]state.KeyFacts          // kind → the newest key
+	proposed   map[string][]state.Millis          // person and sort of change → when, within the last day
 	stopped    map[string]map[string]state.Millis // person → scope of a provisional hold that he set → until when that counts
 	denials    map[string]*denials
 	roots      []state.StateRootSet
@@ -198,7 +199,7 @@ func newModel() *model {
 		secrets: map[string]*secret{}, tokens: map[string]*token{}, changes: map[uint64]*change{},
 		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
-		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{},
+		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{},
 	}
 }
 
@@ -318,6 +319,7 @@ func (m *model) learn(st *step) {
 			selfOK: e.SelfOK, expires: e.Expires, approvers: map[string]signing{},
 			proposal: m.signing(st.index, &e.Actor, &e.Signature, e.Bundle),
 		}
+		m.proposed[proposerOf(e)] = append(m.ofDay(e, st.at), st.at)
 		m.spend("n:"+e.Nonce, e.Expires)
 		m.later(e.Expires, 'c', st.index, "")
 	case *state.ChangeApproved:

@@ -115,6 +115,12 @@ func (s *scene) bring(path, text string) {
 	}
 }
 
+// limit brings a blast limit into force.
+func (s *scene) limit(n int) {
+	s.t.Helper()
+	s.bring("environment.yaml", strings.Replace(string(s.r.files["environment.yaml"]), "blastLimit: 50", fmt.Sprint("blastLimit: ", n), 1))
+}
+
 // ruling is that of the bundle in force.
 func (s *scene) ruling() state.Ruling {
 	r, b := s.write().Ruling, last[*state.BundleInForce](s, nil)
@@ -631,6 +637,22 @@ var plants = []struct {
 			s.addAt(e.Until+1, s.revoke("secret:db/c"))
 		}
 	}},
+	{invariant.Bounded, "one person's revocation beyond the limit", func(s *scene) {
+		s.limit(1)
+		s.add(s.revoke("everything"))
+	}},
+	{invariant.Bounded, "one person's revocation of what his provisional hold has ended", func(s *scene) {
+		s.limit(1)
+		now := s.entries[len(s.entries)-1].Time
+		for _, e := range []*state.SessionOpened{s.attest(), s.renew()} {
+			e.Expires, e.Key[3] = now+3_600_000, byte(len(s.entries))
+			s.add(e)
+		}
+		e := s.revoke("node:/node/*")
+		e.Cutoff, e.Hold, e.Until = false, true, now+15*60_000
+		s.addAt(now+1000, e)
+		s.addAt(now+3_600_001, s.revoke("identity:/node/*"))
+	}},
 	{invariant.Bounded, "many provisional holds of one person", func(s *scene) {
 		for i := range 5 {
 			e := s.revoke(fmt.Sprintf("identity:/workload/w%d", i))
@@ -641,6 +663,17 @@ var plants = []struct {
 	{invariant.Bounded, "too many open changes of one proposer", func(s *scene) {
 		for range 9 {
 			s.add(s.propose("hold.lift", "everything#1"))
+		}
+	}},
+	{invariant.Bounded, "too many changes of one proposer in a day", func(s *scene) {
+		for range 201 {
+			e := s.propose("hold.lift", "everything#1")
+			index := s.add(e)
+			if len(s.found) > 0 {
+				return
+			}
+			s.add(&state.ChangeRejected{Change: index, Actor: e.Actor, Ruling: s.ruling()})
+			s.found = nil // of the rejection; what is looked for comes with a proposal
 		}
 	}},
 	{invariant.Bounded, "too many whole denials", func(s *scene) {

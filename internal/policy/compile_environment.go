@@ -3,7 +3,6 @@ package policy
 import (
 	"crypto/rsa"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -11,6 +10,8 @@ import (
 
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/sshsig"
 )
 
 func (c *compiler) environment() {
@@ -198,8 +199,6 @@ func (c *compiler) quorum(at Pos) {
 	c.found.add(at, "no change could ever be approved: it takes %d person(s) with the duty approve besides the proposer", c.program.environment.Approvals)
 }
 
-const minRSABits = 3072
-
 // parseOperatorKey reads one authorized_keys line without options.
 func parseOperatorKey(line string) (OperatorKey, error) {
 	line = strings.TrimSpace(line)
@@ -216,23 +215,14 @@ func parseOperatorKey(line string) (OperatorKey, error) {
 	if len(options) > 0 || len(rest) > 0 {
 		return OperatorKey{}, errors.New("options are not allowed before the key")
 	}
-	switch key.Type() {
-	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
-		ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256:
-	case ssh.KeyAlgoRSA:
-		crypto, ok := key.(ssh.CryptoPublicKey)
-		if !ok {
-			return OperatorKey{}, errors.New("the RSA key is not understood")
-		}
-		public, ok := crypto.CryptoPublicKey().(*rsa.PublicKey)
-		if !ok || public.N.BitLen() < minRSABits {
-			return OperatorKey{}, fmt.Errorf("RSA keys need %d bits or more", minRSABits)
-		}
-		if public.E < 65537 {
+	// The rule of who checks signatures: a person whose keys it refuses could neither log in nor approve.
+	if err := sshsig.CheckKey(key); err != nil {
+		return OperatorKey{}, errors.New(problem.As(err).Message)
+	}
+	if crypto, ok := key.(ssh.CryptoPublicKey); ok {
+		if public, ok := crypto.CryptoPublicKey().(*rsa.PublicKey); ok && public.E < 65537 {
 			return OperatorKey{}, errors.New("the RSA key's exponent is too small")
 		}
-	default:
-		return OperatorKey{}, fmt.Errorf("keys of type %s are not accepted: use ed25519, ecdsa, rsa or a hardware-backed sk- key", key.Type())
 	}
 	return OperatorKey{key, ssh.FingerprintSHA256(key), comment}, nil
 }

@@ -254,6 +254,7 @@ type RuleTrace struct {
 	Matched []string `json:"matched,omitempty"` // the parts that fit: action, identity, secret, purpose, assurance, condition
 	Failed  string   `json:"failed,omitempty"`  // the first part that did not
 	Why     string   `json:"why,omitempty"`     // for people
+	Named   bool     `json:"-"`                 // its identities include the one that asks
 	stage   stage
 }
 
@@ -274,7 +275,7 @@ func (p *Program) Explain(in *Input) (Decision, []RuleTrace) {
 }
 
 func (g *grant) trace(in *Input, s stage, err error) RuleTrace {
-	t := RuleTrace{Grant: g.name, Effect: g.effect, Source: g.source, Applies: s == stageApplies, stage: s}
+	t := RuleTrace{Grant: g.name, Effect: g.effect, Source: g.source, Applies: s == stageApplies, Named: matchAny(g.identities, in.Identity), stage: s}
 	for i := stageAction; i < s; i++ {
 		if i == stageCondition && g.when == nil {
 			continue

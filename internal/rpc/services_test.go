@@ -124,7 +124,7 @@ func lists(t *testing.T, alice, app *servertest.Clients, node string) {
 		t.Fatal(ids, err)
 	}
 	x, err := app.Explain.Explain(ctx, &pb.ExplainRequest{Action: "secret.read", Secret: "app/password"})
-	if err != nil || !x.Allowed || x.Grant != "app-reads" || len(x.Rules) != 2 || len(x.Checks) < 3 {
+	if err != nil || !x.Allowed || x.Grant != "app-reads" || len(x.Rules) != 1 || len(x.Checks) < 3 {
 		t.Fatal(x, err)
 	}
 	x, err = app.Explain.Explain(ctx, &pb.ExplainRequest{Action: "secret.write", Secret: "app/password"})

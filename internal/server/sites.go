@@ -127,6 +127,7 @@ func (s *Server) openOver(ctx context.Context, name, dir string, open func(conte
 	return control.Open(ctx, control.Config{
 		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Logger: logger,
 		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, Boot: s.o.Boot, ServerID: s.cfg.ServerID, Silence: s.silence,
+		Openings: control.Openings{PerSecond: s.cfg.Limits.IdentitySessions.PerSecond, Burst: s.cfg.Limits.IdentitySessions.Burst},
 		OnViolation: func(invariant, detail string) {
 			s.metrics.violated(invariant)
 			logger.Error("an invariant was violated", "invariant", invariant, "detail", detail)

@@ -494,7 +494,25 @@ func (e *RevocationRecorded) apply(s *State, m Meta) error {
 
 // ProvisionalName is under what Once remembers that a person set a provisional hold, for a day: whoever sets it again when it
 // has run out, or under another scope, would stop things for longer than one person may. An empty scope gives the prefix.
-func ProvisionalName(person, scope string) string { return "hold:" + person + "\x00" + scope }
+func ProvisionalName(person, scope string) string { return provisionalPrefix + person + "\x00" + scope }
+
+const provisionalPrefix = "hold:"
+
+// StoppedSince is since when provisional holds may have kept identities from living on, within the last hour; now if none was set.
+// What ended in that time ended by them: who sets a hold, and waits until sessions have run out under it, must not find a scope empty.
+func (s *State) StoppedSince(now Millis) Millis {
+	since := now
+	s.Once.From(provisionalPrefix, func(name string, until Millis) bool {
+		if !strings.HasPrefix(name, provisionalPrefix) {
+			return false
+		}
+		if set := until - provisionalMemory; set > now-keepSession {
+			since = min(since, set)
+		}
+		return true
+	})
+	return since
+}
 
 // carryOut ends a change that an entry carries out.
 func (s *State) carryOut(change uint64, target string, m Meta) error {

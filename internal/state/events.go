@@ -206,7 +206,7 @@ type RevocationRecorded struct {
 	Hold    bool   `json:"hold"`
 	Until   Millis `json:"until,omitempty"` // a provisional hold beyond the blast limit
 	Horizon Millis `json:"horizon"`         // when, at the latest, all that it covers is dead everywhere
-	Covers  int    `json:"covers"`          // live identities in scope
+	Covers  int    `json:"covers"`          // identities in scope that live, or lived until a provisional hold
 	Reason  string `json:"reason"`
 	Change  uint64 `json:"change,omitempty"`
 	Actor   Actor  `json:"actor"`

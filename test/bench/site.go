@@ -14,8 +14,8 @@ import (
 
 const envName = "bench.example"
 
-// All limits are on; those on one source are wide, since the whole load comes from one address here.
-const limits = "limits: {source_connections: 4096, source_handshakes: 100000/s 100000, source_requests: 1000000/s 1000000, identity_requests: 1000000/s 1000000}\n"
+// All limits are on; those on one source and one node are wide, since the whole load comes from one here.
+const limits = "limits: {source_connections: 4096, source_handshakes: 100000/s 100000, source_requests: 1000000/s 1000000, identity_requests: 1000000/s 1000000, identity_sessions: 1000000/s 1000000}\n"
 
 func newSite(ctx context.Context, dir, bin string) (*site.Site, error) {
 	return site.New(ctx, site.Options{Name: envName, Bin: bin, Dir: dir, Config: limits, Extra: bundle()})

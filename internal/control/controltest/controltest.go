@@ -61,7 +61,8 @@ type Options struct {
 	Wrap func(store.Store) store.Store
 	// SnapshotEvery is passed on.
 	SnapshotEvery uint64
-	Holder        keyring.Holder // default: a file holder
+	Openings      control.Openings // passed on
+	Holder        keyring.Holder   // default: a file holder
 }
 
 // EnvName is the name of the environment that New makes.
@@ -105,7 +106,7 @@ func New(t testing.TB, o Options) *World {
 			}
 			return o.Wrap(st), nil
 		},
-		Holder: holder, Source: src, Methods: methods.All(), Now: w.Now, ServerID: "s1", SnapshotEvery: o.SnapshotEvery,
+		Holder: holder, Source: src, Methods: methods.All(), Now: w.Now, ServerID: "s1", SnapshotEvery: o.SnapshotEvery, Openings: o.Openings,
 	}
 	w.Open()
 	t.Cleanup(func() {
