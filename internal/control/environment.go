@@ -202,7 +202,7 @@ func (e *Environment) Methods() attest.Methods { return e.cfg.Methods }
 
 func (e *Environment) readGenesis(ctx context.Context) (*state.Genesis, error) {
 	var g *state.Genesis
-	err := e.log.Entries(ctx, 0, 1, func(_ uint64, x store.Entry) error {
+	_, err := e.log.VerifySlice(ctx, 0, 1, func(_ uint64, x store.Entry) error {
 		entry, err := state.Decode(x.Body)
 		if err != nil {
 			return err

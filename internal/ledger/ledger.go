@@ -6,8 +6,8 @@
 // Guaranteed: a caller who gets an answer can rely on it after a crash at any later instruction;
 // decide functions see every entry before them and none after; memory is never ahead of the store;
 // a commit whose outcome is unknown stops everything until the store was opened and verified
-// again; who can write the store, and has no checkpoint key, can't add to its end or cut it off so that it is
-// believed: at most a whole former store can be put back. Not guaranteed: that a proposal that was answered with an unknown outcome was not done.
+// again; who can write the store, and has no checkpoint key, can't change what is read of it, add to its end or cut it
+// off so that it is believed: at most a whole former store can be put back. Not guaranteed: that a proposal that was answered with an unknown outcome was not done.
 // Retry it with the same idempotency key.
 //
 // Its place: package control is the only caller of Commit; package store is below it.

@@ -237,12 +237,17 @@ func loadTree(ctx context.Context, st store.Store, head store.Head) (*tree, erro
 // replaySlice is how many entries are read at a time.
 const replaySlice = 1024
 
-// replay applies the entries from index on, and checks each against its stored leaf hash. applied, unless nil, is called
-// after each.
+// replay applies the entries from index on. applied, unless nil, is called after each. Each is compared with its stored leaf hash,
+// which says which one was changed; and all of them with the tree's root, because the leaf hashes lie beside the entries and
+// only the root is under the signed checkpoint.
 func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64, applied func()) error {
-	for from < l.tree.size {
-		limit := min(replaySlice, int(l.tree.size-from))
-		n, err := VerifySlice(ctx, st, from, limit, func(index uint64, e store.Entry) error {
+	read, err := readFrom(ctx, st, from)
+	if err != nil {
+		return fmt.Errorf("replaying the ledger: %w", err)
+	}
+	for read.size < l.tree.size {
+		limit := min(replaySlice, int(l.tree.size-read.size))
+		err := read.slice(ctx, st, limit, func(index uint64, e store.Entry) error {
 			if e.Commitment != nil {
 				return problem.New(problem.ReasonTampered, "entry %d is redacted and no snapshot covers it", index)
 			}
@@ -257,10 +262,10 @@ func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64, applie
 		if err != nil {
 			return fmt.Errorf("replaying the ledger: %w", err)
 		}
-		if n != limit {
-			return problem.New(problem.ReasonTampered, "entry %d is missing", from+uint64(n))
-		}
-		from += uint64(n)
+	}
+	if from < l.tree.size && read.root() != l.tree.root {
+		return problem.New(problem.ReasonTampered, "the entries from %d on are not those of the signed tree", from).
+			WithFix("`bailment ledger verify --dir` names the entry")
 	}
 	return nil
 }
