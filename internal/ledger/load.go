@@ -103,7 +103,7 @@ func (l *Log[S]) salt(entries []store.Entry) error {
 func Load[S Machine[S]](ctx context.Context, cfg Config[S]) (*Log[S], error) {
 	cfg.setDefaults()
 	l := &Log[S]{
-		cfg: cfg, queue: make(chan *proposal[S], cfg.Limits.Queue), stop: make(chan struct{}), stopped: make(chan struct{}),
+		cfg: cfg, queue: make(chan *proposal[S], cfg.Limits.Queue), suspect: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
 		clock: clock{wall: cfg.Now, boot: cfg.Boot},
 	}
 	st, err := cfg.Open(ctx)
@@ -174,6 +174,17 @@ func (l *Log[S]) checkStored(stored []byte, verifiers []note.Verifier) error {
 }
 
 func (l *Log[S]) load(ctx context.Context, st store.Store) error {
+	if err := l.reduce(ctx, st); err != nil {
+		return err
+	}
+	if l.cfg.Time != nil {
+		l.tree.time = l.cfg.Time(l.work)
+	}
+	return nil
+}
+
+// reduce reads the tree and the state.
+func (l *Log[S]) reduce(ctx context.Context, st store.Store) error {
 	head, err := st.Head(ctx)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonStore, "reading the head")
@@ -188,6 +199,9 @@ func (l *Log[S]) load(ctx context.Context, st store.Store) error {
 		index, snapshot, err := st.Snapshot(ctx, most-1)
 		if errors.Is(err, store.ErrNotFound) {
 			break
+		}
+		if err == nil && index >= most {
+			err, index = problem.New(problem.ReasonTampered, "the store gave a snapshot of entry %d, asked for one before %d", index, most), 0
 		}
 		if err == nil {
 			if err = l.loadFrom(ctx, st, index, snapshot); err == nil {

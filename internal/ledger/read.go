@@ -65,14 +65,14 @@ func (l *Log[S]) Receipt(ctx context.Context, index uint64) ([]byte, error) {
 		entry = store.Entry{Salt: append([]byte(nil), e.Salt...), Body: append([]byte(nil), e.Body...), Commitment: append([]byte(nil), e.Commitment...)}
 		return nil
 	})
-	if err != nil {
+	if l.Failed(err) != nil {
 		return nil, problem.Wrap(err, problem.ReasonStore, "reading entry %d", index)
 	}
 	if len(entry.Commitment) > 0 {
 		return nil, problem.New(problem.ReasonNotFound, "entry %d was redacted", index)
 	}
 	hashes, err := tlog.ProveRecord(int64(v.tree.size), int64(index), hashReader{ctx, v.store})
-	if err != nil {
+	if l.Failed(err) != nil {
 		return nil, problem.Wrap(err, problem.ReasonStore, "proving entry %d", index)
 	}
 	return formatReceipt(index, entry, hashes, v.checkpoint)
@@ -95,7 +95,7 @@ func (l *Log[S]) Consistency(ctx context.Context, old, size uint64) (tlog.TreePr
 		return nil, 0, problem.New(problem.ReasonInvalid, "a consistency proof goes from at least 1 to at most %d entries", v.tree.size)
 	}
 	proof, err := tlog.ProveTree(int64(size), int64(old), hashReader{ctx, v.store})
-	if err != nil {
+	if l.Failed(err) != nil {
 		return nil, 0, problem.Wrap(err, problem.ReasonStore, "proving consistency from %d to %d", old, size)
 	}
 	return proof, size, nil
@@ -108,12 +108,12 @@ func (l *Log[S]) Entries(ctx context.Context, from uint64, limit int, fn func(in
 		return nil
 	}
 	limit = min(limit, int(v.tree.size-from))
-	return v.store.Entries(ctx, from, limit, fn)
+	return l.Failed(v.store.Entries(ctx, from, limit, fn))
 }
 
 // SaveSnapshot stores a reduced state, for the next start. The caller commits its root first.
 func (l *Log[S]) SaveSnapshot(ctx context.Context, index uint64, data []byte) error {
-	if err := l.published.Load().store.PutSnapshot(ctx, index, data); err != nil {
+	if err := l.Failed(l.published.Load().store.PutSnapshot(ctx, index, data)); err != nil {
 		return problem.Wrap(err, problem.ReasonStore, "storing a snapshot")
 	}
 	return nil
@@ -122,6 +122,11 @@ func (l *Log[S]) SaveSnapshot(ctx context.Context, index uint64, data []byte) er
 // VerifySlice reads at most limit entries from index on, proves that they are those of the newest tree, and then
 // calls fn with each. It returns how many there were.
 func (l *Log[S]) VerifySlice(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
+	n, err := l.verifySlice(ctx, from, limit, fn)
+	return n, l.Failed(err)
+}
+
+func (l *Log[S]) verifySlice(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
 	v := l.published.Load()
 	if from >= v.tree.size {
 		return 0, nil
