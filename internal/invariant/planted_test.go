@@ -597,7 +597,7 @@ var plants = []planted{
 		r := s.release()
 		made := last(s, func(i uint64, _ *state.SecretReleased) bool { return i == r.Lease })
 		s.add(&state.LeaseRenewed{Lease: r.Lease, Expires: made.Max + 1, Actor: r.Actor, Ruling: r.Ruling})
-	}, ""},
+	}, "which ends between"},
 	{invariant.Bounded, "a lease of another secret", func(s *scene) {
 		e := s.release()
 		e.Secret, e.Version = "db/b", 1
@@ -607,12 +607,12 @@ var plants = []planted{
 		e := s.workload()
 		e.Expires += 3_600_000
 		s.add(e)
-	}, ""},
+	}, "the bundle allows 10m0s"},
 	{invariant.Bounded, "a session beyond its enrolment", func(s *scene) {
 		e := s.renew()
 		e.Expires = e.Lifetime + 1
 		s.add(e)
-	}, ""},
+	}, "after its enrolment's"},
 	{invariant.Bounded, "a process's session beyond its node's", func(s *scene) {
 		e := s.workload()
 		node := last(s, func(i uint64, _ *state.SessionOpened) bool { return i == e.NodeSession })
@@ -726,7 +726,7 @@ var plants = []planted{
 		e := s.write()
 		e.Retires = 0
 		s.add(e)
-	}, ""},
+	}, "and version 0 is retired for the new one"},
 	{invariant.Lifecycle, "a release of a retired version", func(s *scene) {
 		s.add(&state.SecretMoved{Secret: "db/c", Version: 1, From: state.Current, To: state.Retired, Actor: s.write().Actor, Ruling: s.write().Ruling})
 		s.add(s.release())
@@ -810,7 +810,7 @@ var plants = []planted{
 		b, p := s.inForce()
 		b.Change = s.add(p)
 		s.add(b)
-	}, ""},
+	}, "has the approval of 0 persons"},
 	{invariant.Separated, "a bundle in force without a change", func(s *scene) {
 		b, _ := s.inForce()
 		s.add(b)
@@ -819,7 +819,7 @@ var plants = []planted{
 		p := s.propose("hold.lift", "everything")
 		p.Required = 0
 		s.add(p)
-	}, ""},
+	}, "it needs no approval"},
 	{invariant.Separated, "a change that its proposer may approve, where the bundle says others", func(s *scene) {
 		p := s.propose("hold.lift", "everything")
 		p.SelfOK = true
@@ -891,7 +891,7 @@ var plants = []planted{
 		s.genesis(func(g *state.Genesis) {
 			g.Keys = append(g.Keys, state.KeyFacts{Name: "checkpoint/0", Public: make([]byte, 32)})
 		})
-	}, ""},
+	}, "its document has no key"},
 	{invariant.Confined, "a key less in genesis", func(s *scene) { s.genesis(func(g *state.Genesis) { g.Keys = g.Keys[:2] }) }, ""},
 	{invariant.Confined, "another key in genesis", func(s *scene) { s.genesis(func(g *state.Genesis) { g.Keys[1].Public[0]++ }) }, ""},
 	{invariant.Confined, "a key in genesis that another vouches for", func(s *scene) {

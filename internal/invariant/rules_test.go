@@ -173,6 +173,17 @@ var rulePlants = []planted{
 		s.add(p)
 	}, "bob does not have the duty propose"},
 
+	{invariant.Permitted, "a release that can't be decided again", func(s *scene) {
+		e := s.release()
+		e.Actor.Session = 1 << 40
+		s.add(e)
+	}, "it can't be decided again"},
+
+	{invariant.Bounded, "a lease renewed beyond its grant", func(s *scene) {
+		r := s.release()
+		made := last(s, func(i uint64, _ *state.SecretReleased) bool { return i == s.r.cast.Lease })
+		s.add(&state.LeaseRenewed{Lease: r.Lease, Expires: made.Max + 1, Actor: r.Actor, Ruling: r.Ruling})
+	}, "beyond 1h0m0s"},
 	{invariant.Bounded, "a release under a lease that is not there", func(s *scene) {
 		e := s.release()
 		e.Lease = 1 << 40
@@ -265,6 +276,19 @@ var rulePlants = []planted{
 		s.add(s.approve(b.Change))
 		s.add(b)
 	}, "is about another bundle"},
+	{invariant.Lifecycle, "a hold lifted by a change that would confirm it", func(s *scene) {
+		held := s.revoke("issuer:x509:corp")
+		held.Hold = true
+		at := s.add(held)
+		ch := s.add(s.propose("revocation.confirm", hold("issuer:x509:corp", at)))
+		s.add(s.approve(ch))
+		s.add(&state.HoldLifted{Scope: "issuer:x509:corp", Hold: at, Change: ch})
+	}, "is a revocation.confirm"},
+	{invariant.Lifecycle, "a release of a version that never was", func(s *scene) {
+		e := s.release()
+		e.Version = 99
+		s.add(e)
+	}, "there is no version 99 of db/c"},
 	{invariant.Lifecycle, "a hold lifted twice", func(s *scene) {
 		ch, at := s.approved()
 		s.add(&state.HoldLifted{Scope: "issuer:x509:corp", Hold: at, Change: ch})
@@ -360,5 +384,5 @@ var rulePlants = []planted{
 		e := s.workload()
 		e.Node = "node"
 		s.add(e)
-	}, "node"},
+	}, `"node" is not an identity of this environment`},
 }
