@@ -193,13 +193,14 @@ func (t *turn) sumOf(d *denied) *denial {
 	return &denial{method: "identity", identity: d.session.Identity, reason: d.problem.Reason, minute: int64(t.now) / 60_000}
 }
 
-// limitText keeps what a stranger wrote small where it is entered.
+// limitText keeps what a stranger wrote small where it is entered, and UTF-8, which an entry must be: a refusal that could not be
+// written down would leave no trace.
 func limitText(s string) string {
 	const most = 300
 	if len(s) > most {
-		return s[:most] + "…"
+		return strings.ToValidUTF8(s[:most], "") + "…" // without the half of a character
 	}
-	return s
+	return strings.ToValidUTF8(s, "\ufffd")
 }
 
 func actorOf(x *state.Session) state.Actor {

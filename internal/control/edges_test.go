@@ -3,6 +3,7 @@ package control_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -233,4 +234,19 @@ func TestEmptyFile(t *testing.T) {
 	}
 	w.Reopen()
 	w.Put(w.Login("alice"), "db/a", "v")
+}
+
+// A refusal is entered, whatever text it is about: one that is cut within a character too.
+func TestDenialOfAnyText(t *testing.T) {
+	w := controltest.New(t, controltest.Options{})
+	node := w.Node(w.Login("alice"), "web-1")
+	for n := 280; n < 300; n++ {
+		before := w.Env.Ledger().Size()
+		if _, err := w.TryWorkload(node, "/workload/"+strings.Repeat("a", n)+strings.Repeat("€", 10)); err == nil {
+			t.Fatal("it was attested")
+		}
+		if w.Env.Ledger().Size() != before+1 {
+			t.Errorf("the refusal of a name with %d letters before it gets long was not entered", n)
+		}
+	}
 }
