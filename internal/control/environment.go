@@ -135,7 +135,7 @@ func (e *Environment) start(ctx context.Context) error {
 	if _, err := e.program(ctx, s.Bundle); err != nil {
 		return err
 	}
-	if err := e.log.Start(k.Signers(), k.Verifiers()); err != nil {
+	if err := e.log.Start(k.Signers(), k.HeadVerifiers()); err != nil {
 		return err
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })

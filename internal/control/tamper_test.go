@@ -276,3 +276,30 @@ func TestForgedEntry(t *testing.T) {
 		})
 	}
 }
+
+// A checkpoint key that was rotated away signs no more: who has stolen it, and can write the database, adds nothing to the end.
+func TestRetiredCheckpointKey(t *testing.T) {
+	ctx := context.Background()
+	w := controltest.New(t, controltest.Options{})
+	alice := w.Login("alice")
+	f := newForger(t, w)
+	vault := custody.Vault{Holder: w.Config.Holder, Genesis: w.Genesis, Read: func(ctx context.Context, name string) ([]byte, error) {
+		return w.Env.Ledger().Store().Key(ctx, name)
+	}}
+	stolen, err := vault.Unseal(ctx, w.Env.State(), f.origin)
+	check(t, err)
+	f.signer, f.verifier = stolen.Signers()[0], stolen.Verifiers()[0]
+	for range 2 {
+		_, _, err := w.Env.RotateKey(ctx, alice.Caller, custody.Checkpoint)
+		check(t, err)
+		w.Reopen() // the batch of the rotation is the newest
+	}
+	w.Put(alice, "node/key", "v")
+	s := w.Env.State()
+	w.Close()
+	f.add(&state.SecretMoved{
+		Secret: "node/key", Version: 1, From: state.Current, To: state.Compromised, Actor: state.Actor{Identity: "/human/alice", Session: alice.Caller.Session},
+		Ruling: state.Ruling{Generation: s.Generation, Bundle: s.Bundle, Grant: "writers", Evaluator: 1},
+	})
+	f.refused()
+}

@@ -343,3 +343,36 @@ func TestReopenNotices(t *testing.T) {
 		})
 	}
 }
+
+// A log that is opening its store again, which may take as long as it likes, can be closed.
+func TestCloseWhileReopening(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	open, again := cfg.Open, make(chan struct{})
+	var opened atomic.Bool
+	cfg.Open = func(ctx context.Context) (store.Store, error) {
+		if opened.CompareAndSwap(false, true) {
+			return open(ctx)
+		}
+		close(again)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	l, err := ledger.Load(t.Context(), cfg)
+	must(t, err)
+	verifier, err := note.NewVerifier(r.vkey)
+	must(t, err)
+	must(t, l.Start([]note.Signer{signerOf(t, r.skey)}, []note.Verifier{verifier}))
+	r.plan(storetest.Fault{Op: storetest.OpAppend, Call: 1})
+	if _, _, err := add(l, "a", 1); err == nil {
+		t.Fatal("a failed write was acknowledged")
+	}
+	<-again
+	done := make(chan error, 1)
+	go func() { done <- l.Close() }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it hangs")
+	}
+}

@@ -357,8 +357,15 @@ func (l *Log[S]) refuseQueued() {
 }
 
 func (l *Log[S]) reopen(before *view[S], attempted *tree) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithCancel(context.Background()) // however long a replay takes
 	defer cancel()
+	go func() {
+		select {
+		case <-l.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	st, err := l.cfg.Open(ctx)
 	if err != nil {
 		return err
