@@ -611,7 +611,7 @@ func (e *Environment) GetChange(ctx context.Context, c Caller, change uint64) (*
 		return nil, problem.New(problem.ReasonNotFound, "there is no change %d", change)
 	}
 	d := &ChangeDetail{ChangeView: ChangeView{ch, ch.StateAt(now)}}
-	err := e.log.Entries(ctx, change, 1, func(_ uint64, x store.Entry) error {
+	_, err := e.log.VerifySlice(ctx, change, 1, func(_ uint64, x store.Entry) error {
 		entry, err := state.Decode(x.Body)
 		if err != nil {
 			return err

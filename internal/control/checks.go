@@ -27,7 +27,7 @@ const (
 )
 
 // checks are the running checks of the invariants (DESIGN §3): every entry is judged by package invariant, which knows nothing of
-// this one. After a start all are read back from the store and compared with their leaf hashes; what is entered from then on is
+// this one. After a start all are read back from the store and proved to be those of the tree; what is entered from then on is
 // judged as it was committed, because to read it back costs ten times what judging it costs. The hourly replay reads everything
 // back.
 type checks struct {
@@ -266,11 +266,11 @@ func (e *Environment) provide(ctx context.Context, ev state.Event) error {
 	return nil
 }
 
-// readSlices reads entries back in slices, compares each with its leaf hash, and rests after each slice.
+// readSlices reads entries back in slices, proves that they are those of the tree in force, and rests after each slice.
 func (e *Environment) readSlices(ctx context.Context, from, to uint64, rest resting, fn func(index uint64, body []byte) error) error {
 	for from < to {
 		begin, size := time.Now(), e.log.Size()
-		n, err := ledger.VerifySlice(ctx, e.log.Store(), from, int(min(checkSlice, to-from)), func(index uint64, x store.Entry) error {
+		n, err := e.log.VerifySlice(ctx, from, int(min(checkSlice, to-from)), func(index uint64, x store.Entry) error {
 			if len(x.Commitment) > 0 {
 				return problem.New(problem.ReasonUnsupported, "entry %d is redacted, and what rests on it can't be judged", index)
 			}

@@ -194,7 +194,8 @@ func (t *turn) sumOf(d *denied) *denial {
 	return &denial{method: "identity", identity: d.session.Identity, reason: d.problem.Reason, minute: int64(t.now) / 60_000}
 }
 
-// limitText keeps what a stranger wrote small where it is entered, and UTF-8, also where it is cut: an entry takes nothing else.
+// limitText keeps what a stranger wrote small where it is entered, and UTF-8, also where it is cut: an entry takes nothing else, and a
+// refusal that could not be written down would leave no trace.
 func limitText(s string) string {
 	const most = 300
 	end := ""

@@ -108,7 +108,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
 		Open: cfg.OpenStore, New: state.New, Restore: state.Restore, Confirm: confirmSnapshot,
-		Origin: originOf, Published: e.published, Committed: e.committed, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now, Boot: cfg.Boot,
+		Origin: originOf, Time: func(s *state.State) time.Time { return s.Time.Time() }, Published: e.published, Committed: e.committed, Logger: cfg.Logger, Limits: cfg.Limits, Rand: cfg.Source, Now: cfg.Now, Boot: cfg.Boot,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the environment: %w", err)
@@ -140,7 +140,7 @@ func (e *Environment) start(ctx context.Context) error {
 	if _, err := e.program(ctx, s.Bundle); err != nil {
 		return err
 	}
-	if err := e.log.Start(k.Signers(), k.Verifiers()); err != nil {
+	if err := e.log.Start(k.Signers(), k.HeadVerifiers()); err != nil {
 		return err
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })
@@ -207,7 +207,7 @@ func (e *Environment) Methods() attest.Methods { return e.cfg.Methods }
 
 func (e *Environment) readGenesis(ctx context.Context) (*state.Genesis, error) {
 	var g *state.Genesis
-	err := e.log.Entries(ctx, 0, 1, func(_ uint64, x store.Entry) error {
+	_, err := e.log.VerifySlice(ctx, 0, 1, func(_ uint64, x store.Entry) error {
 		entry, err := state.Decode(x.Body)
 		if err != nil {
 			return err
@@ -345,7 +345,10 @@ func (e *Environment) bundleFiles(ctx context.Context, manifest state.Digest) (*
 		return nil, nil, problem.New(problem.ReasonTampered, "the manifest is not the one of digest %s", manifest)
 	}
 	files, err := m.Fetch(func(d policy.Digest) ([]byte, error) { return st.Blob(ctx, store.Digest(d)) })
-	if err != nil {
+	switch {
+	case errors.Is(e.log.Failed(err), store.ErrFatal), ctx.Err() != nil && err != nil:
+		return nil, nil, e.storeProblem(err, "reading the bundle's files")
+	case err != nil:
 		return nil, nil, problem.Wrap(err, problem.ReasonTampered, "reading the bundle's files")
 	}
 	return m, files, nil
@@ -353,7 +356,9 @@ func (e *Environment) bundleFiles(ctx context.Context, manifest state.Digest) (*
 
 // storeProblem maps a store's error once.
 func (e *Environment) storeProblem(err error, doing string) error {
-	switch {
+	switch err = e.log.Failed(err); {
+	case problem.Is(err, problem.ReasonTampered):
+		return err
 	case errors.Is(err, store.ErrNotFound):
 		return problem.Wrap(err, problem.ReasonNotFound, "%s", doing)
 	case errors.Is(err, store.ErrFatal):

@@ -19,7 +19,8 @@ import (
 // vault reads wrapped keys from the store as it is open now.
 func (e *Environment) vault() custody.Vault {
 	return custody.Vault{Holder: e.cfg.Holder, Genesis: e.genesis, Read: func(ctx context.Context, name string) ([]byte, error) {
-		return e.log.Store().Key(ctx, name)
+		data, err := e.log.Store().Key(ctx, name)
+		return data, e.log.Failed(err)
 	}}
 }
 

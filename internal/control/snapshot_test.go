@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/bailment/bailment/internal/control/controltest"
 	"github.com/bailment/bailment/internal/store"
+	"github.com/bailment/bailment/internal/store/storetest"
 )
 
 // change changes a closed environment's database, past the store.
@@ -90,4 +92,48 @@ func (s snapless) Entries(ctx context.Context, from uint64, limit int, fn func(u
 		s.lowest.Store(from)
 	}
 	return s.Store.Entries(ctx, from, limit, fn)
+}
+
+// A store that fails in a write that nobody waits for is opened again, though all that is asked for are reads.
+func TestStoreFailsBesideCommits(t *testing.T) {
+	var newest atomic.Pointer[storetest.Faulty]
+	w := controltest.New(t, controltest.Options{Wrap: func(s store.Store) store.Store {
+		newest.Store(storetest.NewFaulty(s))
+		return newest.Load()
+	}})
+	alice := w.Login("alice")
+	w.Put(alice, "node/key", "v")
+	node := w.Node(alice, "web-1")
+	w.Reopen() // no ciphertext is cached
+	newest.Load().Plan(storetest.Fault{Op: storetest.OpPutSnapshot, Call: 1})
+	if err := w.Env.Snapshot(context.Background()); err == nil {
+		t.Fatal("the fault was not met")
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(5 * time.Millisecond) {
+		_, _, err := w.Get(node, "node/key")
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still failing: %v; ready says %v", err, w.Env.Ready())
+		}
+	}
+	if n := w.Env.Ledger().Stats().Reloads.Load(); n != 1 {
+		t.Errorf("%d reloads", n)
+	}
+}
+
+// The ledger's time is that of its entries, whatever the store notes beside them.
+func TestForgedTime(t *testing.T) {
+	for _, time := range []string{"time + 3600000", "1", "1 << 62", "-1 << 62"} {
+		w := controltest.New(t, controltest.Options{})
+		w.Put(w.Login("alice"), "node/key", "v")
+		w.Close()
+		change(w, "UPDATE batches SET time = "+time+" WHERE first = (SELECT max(first) FROM batches)")
+		w.Open()
+		if err := w.Env.Ready(); err != nil {
+			t.Errorf("%s: %v", time, err)
+		}
+		w.Put(w.Login("alice"), "node/key", "w")
+	}
 }

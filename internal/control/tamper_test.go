@@ -232,3 +232,74 @@ func TestForgedCheckpointKey(t *testing.T) {
 	f.add(events...)
 	f.refused()
 }
+
+// Who can write the database changes an entry of the past and each stored hash that it is compared with by itself. A start reads it
+// unless a snapshot covers it, and then the running checks do.
+func TestForgedEntry(t *testing.T) {
+	for name, covered := range map[string]bool{"read at start": false, "under a snapshot": true} {
+		t.Run(name, func(t *testing.T) {
+			w := controltest.New(t, controltest.Options{})
+			alice := w.Login("alice")
+			index := w.Env.Ledger().Size()
+			w.Put(alice, "node/key", "v")
+			w.Put(alice, "node/key", "w") // so that the hash above it is not at the snapshot's edge, which a start reads
+			w.Put(alice, "node/key", "x")
+			if covered {
+				check(t, w.Env.Snapshot(context.Background()))
+			}
+			w.Put(alice, "node/key", "y")
+			var forged []byte
+			check(t, w.Env.Ledger().Entries(context.Background(), index, 1, func(_ uint64, e store.Entry) error {
+				entry, err := state.Decode(e.Body)
+				check(t, err)
+				entry.Event.(*state.SecretWritten).Digest[0] ^= 1
+				forged, err = state.Encode(entry)
+				return err
+			}))
+			w.Close()
+			f := newForger(t, w)
+			salt := make([]byte, store.SaltSize)
+			leaf := verify.LeafHash(verify.LeafCommitment([store.SaltSize]byte(salt), forged))
+			at := tlog.StoredHashIndex(0, int64(index))
+			change(w, fmt.Sprintf("UPDATE entries SET data = x'%x%x' WHERE idx = %d", salt, forged, index),
+				fmt.Sprintf(`UPDATE batches SET hashes = CAST(substr(hashes, 1, (%[1]d - hash) * 32) || x'%[2]x' || substr(hashes, (%[1]d - hash) * 32 + 33) AS BLOB)
+					WHERE hash = (SELECT max(hash) FROM batches WHERE hash <= %[1]d)`, at, leaf[:]))
+			if !covered {
+				f.refused()
+				return
+			}
+			w.Open()
+			_, _, err := w.Env.Check(context.Background())
+			if n := w.Env.CheckStatus().Violations; err != nil || n == 0 {
+				t.Errorf("the running checks found %d violations, %v", n, err)
+			}
+		})
+	}
+}
+
+// A checkpoint key that was rotated away signs no more: who has stolen it, and can write the database, adds nothing to the end.
+func TestRetiredCheckpointKey(t *testing.T) {
+	ctx := context.Background()
+	w := controltest.New(t, controltest.Options{})
+	alice := w.Login("alice")
+	f := newForger(t, w)
+	vault := custody.Vault{Holder: w.Config.Holder, Genesis: w.Genesis, Read: func(ctx context.Context, name string) ([]byte, error) {
+		return w.Env.Ledger().Store().Key(ctx, name)
+	}}
+	stolen, err := vault.Unseal(ctx, w.Env.State(), f.origin)
+	check(t, err)
+	f.signer, f.verifier = stolen.Signers()[0], stolen.Verifiers()[0]
+	for range 2 {
+		_, _, err := w.Env.RotateKey(ctx, alice.Caller, custody.Checkpoint)
+		check(t, err)
+		w.Reopen() // the batch of the rotation is the newest
+	}
+	w.Put(alice, "node/key", "v")
+	s := w.Env.State()
+	w.Close()
+	f.add(&state.SecretMoved{
+		Secret: "node/key", Version: 1, From: state.Current, To: state.Compromised, Actor: state.Actor{Identity: "/human/alice", Session: alice.Caller.Session},
+		Ruling: state.Ruling{Generation: s.Generation, Bundle: s.Bundle, Grant: "writers", Evaluator: 1},
+	})
+	f.refused()
+}

@@ -145,7 +145,11 @@ func (k *Keys) Signers() []note.Signer { return k.signers }
 // Verifiers verify checkpoints of this and all former keys. Each is proved to be of this environment by its private half.
 func (k *Keys) Verifiers() []note.Verifier { return k.verifiers }
 
-// VerifierKeys are the same as text, the current one first.
+// HeadVerifiers verify the checkpoint of the newest batch: it is signed by what were the Signers then, and one rotation may have been
+// entered since. A key before those signs no more, so who has stolen one, or broken in where it was, adds nothing to the end.
+func (k *Keys) HeadVerifiers() []note.Verifier { return k.verifiers[:len(k.signers)] }
+
+// VerifierKeys are the Verifiers as text, the current one first.
 func (k *Keys) VerifierKeys() []string { return k.vkeys }
 
 // Wipe overwrites what Go lets us overwrite. The Keys must not be used any more.

@@ -126,17 +126,17 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 			fail("session %d is closed in session %d", e.Session, e.Actor.Session)
 		}
 	case *state.ChangeApproved:
-		if ch := c.open(st, e.Change, fail); ch != nil && ch.base != c.m.bundle {
+		if ch := c.open(e.Change, fail); ch != nil && ch.base != c.m.bundle {
 			fail("change %d was made for another bundle than the one in force", e.Change)
 		}
 	case *state.ChangeRejected:
-		c.open(st, e.Change, fail)
+		c.open(e.Change, fail)
 	case *state.BundleInForce:
-		if ch := c.complete(st, e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
+		if ch := c.complete(e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
 			fail("change %d is about another bundle", e.Change)
 		}
 	case *state.HoldLifted:
-		if ch := c.complete(st, e.Change, "hold.lift", fail); ch != nil && ch.target != target(e.Scope, e.Hold) {
+		if ch := c.complete(e.Change, "hold.lift", fail); ch != nil && ch.target != target(e.Scope, e.Hold) {
 			fail("change %d is about another hold", e.Change)
 		}
 		if h, ok := c.m.holds[e.Scope]; !ok || h.index != e.Hold {
@@ -153,7 +153,7 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		if !ok || (h.until != 0 && st.at >= h.until) {
 			fail("there is no hold on %s to confirm", e.Scope)
 		}
-		if ch := c.complete(st, e.Change, "revocation.confirm", fail); ch != nil && ch.target != target(e.Scope, h.index) {
+		if ch := c.complete(e.Change, "revocation.confirm", fail); ch != nil && ch.target != target(e.Scope, h.index) {
 			fail("change %d is about another hold", e.Change)
 		}
 	}
@@ -223,22 +223,20 @@ func (c *Checker) lifecycleMove(st *step, e *state.SecretMoved, fail failure) {
 }
 
 // open checks that a change is open.
-func (c *Checker) open(st *step, index uint64, fail failure) *change {
+func (c *Checker) open(index uint64, fail failure) *change {
 	ch := c.m.changes[index]
 	switch {
 	case ch == nil:
 		fail("there is no open change %d", index)
 	case ch.over != "":
 		fail("change %d is %s", index, ch.over)
-	case st.at >= ch.expires:
-		fail("change %d expired at %s", index, ch.expires)
-	}
+	} // one that expired is forgotten at once
 	return ch
 }
 
 // complete checks that a change is open, about the action, and made for the bundle in force.
-func (c *Checker) complete(st *step, index uint64, action string, fail failure) *change {
-	ch := c.open(st, index, fail)
+func (c *Checker) complete(index uint64, action string, fail failure) *change {
+	ch := c.open(index, fail)
 	if ch == nil {
 		return nil
 	}

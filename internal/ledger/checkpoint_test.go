@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -179,7 +180,8 @@ func TestStartRefuses(t *testing.T) {
 			r.forge()
 			r.put(last)
 		},
-		"another key": func(r *rig, _ []byte) { _, r.vkey, _ = note.GenerateKey(rand.Reader, origin) },
+		"a changed entry with its leaf hash": func(r *rig, _ []byte) { r.rewrite(1, record("a", 666).Body) },
+		"another key":                        func(r *rig, _ []byte) { _, r.vkey, _ = note.GenerateKey(rand.Reader, origin) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
@@ -223,6 +225,64 @@ func (r *rig) forge() {
 		r.t.Fatal(err)
 	}
 	must(r.t, l.Close())
+}
+
+// rewrite changes an entry and the one stored hash that it is compared with first, its leaf's.
+func (r *rig) rewrite(index uint64, body []byte) {
+	r.t.Helper()
+	salt := make([]byte, store.SaltSize)
+	leaf := verify.LeafHash(verify.LeafCommitment([store.SaltSize]byte(salt), body))
+	at := tlog.StoredHashIndex(0, int64(index))
+	r.exec(fmt.Sprintf("UPDATE entries SET data = x'%x%x' WHERE idx = %d", salt, body, index),
+		fmt.Sprintf(`UPDATE batches SET hashes = CAST(substr(hashes, 1, (%[1]d - hash) * 32) || x'%[2]x' || substr(hashes, (%[1]d - hash) * 32 + 33) AS BLOB)
+			WHERE hash = (SELECT max(hash) FROM batches WHERE hash <= %[1]d)`, at, leaf[:]))
+}
+
+// Every slice of every tree is proved to be of it, and one with a changed entry is not, though its leaf hash was changed as well.
+func TestVerifySlice(t *testing.T) {
+	r := newRig(t)
+	l := r.start()
+	slice := func(from uint64, limit int) (n int, err error) {
+		return l.VerifySlice(t.Context(), from, limit, func(index uint64, e store.Entry) error {
+			if index != from+uint64(n) || len(e.Body) == 0 {
+				t.Errorf("entry %d of a slice from %d on: %q", index, from, e.Body)
+			}
+			n++
+			return nil
+		})
+	}
+	const size = 21
+	for l.Size() < size {
+		for from := range l.Size() + 2 {
+			for limit := 1; limit < size; limit += 3 {
+				want := int(min(uint64(limit), l.Size()-min(from, l.Size())))
+				if n, err := slice(from, limit); n != want || err != nil {
+					t.Fatalf("%d entries from %d on of %d: %d, %v", limit, from, l.Size(), n, err)
+				}
+			}
+		}
+		if _, _, err := add(l, "a", int(l.Size())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := l.State()
+	b, err := json.Marshal(map[string]any{"N": s.n, "Last": s.last})
+	must(t, err)
+	must(t, l.SaveSnapshot(t.Context(), s.n-1, b))
+	_, _, err = add(l, "a", 1) // the entry under the signed root that confirms the snapshot
+	must(t, err)
+	must(t, l.Close())
+	r.rewrite(6, record("a", 666).Body)
+	l = r.start() // it is under the snapshot, so the start does not read it
+	for from := range l.Size() {
+		for limit := 1; limit < size; limit += 3 {
+			_, err := slice(from, limit)
+			// A slice that begins behind it begins with its leaf hash.
+			if holds := from == 7 || from <= 6 && 6 < from+uint64(limit); holds != problem.Is(err, problem.ReasonTampered) || !holds && err != nil {
+				t.Errorf("%d entries from %d on: %v", limit, from, err)
+			}
+		}
+	}
 }
 
 // put stores a checkpoint.
@@ -281,5 +341,38 @@ func TestReopenNotices(t *testing.T) {
 				t.Fatalf("got %v", err)
 			}
 		})
+	}
+}
+
+// A log that is opening its store again, which may take as long as it likes, can be closed.
+func TestCloseWhileReopening(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	open, again := cfg.Open, make(chan struct{})
+	var opened atomic.Bool
+	cfg.Open = func(ctx context.Context) (store.Store, error) {
+		if opened.CompareAndSwap(false, true) {
+			return open(ctx)
+		}
+		close(again)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	l, err := ledger.Load(t.Context(), cfg)
+	must(t, err)
+	verifier, err := note.NewVerifier(r.vkey)
+	must(t, err)
+	must(t, l.Start([]note.Signer{signerOf(t, r.skey)}, []note.Verifier{verifier}))
+	r.plan(storetest.Fault{Op: storetest.OpAppend, Call: 1})
+	if _, _, err := add(l, "a", 1); err == nil {
+		t.Fatal("a failed write was acknowledged")
+	}
+	<-again
+	done := make(chan error, 1)
+	go func() { done <- l.Close() }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it hangs")
 	}
 }

@@ -116,10 +116,19 @@ func (l *Log[S]) run() {
 		case p := <-l.queue:
 			l.letArrive()
 			l.commitBatch(l.gather(p))
+		case <-l.suspect:
+			l.examine()
 		case <-l.stop:
 			l.drain()
 			return
 		}
+	}
+}
+
+// examine opens the store again if it answers nothing more.
+func (l *Log[S]) examine() {
+	if _, err := l.published.Load().store.Head(context.Background()); errors.Is(err, store.ErrFatal) {
+		l.reload(err, l.tree)
 	}
 }
 

@@ -6,8 +6,8 @@
 // Guaranteed: a caller who gets an answer can rely on it after a crash at any later instruction;
 // decide functions see every entry before them and none after; memory is never ahead of the store;
 // a commit whose outcome is unknown stops everything until the store was opened and verified
-// again; who can write the store, and has no checkpoint key, can't add to its end or cut it off so that it is
-// believed: at most a whole former store can be put back. Not guaranteed: that a proposal that was answered with an unknown outcome was not done.
+// again; who can write the store, and has no checkpoint key, can't change what is read of it, add to its end or cut it
+// off so that it is believed: at most a whole former store can be put back. Not guaranteed: that a proposal that was answered with an unknown outcome was not done.
 // Retry it with the same idempotency key.
 //
 // Its place: package control is the only caller of Commit; package store is below it.
@@ -15,6 +15,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"sync"
@@ -67,7 +68,7 @@ type Limits struct {
 	BatchBytes int // entry bytes after which a batch is closed. Default 4 MiB
 }
 
-// Config is what a log needs. All fields but Limits, Rand, Now and Boot are required.
+// Config is what a log needs. All fields but Time, Published, Committed, Logger, Limits, Rand, Now and Boot are required.
 type Config[S Machine[S]] struct {
 	// Open opens the store. It is called again after a failed commit.
 	Open func(context.Context) (store.Store, error)
@@ -81,6 +82,9 @@ type Config[S Machine[S]] struct {
 	Confirm func(index uint64, snapshot []byte) func(S) bool
 	// Origin of the checkpoints (C2SP tlog-checkpoint), given the state after loading.
 	Origin func(S) string
+	// Time is that of the last entry, given the state after loading: what is under the tree says when the ledger's time was, and
+	// not what the store notes beside it. Nil: the store's word is taken.
+	Time func(S) time.Time
 	// Published is called with each newly published state, from the committer: it must be quick.
 	Published func(S)
 	// Committed is called with each draft's records once they are durable and before its caller is answered, in the ledger's
@@ -102,6 +106,7 @@ type Log[S Machine[S]] struct {
 	clock  clock
 
 	queue   chan *proposal[S]
+	suspect chan struct{} // holds one: somebody met a store that answers nothing more
 	stop    chan struct{} // closed by Close
 	stopped chan struct{} // closed when the committer has ended
 	once    sync.Once
@@ -141,9 +146,21 @@ type Stats struct {
 // State is the newest committed state. It must not be written to.
 func (l *Log[S]) State() S { return l.published.Load().state }
 
-// Store is the store as it is open now. After a failed commit its methods return store.ErrFatal
-// until the log has opened it again; call Store again then.
+// Store is the store as it is open now. After a failed write its methods return store.ErrFatal
+// until the log has opened it again; call Store again then. Tell Failed of it.
 func (l *Log[S]) Store() store.Store { return l.published.Load().store }
+
+// Failed is told of a store's error by who met it. A write that fails beside commits (a snapshot, the store's own tidying up) leaves
+// a handle that answers nothing more; who then only reads would never come as far as a commit, which finds it out by itself.
+func (l *Log[S]) Failed(err error) error {
+	if errors.Is(err, store.ErrFatal) || errors.Is(err, store.ErrNotDone) || errors.Is(err, store.ErrUnknown) {
+		select {
+		case l.suspect <- struct{}{}:
+		default:
+		}
+	}
+	return err
+}
 
 // Size is the number of committed entries.
 func (l *Log[S]) Size() uint64 { return l.published.Load().tree.size }

@@ -400,7 +400,7 @@ func eventually[T any](t *testing.T, try func() (T, error)) T {
 // checkTree compares every leaf and the whole tree with the entries, and a proof between two sizes.
 func checkTree(t *testing.T, l *ledger.Log[*tally]) {
 	t.Helper()
-	n, err := ledger.VerifySlice(t.Context(), l.Store(), 0, int(l.Size()), func(uint64, store.Entry) error { return nil })
+	n, err := l.VerifySlice(t.Context(), 0, int(l.Size()), func(uint64, store.Entry) error { return nil })
 	must(t, err)
 	if uint64(n) != l.Size() {
 		t.Fatalf("%d of %d entries", n, l.Size())

@@ -103,7 +103,7 @@ func (l *Log[S]) salt(entries []store.Entry) error {
 func Load[S Machine[S]](ctx context.Context, cfg Config[S]) (*Log[S], error) {
 	cfg.setDefaults()
 	l := &Log[S]{
-		cfg: cfg, queue: make(chan *proposal[S], cfg.Limits.Queue), stop: make(chan struct{}), stopped: make(chan struct{}),
+		cfg: cfg, queue: make(chan *proposal[S], cfg.Limits.Queue), suspect: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
 		clock: clock{wall: cfg.Now, boot: cfg.Boot},
 	}
 	st, err := cfg.Open(ctx)
@@ -174,6 +174,17 @@ func (l *Log[S]) checkStored(stored []byte, verifiers []note.Verifier) error {
 }
 
 func (l *Log[S]) load(ctx context.Context, st store.Store) error {
+	if err := l.reduce(ctx, st); err != nil {
+		return err
+	}
+	if l.cfg.Time != nil {
+		l.tree.time = l.cfg.Time(l.work)
+	}
+	return nil
+}
+
+// reduce reads the tree and the state.
+func (l *Log[S]) reduce(ctx context.Context, st store.Store) error {
 	head, err := st.Head(ctx)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonStore, "reading the head")
@@ -188,6 +199,9 @@ func (l *Log[S]) load(ctx context.Context, st store.Store) error {
 		index, snapshot, err := st.Snapshot(ctx, most-1)
 		if errors.Is(err, store.ErrNotFound) {
 			break
+		}
+		if err == nil && index >= most {
+			err, index = problem.New(problem.ReasonTampered, "the store gave a snapshot of entry %d, asked for one before %d", index, most), 0
 		}
 		if err == nil {
 			if err = l.loadFrom(ctx, st, index, snapshot); err == nil {
@@ -237,12 +251,17 @@ func loadTree(ctx context.Context, st store.Store, head store.Head) (*tree, erro
 // replaySlice is how many entries are read at a time.
 const replaySlice = 1024
 
-// replay applies the entries from index on, and checks each against its stored leaf hash. applied, unless nil, is called
-// after each.
+// replay applies the entries from index on. applied, unless nil, is called after each. Each is compared with its stored leaf hash,
+// which says which one was changed; and all of them with the tree's root, because the leaf hashes lie beside the entries and
+// only the root is under the signed checkpoint.
 func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64, applied func()) error {
-	for from < l.tree.size {
-		limit := min(replaySlice, int(l.tree.size-from))
-		n, err := VerifySlice(ctx, st, from, limit, func(index uint64, e store.Entry) error {
+	read, err := readFrom(ctx, st, from)
+	if err != nil {
+		return fmt.Errorf("replaying the ledger: %w", err)
+	}
+	for read.size < l.tree.size {
+		limit := min(replaySlice, int(l.tree.size-read.size))
+		err := read.slice(ctx, st, limit, func(index uint64, e store.Entry) error {
 			if e.Commitment != nil {
 				return problem.New(problem.ReasonTampered, "entry %d is redacted and no snapshot covers it", index)
 			}
@@ -257,10 +276,10 @@ func (l *Log[S]) replay(ctx context.Context, st store.Store, from uint64, applie
 		if err != nil {
 			return fmt.Errorf("replaying the ledger: %w", err)
 		}
-		if n != limit {
-			return problem.New(problem.ReasonTampered, "entry %d is missing", from+uint64(n))
-		}
-		from += uint64(n)
+	}
+	if from < l.tree.size && read.root() != l.tree.root {
+		return problem.New(problem.ReasonTampered, "the entries from %d on are not those of the signed tree", from).
+			WithFix("`bailment ledger verify --dir` names the entry")
 	}
 	return nil
 }
@@ -338,8 +357,15 @@ func (l *Log[S]) refuseQueued() {
 }
 
 func (l *Log[S]) reopen(before *view[S], attempted *tree) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithCancel(context.Background()) // however long a replay takes
 	defer cancel()
+	go func() {
+		select {
+		case <-l.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	st, err := l.cfg.Open(ctx)
 	if err != nil {
 		return err

@@ -1,9 +1,12 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
@@ -62,14 +65,14 @@ func (l *Log[S]) Receipt(ctx context.Context, index uint64) ([]byte, error) {
 		entry = store.Entry{Salt: append([]byte(nil), e.Salt...), Body: append([]byte(nil), e.Body...), Commitment: append([]byte(nil), e.Commitment...)}
 		return nil
 	})
-	if err != nil {
+	if l.Failed(err) != nil {
 		return nil, problem.Wrap(err, problem.ReasonStore, "reading entry %d", index)
 	}
 	if len(entry.Commitment) > 0 {
 		return nil, problem.New(problem.ReasonNotFound, "entry %d was redacted", index)
 	}
 	hashes, err := tlog.ProveRecord(int64(v.tree.size), int64(index), hashReader{ctx, v.store})
-	if err != nil {
+	if l.Failed(err) != nil {
 		return nil, problem.Wrap(err, problem.ReasonStore, "proving entry %d", index)
 	}
 	return formatReceipt(index, entry, hashes, v.checkpoint)
@@ -92,7 +95,7 @@ func (l *Log[S]) Consistency(ctx context.Context, old, size uint64) (tlog.TreePr
 		return nil, 0, problem.New(problem.ReasonInvalid, "a consistency proof goes from at least 1 to at most %d entries", v.tree.size)
 	}
 	proof, err := tlog.ProveTree(int64(size), int64(old), hashReader{ctx, v.store})
-	if err != nil {
+	if l.Failed(err) != nil {
 		return nil, 0, problem.Wrap(err, problem.ReasonStore, "proving consistency from %d to %d", old, size)
 	}
 	return proof, size, nil
@@ -105,40 +108,137 @@ func (l *Log[S]) Entries(ctx context.Context, from uint64, limit int, fn func(in
 		return nil
 	}
 	limit = min(limit, int(v.tree.size-from))
-	return v.store.Entries(ctx, from, limit, fn)
+	return l.Failed(v.store.Entries(ctx, from, limit, fn))
 }
 
 // SaveSnapshot stores a reduced state, for the next start. The caller commits its root first.
 func (l *Log[S]) SaveSnapshot(ctx context.Context, index uint64, data []byte) error {
-	if err := l.published.Load().store.PutSnapshot(ctx, index, data); err != nil {
+	if err := l.Failed(l.published.Load().store.PutSnapshot(ctx, index, data)); err != nil {
 		return problem.Wrap(err, problem.ReasonStore, "storing a snapshot")
 	}
 	return nil
 }
 
-// VerifySlice reads at most limit entries from index on, compares each with its stored leaf hash, and
-// calls fn with it. It returns how many there were.
-func VerifySlice(ctx context.Context, st store.Store, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
+// VerifySlice reads at most limit entries from index on, proves that they are those of the newest tree, and then
+// calls fn with each. It returns how many there were.
+func (l *Log[S]) VerifySlice(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
+	n, err := l.verifySlice(ctx, from, limit, fn)
+	return n, l.Failed(err)
+}
+
+func (l *Log[S]) verifySlice(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
+	v := l.published.Load()
+	if from >= v.tree.size {
+		return 0, nil
+	}
+	limit = int(min(uint64(limit), v.tree.size-from))
+	read, err := readFrom(ctx, v.store, from)
+	if err != nil {
+		return 0, err
+	}
+	entries := make([]store.Entry, 0, limit)
+	err = read.slice(ctx, v.store, limit, func(_ uint64, e store.Entry) error {
+		entries = append(entries, store.Entry{Salt: bytes.Clone(e.Salt), Body: bytes.Clone(e.Body), Commitment: bytes.Clone(e.Commitment)})
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	// Everything that was read may be forged, the hashes too. Only the published root is not.
+	proof, err := tlog.ProveTree(int64(v.tree.size), int64(read.size), hashReader{ctx, v.store})
+	if err != nil {
+		return 0, hashProblem(err, "proving entries from %d on", from)
+	}
+	if err := tlog.CheckTree(proof, int64(v.tree.size), v.tree.root, int64(read.size), read.root()); err != nil {
+		return 0, problem.Wrap(err, problem.ReasonTampered, "the %d entries from %d on are not those of the signed tree", limit, from)
+	}
+	for i, e := range entries {
+		if err := fn(from+uint64(i), e); err != nil {
+			return i, err
+		}
+	}
+	return len(entries), nil
+}
+
+// reader goes through the entries and grows the edge of their tree, so that in the end its root can be compared with one that is
+// known: then the entries are right, and the stored hashes that it began with too.
+type reader struct {
+	size uint64
+	edge [64]tlog.Hash // by level: the root of the complete subtree of 2^level leaves, for each bit of size
+}
+
+// readFrom begins at an index, with what is stored of the entries before it.
+func readFrom(ctx context.Context, st store.Store, from uint64) (*reader, error) {
+	r := &reader{size: from}
+	indexes := edgeIndexes(from)
+	hashes, err := hashReader{ctx, st}.ReadHashes(indexes)
+	if err != nil {
+		return nil, hashProblem(err, "reading the tree's edge at %d entries", from)
+	}
+	for i, x := range indexes {
+		level, _ := tlog.SplitStoredHashIndex(x)
+		r.edge[level] = hashes[i]
+	}
+	return r, nil
+}
+
+// slice reads exactly limit entries, compares each with its stored leaf hash, and calls fn with it.
+func (r *reader) slice(ctx context.Context, st store.Store, limit int, fn func(index uint64, e store.Entry) error) error {
+	from := r.size
 	indexes := make([]int64, limit)
 	for i := range indexes {
 		indexes[i] = tlog.StoredHashIndex(0, int64(from)+int64(i))
 	}
 	want, err := hashReader{ctx, st}.ReadHashes(indexes)
 	if err != nil {
-		return 0, err
+		return hashProblem(err, "reading the hashes of entries from %d on", from)
 	}
-	n := 0
 	err = st.Entries(ctx, from, limit, func(index uint64, e store.Entry) error {
-		if index != from+uint64(n) || n >= len(want) {
-			return problem.New(problem.ReasonTampered, "entry %d is missing", from+uint64(n))
+		if index != r.size || index-from >= uint64(len(want)) {
+			return problem.New(problem.ReasonTampered, "entry %d is missing", r.size)
 		}
-		if err := checkLeaf(index, e, want[n]); err != nil {
+		if err := checkLeaf(index, e, want[index-from]); err != nil {
 			return err
 		}
-		n++
+		r.add(want[index-from])
 		return fn(index, e)
 	})
-	return n, err
+	switch {
+	case errors.Is(err, store.ErrCorrupt):
+		return problem.Wrap(err, problem.ReasonTampered, "reading entries from %d on", from)
+	case err == nil && r.size != from+uint64(limit):
+		err = problem.New(problem.ReasonTampered, "entry %d is missing", r.size)
+	}
+	return err
+}
+
+func (r *reader) add(leaf tlog.Hash) {
+	level := 0
+	for ; r.size>>level&1 == 1; level++ {
+		leaf = tlog.NodeHash(r.edge[level], leaf)
+	}
+	r.edge[level] = leaf
+	r.size++
+}
+
+// root is the hash of the tree of all entries so far (RFC 6962 §2.1). There is at least one.
+func (r *reader) root() tlog.Hash {
+	level := bits.TrailingZeros64(r.size)
+	h := r.edge[level]
+	for level++; r.size>>level != 0; level++ {
+		if r.size>>level&1 == 1 {
+			h = tlog.NodeHash(r.edge[level], h)
+		}
+	}
+	return h
+}
+
+// hashProblem tells hashes that are missing or damaged from a store that can't be read.
+func hashProblem(err error, doing string, args ...any) error {
+	if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrNotFound) {
+		return problem.Wrap(err, problem.ReasonTampered, doing, args...)
+	}
+	return problem.Wrap(err, problem.ReasonStore, doing, args...)
 }
 
 // OriginOf is the checkpoints' origin line of an environment's epoch.

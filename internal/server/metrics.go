@@ -180,6 +180,7 @@ func (c *environments) Collect(out chan<- prometheus.Metric) {
 		stats := log.Stats()
 		ctx, cancel := context.WithTimeout(context.Background(), sizeWithin)
 		bytes, err := log.Store().Size(ctx)
+		err = log.Failed(err)
 		cancel()
 		values := map[string]float64{
 			"bailment_ready": truth(env.Ready() == nil), "bailment_entropy_healthy": truth(c.server.source.Healthy() == nil),

@@ -3,6 +3,9 @@ package sqlite
 import (
 	"database/sql/driver"
 	"fmt"
+	"slices"
+	"strings"
+	"sync"
 
 	"github.com/bailment/bailment/internal/store"
 )
@@ -66,10 +69,10 @@ func migrate(c *conn, list []migration) error {
 	if err != nil {
 		return err
 	}
-	ours := list[len(list)-1].version
-	if minReader > ours {
+	newest := list[len(list)-1].version
+	if minReader > newest {
 		return fmt.Errorf("%w: its schema %d needs a program that knows schema %d, this one knows %d",
-			store.ErrTooNew, have, minReader, ours)
+			store.ErrTooNew, have, minReader, newest)
 	}
 	for _, m := range list {
 		if m.version <= have {
@@ -97,4 +100,60 @@ func applyMigration(c *conn, m migration) error {
 		_ = c.do("ROLLBACK") // the first error is the one that counts
 	}
 	return err
+}
+
+// object is a row of the schema table: a table, an index, a trigger or a view.
+type object struct{ kind, name, sql string }
+
+func objects(c *conn) ([]object, error) {
+	var out []object
+	err := c.query(func(row []driver.Value) error {
+		var o object
+		if err := scan(row, &o.kind, &o.name, &o.sql); err != nil {
+			return err
+		}
+		out = append(out, o)
+		return nil
+	}, `SELECT type, name, coalesce(sql, '') FROM sqlite_schema ORDER BY type, name`)
+	return out, err
+}
+
+// ours are the objects that the migrations give.
+var ours = sync.OnceValues(func() ([]object, error) {
+	c, err := newConn(connectDriver, ":memory:")
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	if err := migrate(c, migrations); err != nil {
+		return nil, err
+	}
+	return objects(c)
+})
+
+// checkSchema refuses a store that holds more than data: a trigger, or a table's own rule for conflicts, that somebody who could
+// write the file left in it would run in our transactions, and swallow an entry that was then acknowledged. The tables of a
+// younger version we can't know; triggers, views and such rules no version has.
+func checkSchema(c *conn) error {
+	have, err := objects(c)
+	if err != nil {
+		return err
+	}
+	for _, o := range have {
+		if o.kind != "table" && o.kind != "index" || strings.Contains(strings.ToUpper(o.sql), "CONFLICT") {
+			return corrupt("there is a %s %.80q in it, which is none of ours", o.kind, o.name)
+		}
+	}
+	version, _, err := schemaVersion(c)
+	if err != nil || version > migrations[len(migrations)-1].version {
+		return err
+	}
+	want, err := ours()
+	if err != nil {
+		return fmt.Errorf("making the schema to compare with: %w", err)
+	}
+	if !slices.Equal(have, want) {
+		return corrupt("its tables are not those of schema %d", version)
+	}
+	return nil
 }

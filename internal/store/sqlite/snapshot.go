@@ -13,6 +13,9 @@ import (
 // partSize is the size of a snapshot's parts: about 3 ms of holding up commits each.
 const partSize = 1 << 20
 
+// maxParts is the number of parts of a snapshot beyond which it can only be damage: 1 TiB.
+const maxParts = 1 << 20
+
 // sweepParts is how many parts of replaced snapshots are deleted in one transaction.
 const sweepParts = 4
 
@@ -130,11 +133,17 @@ func (s *Store) Snapshot(ctx context.Context, max uint64) (uint64, []byte, error
 	defer func() { <-s.snapshots }()
 	var idx, first, parts, size int64
 	err := s.get(ctx, "snapshot", []any{&idx, &first, &parts, &size},
-		`SELECT idx, first_part, parts, size FROM snapshots WHERE idx <= ? ORDER BY idx DESC LIMIT 1`, int64(min(max, math.MaxInt64)))
+		`SELECT idx, first_part, parts, size FROM snapshots WHERE idx BETWEEN 0 AND ? ORDER BY idx DESC LIMIT 1`, int64(min(max, math.MaxInt64)))
 	if err != nil {
 		return 0, nil, err
 	}
-	if size < 0 || parts < 0 || size > parts*partSize {
+	// What the row says may be anything, so it gets room for what there is.
+	var have int64
+	err = s.get(ctx, "parts of a snapshot", []any{&have}, `SELECT coalesce(sum(length(data)), 0) FROM snapshot_parts WHERE id >= ?`, first)
+	if err != nil {
+		return 0, nil, err
+	}
+	if size < 0 || size > have || parts < 0 || parts > maxParts || first < 0 || first > math.MaxInt64-maxParts {
 		return 0, nil, corrupt("snapshot %d has %d bytes in %d parts", idx, size, parts)
 	}
 	var out bytes.Buffer

@@ -87,7 +87,7 @@ func Create(ctx context.Context, dir string) (*Store, error) {
 }
 
 // Open opens the store in dir and never makes one: without one the error is store.ErrNotFound.
-// It finishes what a crash has interrupted, applies missing schema steps, and checks the end of
+// It finishes what a crash has interrupted, applies missing schema steps, and checks that the schema is ours and the end of
 // the sequence (not the whole of it: `ledger verify` does, by hashes). Errors: store.ErrLocked,
 // store.ErrTooNew, store.ErrCorrupt, store.ErrFull, and permissions wider than the owner's.
 func Open(ctx context.Context, dir string) (*Store, error) {
@@ -237,6 +237,9 @@ func (s *Store) recover() error {
 		}
 	}
 	if err := migrate(s.c, migrations); err != nil {
+		return err
+	}
+	if err := checkSchema(s.c); err != nil {
 		return err
 	}
 	done, err := s.runCheckpoint("TRUNCATE")
