@@ -198,7 +198,8 @@ func (c *compiler) quorum(at Pos) {
 	c.found.add(at, "no change could ever be approved: it takes %d person(s) with the duty approve besides the proposer", c.program.environment.Approvals)
 }
 
-const minRSABits = 3072
+// What internal/sshsig takes signatures by: a key that could never sign must not count as somebody who could.
+const minRSABits, maxRSABits = 3072, 8192
 
 // parseOperatorKey reads one authorized_keys line without options.
 func parseOperatorKey(line string) (OperatorKey, error) {
@@ -217,8 +218,7 @@ func parseOperatorKey(line string) (OperatorKey, error) {
 		return OperatorKey{}, errors.New("options are not allowed before the key")
 	}
 	switch key.Type() {
-	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
-		ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256:
+	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256:
 	case ssh.KeyAlgoRSA:
 		crypto, ok := key.(ssh.CryptoPublicKey)
 		if !ok {
@@ -228,11 +228,14 @@ func parseOperatorKey(line string) (OperatorKey, error) {
 		if !ok || public.N.BitLen() < minRSABits {
 			return OperatorKey{}, fmt.Errorf("RSA keys need %d bits or more", minRSABits)
 		}
+		if public.N.BitLen() > maxRSABits {
+			return OperatorKey{}, fmt.Errorf("RSA keys have %d bits at most", maxRSABits)
+		}
 		if public.E < 65537 {
 			return OperatorKey{}, errors.New("the RSA key's exponent is too small")
 		}
 	default:
-		return OperatorKey{}, fmt.Errorf("keys of type %s are not accepted: use ed25519, ecdsa, rsa or a hardware-backed sk- key", key.Type())
+		return OperatorKey{}, fmt.Errorf("keys of type %s are not accepted: use ed25519, ecdsa (nistp256 or nistp384), rsa or a hardware-backed sk- key", key.Type())
 	}
 	return OperatorKey{key, ssh.FingerprintSHA256(key), comment}, nil
 }
