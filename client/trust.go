@@ -154,7 +154,7 @@ func (t *Trust) Save(path string) error {
 		return problem.Wrap(err, problem.ReasonInternal, "encoding what is pinned")
 	}
 	if err := durable.WriteFile(path, append(b, '\n'), 0o600); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "keeping what is pinned")
+		return problem.Local(err, "keeping what is pinned")
 	}
 	return nil
 }
@@ -188,14 +188,14 @@ func readJSON(path string, most int64, into any) error {
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading")
+		return problem.Local(err, "reading")
 	}
 	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
 		return problem.New(problem.ReasonPermissions, "%s is not a file that only its owner may use", path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading %s", path)
+		return problem.Local(err, "reading %s", path)
 	}
 	defer clear(text)
 	if int64(len(text)) > most {
