@@ -129,8 +129,8 @@ func (t *Trust) Matches(bootstrap string) (*Trust, error) {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "the bootstrap string")
 	}
 	if b.Env != t.Environment || b.Genesis != t.Genesis {
-		return nil, problem.New(problem.ReasonWrongEnvironment, "what is pinned is %s, the bootstrap string is of %s (or another genesis)", t.Environment, b.Env).
-			WithFix("check the bootstrap string; if it is meant, remove what was kept of the other environment")
+		return nil, problem.New(problem.ReasonWrongEnvironment, "the bootstrap string is of %s with genesis %x, and pinned here is %s with genesis %x", b.Env, b.Genesis[:8], t.Environment, t.Genesis[:8]).
+			WithFix("find out which is the true one; two environments of one name are kept apart with --home")
 	}
 	out := *t
 	out.Address = b.Addr()

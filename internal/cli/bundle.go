@@ -399,7 +399,7 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeO
 func (a *app) proposeAct(use, action, short, long string) *cobra.Command {
 	var o proposeOptions
 	c := &cobra.Command{
-		Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.scopes),
+		Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.heldScopes),
 		Example: "  bailment revocation " + use[:len(use)-len(" SCOPE")] + " identity:/workload/payments-api --reason \"incident 7 is over\"",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			base, err := c.bundle(ctx, "")
@@ -420,6 +420,10 @@ func (a *app) proposeAct(use, action, short, long string) *cobra.Command {
 
 // hold is the target of a change about the hold on a scope: which hold it is stands in what is signed. SCOPE#ENTRY is one already.
 func (c *conn) hold(ctx context.Context, scope string) (string, error) {
+	scope, err := c.scope(scope)
+	if err != nil {
+		return "", err
+	}
 	if _, _, ok := state.ParseHoldTarget(scope); ok {
 		return scope, nil
 	}
