@@ -84,7 +84,7 @@ unknown field, a name that leads nowhere and a rule that can never have an effec
 				return err
 			}
 			if !v.OK {
-				return problem.New(problem.ReasonBundleInvalid, "%d %s", len(v.Findings), plural(len(v.Findings), "finding")).WithFix("mend what is listed, and check again")
+				return problem.New(problem.ReasonBundleInvalid, "%d %s", len(v.Findings), plural(len(v.Findings), "finding")).WithFix("mend what is listed, and check again; `bailment bundle schema KIND` has every field of a kind")
 			}
 			a.note("ok: %d files", v.Files)
 			return nil

@@ -383,10 +383,24 @@ func (a *app) verifyLedger(ctx context.Context, f verifyFlags) error {
 	return nil
 }
 
+// verdict is what a reason says of the ledger. Only some do: what was given wrongly, or could not be read, says nothing
+// of it, and must not be kept as a finding against it.
+func verdict(r problem.Reason) string {
+	switch r {
+	case problem.ReasonTampered:
+		return "NOT consistent"
+	case problem.ReasonNotAuthentic:
+		return "NOT authentic: this is not the ledger of what is pinned or kept"
+	}
+	return "not verified: this says nothing of the ledger"
+}
+
 func verifyTable(t *rows, v verifyView) {
 	r := v.Report
-	t.add("environment", r.Environment+" ("+r.Class+")")
-	t.add("genesis", r.Genesis)
+	if r.Environment != "" { // else it did not get that far
+		t.add("environment", r.Environment+" ("+r.Class+")")
+		t.add("genesis", r.Genesis)
+	}
 	t.add("entries", r.Size)
 	consistent := v.OK || v.Error.Reason == string(problem.ReasonViolated)
 	if consistent {
@@ -411,7 +425,7 @@ func verifyTable(t *rows, v verifyView) {
 	}
 	switch {
 	case !consistent:
-		t.line("NOT consistent")
+		t.line("%s", verdict(problem.Reason(v.Error.Reason)))
 	case v.FullyVouched:
 		t.line("consistent and authenticated")
 	case r.Authenticated > 0:
