@@ -66,9 +66,10 @@ type checkView struct {
 func (a *app) bundleCheck() *cobra.Command {
 	return &cobra.Command{
 		Use: "check [DIR]", Short: "Check a bundle, without a server", Args: cobra.MaximumNArgs(1),
-		Long: `Reads and compiles a bundle as the server would, and prints everything that is wrong with it,
-one finding a line, as FILE:LINE:COLUMN: MESSAGE. It exits with 1 if there is anything. An
-unknown field, a name that leads nowhere and a rule that can never have an effect are findings.`,
+		Long: `Reads and compiles a bundle as the server would, and prints what is wrong with it, one finding
+a line, as FILE:LINE:COLUMN: MESSAGE, with files named from DIR on. It exits with 1 if there is
+anything. An unknown field, a name that leads nowhere and a rule that can never have an effect
+are findings. What the documents say of each other is looked at once each of them can be read.`,
 		Example: "  bailment bundle check\n  bailment bundle check ./env -o json",
 		RunE: func(_ *cobra.Command, args []string) error {
 			files, _, err := readBundle(dirOf(args))
