@@ -106,10 +106,18 @@ func (a *app) readValue(secret, file string, stdin bool) ([]byte, error) {
 		}
 		again, err := a.hidden("once more: ")
 		defer clear(again)
-		if err == nil && string(again) != string(value) {
+		switch {
+		case err != nil:
+		case string(again) != string(value):
 			err = problem.New(problem.ReasonInvalid, "the two values differ").WithFix("try again")
+		case len(value) == 0:
+			err = problem.New(problem.ReasonInvalid, "the value is empty").WithFix("type one, pipe it in, or use --file")
 		}
-		return value, err
+		if err != nil {
+			clear(value)
+			return nil, err
+		}
+		return value, nil
 	}
 	value, err := io.ReadAll(io.LimitReader(in, maxValue+1))
 	switch {

@@ -114,7 +114,9 @@ func explain(s *state.State, prog *policy.Program, r ExplainRequest, now state.M
 func wayOut(s *state.State, p *problem.Problem, x state.Subject, secret string, now state.Millis) *problem.Problem {
 	x.Secret = secret
 	h, held := s.HoldOver(x, now)
-	lift := func() string { return fmt.Sprintf("propose to lift it, when it is time: `bailment revocation lift %s`", h.Scope) }
+	lift := func() string {
+		return fmt.Sprintf("propose to lift it, when it is time: `bailment revocation lift %s`", h.Scope)
+	}
 	switch {
 	case p.Reason == problem.ReasonHeld && held:
 		return p.WithFix("%s", lift())

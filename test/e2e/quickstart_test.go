@@ -156,9 +156,9 @@ func TestQuickstartRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string]string{
-		"/proc/none":                               "try: choose a directory that you may write to",
-		file:                                       "not a directory",
-		tmp:                                        "not an earlier quickstart",
+		"/proc/none": "try: choose a directory that you may write to",
+		file:         "not a directory",
+		tmp:          "not an earlier quickstart",
 		filepath.Join(tmp, strings.Repeat("x", 99)): "try: choose a shorter directory",
 	} {
 		code, out, errOut := begin(t, bin, dir).end(t)

@@ -23,8 +23,12 @@ func TestFilesMovedAway(t *testing.T) {
 		want        string
 	}{
 		"the database is renamed, and named again": {
-			func(t *testing.T, dir, _ string) { must(t, os.Rename(filepath.Join(dir, dbName), filepath.Join(dir, "away"))) },
-			func(t *testing.T, dir, _ string) { must(t, os.Rename(filepath.Join(dir, "away"), filepath.Join(dir, dbName))) },
+			func(t *testing.T, dir, _ string) {
+				must(t, os.Rename(filepath.Join(dir, dbName), filepath.Join(dir, "away")))
+			},
+			func(t *testing.T, dir, _ string) {
+				must(t, os.Rename(filepath.Join(dir, "away"), filepath.Join(dir, dbName)))
+			},
 			dbName + " is gone",
 		},
 		"the database is removed, and saved": {
