@@ -190,7 +190,8 @@ func transportProblem(ctx context.Context, err error, doing string) error {
 				return problem.Wrap(err, a.reason, "%s: the server ended the TLS handshake", doing)
 			}
 		}
-		return problem.Wrap(err, problem.ReasonNotAuthentic, "%s: the server ended the TLS handshake", doing)
+		return problem.Wrap(err, problem.ReasonNotAuthentic, "%s: the server ended the TLS handshake", doing).
+			WithFix("check that the server at this address has this environment: its name is what the handshake asks for")
 	case errors.As(err, &op) && op.Op == "local error":
 		return problem.Wrap(err, problem.ReasonNotAuthentic, "%s: the TLS handshake failed", doing)
 	case errors.Is(ctx.Err(), context.Canceled):

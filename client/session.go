@@ -110,7 +110,7 @@ func (s *Session) Save(path string) error {
 	}
 	defer clear(text)
 	if err := durable.WriteFile(path, text, 0o600); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "keeping the session")
+		return problem.Local(err, "keeping the session")
 	}
 	return nil
 }

@@ -129,8 +129,8 @@ func (t *Trust) Matches(bootstrap string) (*Trust, error) {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "the bootstrap string")
 	}
 	if b.Env != t.Environment || b.Genesis != t.Genesis {
-		return nil, problem.New(problem.ReasonWrongEnvironment, "what is pinned is %s, the bootstrap string is of %s (or another genesis)", t.Environment, b.Env).
-			WithFix("check the bootstrap string; if it is meant, remove what was kept of the other environment")
+		return nil, problem.New(problem.ReasonWrongEnvironment, "the bootstrap string is of %s with genesis %x, and pinned here is %s with genesis %x", b.Env, b.Genesis[:8], t.Environment, t.Genesis[:8]).
+			WithFix("find out which is the true one; two environments of one name are kept apart with --home")
 	}
 	out := *t
 	out.Address = b.Addr()
@@ -154,7 +154,7 @@ func (t *Trust) Save(path string) error {
 		return problem.Wrap(err, problem.ReasonInternal, "encoding what is pinned")
 	}
 	if err := durable.WriteFile(path, append(b, '\n'), 0o600); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "keeping what is pinned")
+		return problem.Local(err, "keeping what is pinned")
 	}
 	return nil
 }
@@ -188,14 +188,14 @@ func readJSON(path string, most int64, into any) error {
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading")
+		return problem.Local(err, "reading")
 	}
 	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
 		return problem.New(problem.ReasonPermissions, "%s is not a file that only its owner may use", path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading %s", path)
+		return problem.Local(err, "reading %s", path)
 	}
 	defer clear(text)
 	if int64(len(text)) > most {

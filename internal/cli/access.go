@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,9 +26,15 @@ func (a *app) leaseCommand() *cobra.Command {
 			Use: "list [IDENTITY]", Short: "List leases", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeArg(0, a.identityNames),
 			Long: "Lists your own leases, or with the duty audit or revoke those of another identity.", Example: "  bailment lease list /workload/payments-api",
 			RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-				all := &v1.ListLeasesResponse{}
+				all, who := &v1.ListLeasesResponse{}, ""
+				if len(args) > 0 {
+					var err error
+					if who, err = c.identity(args[0]); err != nil {
+						return err
+					}
+				}
 				for page := ""; ; {
-					r, err := c.Secrets.ListLeases(ctx, &v1.ListLeasesRequest{Identity: strings.Join(args, ""), PageToken: page})
+					r, err := c.Secrets.ListLeases(ctx, &v1.ListLeasesRequest{Identity: who, PageToken: page})
 					if err != nil {
 						return err
 					}
@@ -35,6 +42,9 @@ func (a *app) leaseCommand() *cobra.Command {
 					if page = r.NextPageToken; page == "" {
 						break
 					}
+				}
+				if len(all.Leases) == 0 && who != "" {
+					a.noteUnknown(ctx, c, who)
 				}
 				return a.show(all, func(t *rows) {
 					t.add("LEASE", "IDENTITY", "SECRET", "VERSION", "PURPOSE", "STATE", "EXPIRES")
@@ -170,11 +180,18 @@ func (a *app) identityCommand() *cobra.Command {
 		Use: "list [PREFIX]", Short: "List identities", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeArg(0, a.identityNames),
 		Long: "Lists the identities below a prefix, with how they proved themselves and their state.", Example: "  bailment identity list\n  bailment identity list /workload/",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-			return a.listIdentities(ctx, c, strings.Join(args, ""))
+			prefix, err := c.prefix(strings.Join(args, ""))
+			if err != nil {
+				return err
+			}
+			return a.listIdentities(ctx, c, prefix)
 		}),
 	})
 	return c
 }
+
+// actions are what a grant can be about.
+var actions = []string{"secret.read", "secret.write", "secret.generate", "secret.list", "secret.destroy", "secret.promote"}
 
 func (a *app) explainCommand() *cobra.Command {
 	var who, purpose, node, claims string
@@ -182,7 +199,7 @@ func (a *app) explainCommand() *cobra.Command {
 		Use: "explain ACTION SECRET", Short: "Say why a request is allowed or refused", Args: cobra.ExactArgs(2),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
-				return []string{"secret.read", "secret.write", "secret.generate", "secret.list", "secret.destroy", "secret.promote"}, cobra.ShellCompDirectiveNoFileComp
+				return actions, cobra.ShellCompDirectiveNoFileComp
 			}
 			return a.completeArg(1, a.secretNames)(cmd, args, prefix)
 		},
@@ -193,6 +210,17 @@ with the duty audit or revoke.
 It exits with 0 if the request is allowed and with 2 if it is refused.`,
 		Example: "  bailment explain secret.read db/password --for /workload/payments-api\n  bailment explain secret.write db/password",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			if !slices.Contains(actions, args[0]) {
+				return problem.New(problem.ReasonInvalid, "there is no action %q", args[0]).WithFix("ask about one of %s", strings.Join(actions, ", "))
+			}
+			for _, name := range []*string{&who, &node} {
+				var err error
+				if *name == "" {
+					continue
+				} else if *name, err = c.identity(*name); err != nil {
+					return err
+				}
+			}
 			req := &v1.ExplainRequest{Identity: who, Action: args[0], Secret: args[1], Purpose: purpose, Node: node}
 			if claims != "" {
 				s, err := readClaims(claims)
@@ -226,7 +254,7 @@ func readClaims(path string) (*structpb.Struct, error) {
 	}
 	s := &structpb.Struct{}
 	if err := s.UnmarshalJSON(text); err != nil {
-		return nil, wrong(err, "reading the claims in %s", path)
+		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the claims in %s", path).WithFix("write one JSON object, as in {\"unix\": {\"uid\": 1000}}")
 	}
 	return s, nil
 }
@@ -275,7 +303,14 @@ terminal nothing is revoked, and the exit code is 6. With --preemptive nothing i
 join token that nobody has used yet is not known.`,
 		Example: "  bailment revoke identity:/workload/payments-api --reason \"incident 7\"\n  bailment revoke 'node:/node/join-token/*' --reason \"image leaked\" --yes",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-			req := &v1.RevokeRequest{Scope: args[0], Reason: reason, HoldOnly: holdOnly}
+			if strings.TrimSpace(reason) == "" {
+				return problem.New(problem.ReasonInvalid, "the reason is empty").WithFix("say with --reason why: it is what the others find in the ledger")
+			}
+			name, err := c.scope(args[0])
+			if err != nil {
+				return err
+			}
+			req := &v1.RevokeRequest{Scope: name, Reason: reason, HoldOnly: holdOnly}
 			switch {
 			case hold && noHold, holdOnly && noHold:
 				return problem.New(problem.ReasonInvalid, "--no-hold contradicts --hold and --hold-only").WithFix("leave one out")
@@ -284,14 +319,14 @@ join token that nobody has used yet is not known.`,
 			case noHold:
 				req.Hold = v1.RevokeRequest_HOLD_NO
 			}
-			if err := a.checkScope(ctx, c, args[0], preemptive, yes); err != nil {
+			if err := a.checkScope(ctx, c, name, preemptive, yes); err != nil {
 				return err
 			}
 			r, err := c.Revocations.Revoke(ctx, req)
 			if err != nil {
 				return err
 			}
-			return a.show(r, func(t *rows) { revokedTable(t, args[0], r) })
+			return a.show(r, func(t *rows) { revokedTable(t, name, r) })
 		}),
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger (required)")
@@ -323,7 +358,7 @@ func (a *app) revocationCommand() *cobra.Command {
 	}
 	list := &cobra.Command{
 		Use: "list", Short: "List cutoffs and holds", Args: cobra.NoArgs,
-		Long: "Lists every scope with a cutoff or a hold, by whom and why.", Example: "  bailment revocation list",
+		Long: "Lists every scope with a cutoff or a hold, each by its entry, and of a hold by whom and why.\nWho cut off and why stands in the cutoff's entry: ledger show.", Example: "  bailment revocation list",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
 			r, err := c.Revocations.ListRevocations(ctx, &v1.ListRevocationsRequest{})
 			if err != nil {
@@ -332,7 +367,7 @@ func (a *app) revocationCommand() *cobra.Command {
 			return a.show(r, func(t *rows) {
 				t.add("SCOPE", "CUTOFF", "HOLD", "BY", "UNTIL", "REASON")
 				for _, x := range r.Revocations {
-					t.add(x.Scope, zeroAsNone(x.Cutoff), zeroAsNone(x.Hold), x.By, x.Until, x.Reason)
+					t.add(x.Scope, zeroAsNone(x.Cutoff), zeroAsNone(x.Hold), x.By, x.Until, brief(x.Reason))
 				}
 			})
 		}),

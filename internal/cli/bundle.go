@@ -66,9 +66,10 @@ type checkView struct {
 func (a *app) bundleCheck() *cobra.Command {
 	return &cobra.Command{
 		Use: "check [DIR]", Short: "Check a bundle, without a server", Args: cobra.MaximumNArgs(1),
-		Long: `Reads and compiles a bundle as the server would, and prints everything that is wrong with it,
-one finding a line, as FILE:LINE:COLUMN: MESSAGE. It exits with 1 if there is anything. An
-unknown field, a name that leads nowhere and a rule that can never have an effect are findings.`,
+		Long: `Reads and compiles a bundle as the server would, and prints what is wrong with it, one finding
+a line, as FILE:LINE:COLUMN: MESSAGE, with files named from DIR on. It exits with 1 if there is
+anything. An unknown field, a name that leads nowhere and a rule that can never have an effect
+are findings. What the documents say of each other is looked at once each of them can be read.`,
 		Example: "  bailment bundle check\n  bailment bundle check ./env -o json",
 		RunE: func(_ *cobra.Command, args []string) error {
 			files, _, err := readBundle(dirOf(args))
@@ -84,7 +85,7 @@ unknown field, a name that leads nowhere and a rule that can never have an effec
 				return err
 			}
 			if !v.OK {
-				return problem.New(problem.ReasonBundleInvalid, "%d %s", len(v.Findings), plural(len(v.Findings), "finding")).WithFix("mend what is listed, and check again")
+				return problem.New(problem.ReasonBundleInvalid, "%d %s", len(v.Findings), plural(len(v.Findings), "finding")).WithFix("mend what is listed, and check again; `bailment bundle schema KIND` has every field of a kind")
 			}
 			a.note("ok: %d files", v.Files)
 			return nil
@@ -399,7 +400,7 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeO
 func (a *app) proposeAct(use, action, short, long string) *cobra.Command {
 	var o proposeOptions
 	c := &cobra.Command{
-		Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.scopes),
+		Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.heldScopes),
 		Example: "  bailment revocation " + use[:len(use)-len(" SCOPE")] + " identity:/workload/payments-api --reason \"incident 7 is over\"",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			base, err := c.bundle(ctx, "")
@@ -420,6 +421,10 @@ func (a *app) proposeAct(use, action, short, long string) *cobra.Command {
 
 // hold is the target of a change about the hold on a scope: which hold it is stands in what is signed. SCOPE#ENTRY is one already.
 func (c *conn) hold(ctx context.Context, scope string) (string, error) {
+	scope, err := c.scope(scope)
+	if err != nil {
+		return "", err
+	}
 	if _, _, ok := state.ParseHoldTarget(scope); ok {
 		return scope, nil
 	}

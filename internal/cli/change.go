@@ -44,7 +44,7 @@ func (a *app) changeList() *cobra.Command {
 			return a.show(r, func(t *rows) {
 				t.add("CHANGE", "ACTION", "STATE", "BY", "APPROVED", "EXPIRES", "REASON")
 				for _, x := range r.Changes {
-					t.add(x.Change, x.Action, x.State, x.Proposer, fmt.Sprintf("%d/%d", len(x.ApprovedBy), x.Required), x.Expires, x.Reason)
+					t.add(x.Change, x.Action, x.State, x.Proposer, fmt.Sprintf("%d/%d", len(x.ApprovedBy), x.Required), x.Expires, brief(x.Reason))
 				}
 			})
 		}),
@@ -212,6 +212,18 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 	v, err := c.reviewChange(ctx, n)
 	if err != nil {
 		return err
+	}
+	// What can't be approved any more is not put before a person to sign. The server would refuse it, too.
+	if was := v.proposal.Change.State; was != string(state.Proposed) {
+		return problem.New(problem.ReasonConflict, "change %d is %s", n, was).WithFix("see `bailment change show %d`; those that can still be approved: `bailment change list --open`", n)
+	}
+	now, err := c.bundle(ctx, "")
+	if err != nil {
+		return err
+	}
+	if now.manifest.Digest() != v.base.manifest.Digest() {
+		return problem.New(problem.ReasonConflict, "change %d was made for bundle %s, which is no longer in force", n, v.base.manifest.Digest()).
+			WithFix("have it proposed again, from the bundle in force; `bailment change reject %d` ends this one", n)
 	}
 	v.text.Nonce = random(16)
 	text := v.text.Text()

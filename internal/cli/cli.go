@@ -234,6 +234,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(helpCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	f := root.PersistentFlags()
 	f.StringVar(&a.flags.addr, "addr", "", "HOST:PORT of the server, instead of the pinned one ($BAILMENT_ADDR)")
@@ -270,6 +271,33 @@ func group(c *cobra.Command, args []string) error {
 		return err
 	}
 	return usageError{fmt.Errorf("%q needs a command", c.CommandPath())}
+}
+
+// helpCommand is cobra's, but for what is not there: that is a mistake like any other.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]...", Short: "Help about any command", Args: cobra.ArbitraryArgs,
+		Long: "Prints the help of a command, as --help does.", Example: "  bailment help secret put",
+		ValidArgsFunction: func(c *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			var out []string
+			if of, rest, err := c.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, sub := range of.Commands() {
+					if sub.IsAvailableCommand() {
+						out = append(out, sub.Name())
+					}
+				}
+			}
+			return filter(out, prefix), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			of, rest, err := c.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError{fmt.Errorf("%q is not a command of %q", strings.Join(args, " "), c.Root().Name())}
+			}
+			of.InitDefaultHelpFlag()
+			return of.Help()
+		},
+	}
 }
 
 // checkUsage makes every complaint about arguments a usage error.

@@ -16,7 +16,8 @@ func (a *app) completionCommand() *cobra.Command {
 		Use: "completion SHELL", Short: "Print a completion script for a shell", Args: cobra.ExactArgs(1),
 		ValidArgs: []string{"bash", "fish", "powershell", "zsh"},
 		Long: `Prints a script that completes commands, flags and, from the environment that is logged in
-to, names of secrets, identities, scopes and changes.`,
+to, names of secrets, identities, scopes and changes. In bash it takes the package
+bash-completion.`,
 		Example: "  source <(bailment completion bash)\n  bailment completion zsh > \"${fpath[1]}/_bailment\"",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root := cmd.Root()
@@ -130,6 +131,23 @@ func (a *app) scopes(ctx context.Context) []string {
 		out = append(out, "secret:"+s)
 	}
 	return out
+}
+
+// heldScopes are those that a hold stands on.
+func (a *app) heldScopes(ctx context.Context) []string {
+	return a.live(ctx, func(c *conn) []string {
+		r, err := c.Revocations.ListRevocations(ctx, &v1.ListRevocationsRequest{})
+		if err != nil {
+			return nil
+		}
+		var out []string
+		for _, x := range r.Revocations {
+			if x.Hold != 0 {
+				out = append(out, x.Scope)
+			}
+		}
+		return out
+	})
 }
 
 func (a *app) changeNumbers(ctx context.Context) []string {

@@ -239,9 +239,13 @@ func (a *app) call(fn func(ctx context.Context, c *conn, args []string) error) f
 
 // signer loads the person's SSH key. allowed are the keys listed for him, if they are known.
 func (a *app) signer(ctx context.Context, allowed []ssh.PublicKey) (*sshsig.Signer, error) {
-	return sshsig.Load(ctx, a.flags.key, sshsig.Options{
+	s, err := sshsig.Load(ctx, a.flags.key, sshsig.Options{
 		AgentSocket: a.getenv("SSH_AUTH_SOCK"), Passphrase: a.passphrase, Allowed: allowed,
 	})
+	if err != nil {
+		return nil, coded{problem.Invalid.ExitCode(), err} // whatever it is, no server said it
+	}
+	return s, nil
 }
 
 func (a *app) passphrase(path string) ([]byte, error) {

@@ -69,7 +69,7 @@ func (a *app) ledgerShow() *cobra.Command {
 				return err
 			}
 			if len(r.Entries) == 0 {
-				return problem.New(problem.ReasonNotFound, "the ledger has %d entries, so there is no entry %d", r.Size, n)
+				return problem.New(problem.ReasonNotFound, "the ledger has %d entries, so there is no entry %d", r.Size, n).WithFix("the first is entry 0; `bailment ledger tail` shows the newest")
 			}
 			e := viewEntry(r.Entries[0])
 			return a.show(e, func(t *rows) {
@@ -99,6 +99,9 @@ func (a *app) ledgerTail() *cobra.Command {
 			if !cmd.Flags().Changed("from") {
 				from = ^uint64(0)
 			}
+			if last < 0 {
+				return problem.New(problem.ReasonInvalid, "--number %d is less than nothing", last).WithFix("say how many of the newest entries, or where to begin with --from")
+			}
 			return a.call(func(ctx context.Context, c *conn, _ []string) error { return a.tail(ctx, c, from, last, follow) })(cmd, args)
 		},
 	}
@@ -115,7 +118,7 @@ func (a *app) tail(ctx context.Context, c *conn, from uint64, last int64, follow
 		return err
 	}
 	if from == ^uint64(0) {
-		from = first.Size - min(first.Size, uint64(max(last, 0)))
+		from = first.Size - min(first.Size, uint64(last))
 	}
 	if from, err = c.entries(ctx, from, a.tailLine); err != nil || !follow {
 		return err
@@ -176,10 +179,10 @@ func (a *app) tailLine(e *v1.LedgerEntry) error {
 	}
 	d, err := state.Decode(e.Body)
 	if err != nil {
-		_, err = fmt.Fprintf(a.out, "%d\tunreadable: %s\n", e.Index, printable(err.Error()))
+		_, err = fmt.Fprintf(a.out, "%d\tunreadable: %s\n", e.Index, oneLine(err.Error()))
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "%d\t%s\t%s\t%s\n", e.Index, d.Time, d.Event.Kind().Type, printable(summary(d.Event)))
+	_, err = fmt.Fprintf(a.out, "%d\t%s\t%s\t%s\n", e.Index, d.Time, d.Event.Kind().Type, oneLine(summary(d.Event)))
 	return err
 }
 
@@ -380,10 +383,24 @@ func (a *app) verifyLedger(ctx context.Context, f verifyFlags) error {
 	return nil
 }
 
+// verdict is what a reason says of the ledger. Only some do: what was given wrongly, or could not be read, says nothing
+// of it, and must not be kept as a finding against it.
+func verdict(r problem.Reason) string {
+	switch r {
+	case problem.ReasonTampered:
+		return "NOT consistent"
+	case problem.ReasonNotAuthentic:
+		return "NOT authentic: this is not the ledger of what is pinned or kept"
+	}
+	return "not verified: this says nothing of the ledger"
+}
+
 func verifyTable(t *rows, v verifyView) {
 	r := v.Report
-	t.add("environment", r.Environment+" ("+r.Class+")")
-	t.add("genesis", r.Genesis)
+	if r.Environment != "" { // else it did not get that far
+		t.add("environment", r.Environment+" ("+r.Class+")")
+		t.add("genesis", r.Genesis)
+	}
 	t.add("entries", r.Size)
 	consistent := v.OK || v.Error.Reason == string(problem.ReasonViolated)
 	if consistent {
@@ -408,7 +425,7 @@ func verifyTable(t *rows, v verifyView) {
 	}
 	switch {
 	case !consistent:
-		t.line("NOT consistent")
+		t.line("%s", verdict(problem.Reason(v.Error.Reason)))
 	case v.FullyVouched:
 		t.line("consistent and authenticated")
 	case r.Authenticated > 0:

@@ -123,6 +123,7 @@ func (a *app) logout(ctx context.Context) error {
 		return wrong(err, "removing the session")
 	}
 	if told != nil && problem.KindOf(told) != problem.NotProved {
+		a.note("the login to %s is removed here; the server was not told, and there it ends by itself when it expires", t.Environment)
 		return told
 	}
 	a.note("logged out of %s", t.Environment)

@@ -102,7 +102,7 @@ func cell(c any) string {
 		}
 		return "no"
 	}
-	return printable(fmt.Sprint(c))
+	return oneLine(fmt.Sprint(c))
 }
 
 func stamp(t time.Time) string {
@@ -121,6 +121,19 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// oneLine is printable, without the line breaks that would make one row look like several: what stands in a row was
+// written by others.
+func oneLine(s string) string { return strings.ReplaceAll(printable(s), "\n", "·") }
+
+// brief is the beginning of a text that has a column for itself.
+func brief(s string) string {
+	const most = 80
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return s
 }
 
 // object is a JSON object in a given order.

@@ -31,7 +31,7 @@ left there is stopped and removed.`,
 			return quickstart.Run(cmd.Context(), o)
 		},
 	}
-	c.Flags().StringVar(&o.Dir, "dir", "./bailment-quickstart", "directory to make it in")
+	c.Flags().StringVar(&o.Dir, "dir", quickstart.DefaultDir, "directory to make it in")
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave server and agent running, to try things by hand")
 	return c
 }

@@ -37,8 +37,8 @@ func (a *app) secretCommand() *cobra.Command {
 	return c
 }
 
-// maxValue bounds what is read as a value: more than any environment allows.
-const maxValue = 8 << 20
+// maxValue is what no environment allows more of (limits.valueBytes).
+const maxValue = 64 << 10
 
 func (a *app) secretPut() *cobra.Command {
 	var file string
@@ -106,10 +106,18 @@ func (a *app) readValue(secret, file string, stdin bool) ([]byte, error) {
 		}
 		again, err := a.hidden("once more: ")
 		defer clear(again)
-		if err == nil && string(again) != string(value) {
+		switch {
+		case err != nil:
+		case string(again) != string(value):
 			err = problem.New(problem.ReasonInvalid, "the two values differ").WithFix("try again")
+		case len(value) == 0:
+			err = problem.New(problem.ReasonInvalid, "the value is empty").WithFix("type one, pipe it in, or use --file")
 		}
-		return value, err
+		if err != nil {
+			clear(value)
+			return nil, err
+		}
+		return value, nil
 	}
 	value, err := io.ReadAll(io.LimitReader(in, maxValue+1))
 	switch {
@@ -117,7 +125,8 @@ func (a *app) readValue(secret, file string, stdin bool) ([]byte, error) {
 		return nil, wrong(err, "reading the value")
 	case len(value) > maxValue:
 		clear(value)
-		return nil, problem.New(problem.ReasonTooLarge, "the value has more than %d bytes", maxValue)
+		return nil, problem.New(problem.ReasonTooLarge, "the value has more than %d bytes", maxValue).
+			WithFix("put less: what is larger belongs elsewhere, sealed with a key that is kept here")
 	case len(value) == 0:
 		return nil, problem.New(problem.ReasonInvalid, "the value is empty").WithFix("pipe the value in, or use --file")
 	}

@@ -27,10 +27,11 @@ const maxFile = 64 << 10
 
 // Finding is one thing that is wrong, with its place. Line and Column are 0 for what was not in a file.
 type Finding struct {
-	File         string
-	Line, Column int
-	Key          string // limits.queue; empty for the file as a whole
-	Message      string
+	File    string `json:"file"`
+	Line    int    `json:"line,omitempty"`
+	Column  int    `json:"column,omitempty"`
+	Key     string `json:"key"` // limits.queue; empty for the file as a whole
+	Message string `json:"message"`
 }
 
 func (f Finding) String() string {
@@ -121,21 +122,26 @@ func load[T any](path string, check func(*T) Findings) (*T, error) {
 func parse[T any](name string, data []byte, check func(*T) Findings) (*T, error) {
 	d := &decoder{file: name, places: make(map[string]place)}
 	out := new(T)
-	if body := d.document(data); body != nil {
+	body := d.document(data)
+	if body != nil {
 		d.into(reflect.ValueOf(out).Elem(), body, "", limits{})
-	}
-	if len(d.found) > 0 {
-		return nil, d.found.problem()
+	} else if len(d.found) > 0 {
+		return nil, d.found.problem() // nothing could be read
 	}
 	setDefaults(reflect.ValueOf(out).Elem())
-	found := check(out)
-	for i := range found {
-		found[i].File = name
-		if at, ok := d.placeOf(found[i].Key); ok {
-			found[i].Line, found[i].Column = at.line, at.column
+	// What is wrong with a field is said once; what was wrong has its default by now.
+	fields := d.found
+	for _, f := range check(out) {
+		if slices.ContainsFunc(fields, func(x Finding) bool { return x.Key == f.Key || strings.HasPrefix(x.Key, f.Key+".") }) {
+			continue
 		}
+		f.File = name
+		if at, ok := d.placeOf(f.Key); ok {
+			f.Line, f.Column = at.line, at.column
+		}
+		d.found = append(d.found, f)
 	}
-	if err := found.problem(); err != nil {
+	if err := d.found.problem(); err != nil {
 		return nil, err
 	}
 	return out, nil

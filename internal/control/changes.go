@@ -567,7 +567,8 @@ func (e *Environment) ListChanges(_ context.Context, c Caller, openOnly bool) ([
 	var out []ChangeView
 	s.Changes.All(func(_ uint64, ch *state.Change) bool {
 		v := ChangeView{ch, ch.StateAt(now)}
-		if !openOnly || v.Now == state.Proposed {
+		// What was made for another bundle can't be approved any more, and is not asked for.
+		if !openOnly || v.Now == state.Proposed && ch.Base == s.Bundle {
 			out = append(out, v)
 		}
 		return true

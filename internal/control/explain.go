@@ -131,7 +131,35 @@ func explain(s *state.State, prog *policy.Program, q question, now state.Millis)
 	if q.all || p == nil && q.Claims == nil { // claims that were not proved open nothing
 		explainSecret(s, prog, q, check)
 	}
+	if out.Problem != nil {
+		subject := state.SubjectOf(x)
+		if q.all || out.Problem.Reason == problem.ReasonHeld {
+			subject.Secret = q.Secret
+		}
+		out.Problem = wayOut(s, out.Problem, subject, now)
+	}
 	return out, nil
+}
+
+// wayOut replaces ways out that lead back to where the reader is, or on to the next refusal.
+func wayOut(s *state.State, p *problem.Problem, x state.Subject, now state.Millis) *problem.Problem {
+	h, held := s.HoldOver(x, now)
+	lift := func() string {
+		return fmt.Sprintf("propose to lift it, when it is time: `bailment revocation lift %s`", h.Scope)
+	}
+	switch {
+	case p.Reason == problem.ReasonHeld && held:
+		return p.WithFix("%s", lift())
+	case p.Reason == problem.ReasonCutoff && held:
+		return p.WithFix("entry %d holds %s as well, so a new session is refused too; %s", h.Index, h.Scope, lift())
+	case p.Reason == problem.ReasonCutoff:
+		return p.WithFix("this is about the session up to now, and nothing is held: attest or log in again (`bailment run` does), and ask again")
+	case p.Reason == problem.ReasonNoGrant:
+		return p.WithFix("add a grant to the bundle; the rules say what keeps each of the others from applying")
+	case p.Reason == problem.ReasonDenied:
+		return p.WithFix("a deny grant wins over all others: narrow the one that applies, if this is meant to be allowed")
+	}
+	return p
 }
 
 // explainSecret is what the use case asks once the action is permitted.

@@ -134,7 +134,11 @@ func quorum(prog *policy.Program, free func(policy.Operator) bool) *problem.Prob
 			return nil
 		}
 	}
-	return problem.New(problem.ReasonLastQuorum, "no change could be approved any more: %d operators could propose and %d approve, and it takes one who proposes and %d besides who approve", len(proposers), approvers, need)
+	who := "besides who approve"
+	if self {
+		who = "who approve, which may be the same"
+	}
+	return problem.New(problem.ReasonLastQuorum, "no change could be approved any more: %d operators could propose and %d approve, and it takes one who proposes and %d %s", len(proposers), approvers, need, who)
 }
 
 func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *custody.Founding, f Founding) (string, error) {

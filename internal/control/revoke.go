@@ -172,7 +172,7 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 	if old, ok := t.s.Holds.Get(ev.Scope); ok && ev.Until != 0 && (old.Until == 0 || t.now < old.Until) {
 		// One person can't prolong a provisional hold by repeating it.
 		return nil, problem.New(problem.ReasonExists, "there is a hold on %s already", ev.Scope).
-			WithFix("propose a change with the action %s to make it a cutoff", ActionConfirmCut)
+			WithFix("propose to make it a cutoff: `bailment revocation confirm %s`", ev.Scope)
 	}
 	if ev.Until != 0 {
 		if p := t.provisional(x.Identity, ev.Scope); p != nil {

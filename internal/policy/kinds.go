@@ -90,7 +90,7 @@ type (
 	operatorSpec struct {
 		At     Pos
 		Name   text   `yaml:"name" need:"true" doc:"The person; the identity is /human/NAME."`
-		Keys   []text `yaml:"keys" need:"true" doc:"SSH public keys, as in authorized_keys: ed25519, ecdsa, rsa of 3072 bits or more, or hardware-backed (sk-)."`
+		Keys   []text `yaml:"keys" need:"true" doc:"SSH public keys, as in authorized_keys: ed25519, ecdsa (nistp256, nistp384), rsa of 3072 to 8192 bits, or hardware-backed (sk-)."`
 		Duties []text `yaml:"duties" need:"true" enum:"propose,approve,revoke,admit,keys,audit" doc:"What the person may do with the environment itself. Access to secrets needs grants."`
 	}
 

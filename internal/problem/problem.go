@@ -12,6 +12,7 @@ package problem
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 )
 
@@ -76,10 +77,23 @@ func New(r Reason, format string, args ...any) *Problem {
 func Wrap(err error, r Reason, format string, args ...any) *Problem {
 	p := New(r, format, args...)
 	p.Err = err
-	if err != nil {
+	// A cause of this vocabulary gives its sentence: there is one kind and one reason in the end.
+	if cause, ok := err.(*Problem); ok && cause != nil {
+		p.Message += ": " + cause.Message
+	} else if err != nil {
 		p.Message += ": " + err.Error()
 	}
 	return p
+}
+
+// Local is what the operating system said about a path of this machine, where no server and no store had to do with
+// it: nobody is to wait for one.
+func Local(err error, format string, args ...any) *Problem {
+	r := ReasonInvalid
+	if errors.Is(err, fs.ErrPermission) {
+		r = ReasonPermissions
+	}
+	return Wrap(err, r, format, args...).WithFix("check the path, that you may read and write there, and that there is room")
 }
 
 // WithFix replaces the way out.

@@ -36,6 +36,9 @@ import (
 	"github.com/bailment/bailment/internal/seal"
 )
 
+// DefaultDir is where the command makes it.
+const DefaultDir = "./bailment-quickstart"
+
 // Options of a quickstart. Dir, Exe and Out are required.
 type Options struct {
 	Dir  string    // made if it is not there; must be empty or an earlier quickstart's
@@ -52,13 +55,36 @@ const (
 	startup    = 20 * time.Second
 )
 
+// maxSocket is how long a Unix socket's path may be for the kernel (unix(7)).
+const maxSocket = len(syscall.RawSockaddrUnix{}.Path) - 1
+
 // show is one run.
 type show struct {
 	o     Options
+	out   *told
 	dir   string
+	lock  *os.File // the marker, held while this run is at work
 	step  int
 	addr  string
-	procs []*exec.Cmd
+	procs []*process
+}
+
+// process is one that this run started.
+type process struct {
+	*exec.Cmd
+	ended chan struct{} // closed when it has ended
+}
+
+// told is what the person is told. It keeps the first failure, so that a step need not look.
+type told struct {
+	w   io.Writer
+	err error
+}
+
+func (t *told) say(format string, args ...any) {
+	if t.err == nil {
+		_, t.err = fmt.Fprintf(t.w, format, args...)
+	}
 }
 
 // Run shows it all. It is safe to run twice: what an earlier run left in the directory is stopped and removed first.
@@ -67,13 +93,18 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "the directory")
 	}
-	s := &show{o: o, dir: dir}
+	s := &show{o: o, out: &told{w: o.Out}, dir: dir}
 	if err := s.prepare(); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil || !o.Keep {
 			err = errors.Join(err, s.stop())
+		}
+		_ = s.lock.Close() // which unlocks; nothing was written to it since
+		if err != nil && ctx.Err() != nil {
+			// Whatever the step says that was broken off, it is not what went wrong.
+			err = problem.New(problem.ReasonCanceled, "stopped in step %d", s.step).WithFix("run it again: it removes what this run has left in %s", dir)
 		}
 	}()
 	for _, step := range []func(context.Context) error{
@@ -82,9 +113,12 @@ func Run(ctx context.Context, o Options) (err error) {
 		if err := step(ctx); err != nil {
 			return err
 		}
+		if s.out.err != nil {
+			return s.out.err
+		}
 	}
 	s.goodbye()
-	return nil
+	return s.out.err
 }
 
 func (s *show) path(elem ...string) string { return filepath.Join(append([]string{s.dir}, elem...)...) }
@@ -92,45 +126,88 @@ func (s *show) path(elem ...string) string { return filepath.Join(append([]strin
 // say begins a step in plain words.
 func (s *show) say(format string, args ...any) {
 	s.step++
-	fmt.Fprintf(s.o.Out, "\n%d. %s\n", s.step, fmt.Sprintf(format, args...))
+	s.out.say("\n%d. %s\n", s.step, fmt.Sprintf(format, args...))
 }
 
 // note adds what came of it.
 func (s *show) note(format string, args ...any) {
-	fmt.Fprintf(s.o.Out, "   %s\n", fmt.Sprintf(format, args...))
+	s.out.say("   %s\n", fmt.Sprintf(format, args...))
 }
 
 // prepare makes the directory, after clearing away an earlier run.
 func (s *show) prepare() error {
+	if socket := s.path("agent.sock"); len(socket) > maxSocket {
+		return problem.New(problem.ReasonInvalid, "the agent's socket would be %s, and the kernel takes at most %d bytes for its path", socket, maxSocket).
+			WithFix("choose a shorter directory with --dir")
+	}
 	entries, err := os.ReadDir(s.dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return problem.Wrap(err, problem.ReasonInvalid, "reading %s", s.dir)
-	case len(entries) > 0:
-		if _, err := os.Stat(s.path(marker)); err != nil {
-			return problem.New(problem.ReasonExists, "%s is not empty and not an earlier quickstart", s.dir).WithFix("choose another directory with --dir")
-		}
-		if err := s.stopEarlier(); err != nil {
-			return err
-		}
-		if err := os.RemoveAll(s.dir); err != nil {
-			return problem.Wrap(err, problem.ReasonStore, "removing the earlier quickstart")
-		}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return problem.Local(err, "reading %s", s.dir)
+	}
+	if _, err := os.Stat(s.path(marker)); err != nil && len(entries) > 0 {
+		return problem.New(problem.ReasonExists, "%s is not empty and not an earlier quickstart", s.dir).WithFix("choose another directory with --dir")
 	}
 	if err := durable.MkdirAll(s.dir, 0o700); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "making %s", s.dir)
+		return problem.Local(err, "making %s", s.dir).WithFix("choose a directory that you may write to, with --dir")
 	}
-	return s.write(marker, []byte("Made by bailment quickstart, which may remove this directory.\n"))
+	if s.lock, err = s.occupy(); err != nil {
+		return err
+	}
+	if err := s.clear(); err != nil {
+		return errors.Join(err, s.lock.Close())
+	}
+	return nil
+}
+
+// occupy keeps another quickstart out of the directory while this one is at work. The lock is on the marker, which
+// stays where it is when the rest of an earlier run is cleared away.
+func (s *show) occupy() (*os.File, error) {
+	f, err := os.OpenFile(s.path(marker), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, problem.Local(err, "marking %s", s.dir).WithFix("choose a directory that you may write to, with --dir")
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		err = problem.New(problem.ReasonConflict, "another quickstart is at work in %s", s.dir).WithFix("wait for it, or choose another directory with --dir")
+	case err != nil:
+		err = problem.Local(err, "locking %s", s.dir)
+	default:
+		if _, err = f.WriteAt([]byte("Made by bailment quickstart, which may remove this directory.\n"), 0); err == nil {
+			return f, nil
+		}
+		err = problem.Local(err, "marking %s", s.dir)
+	}
+	return nil, errors.Join(err, f.Close())
+}
+
+// clear stops and removes what an earlier run left.
+func (s *show) clear() error {
+	if err := s.stopEarlier(); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return problem.Local(err, "reading %s", s.dir)
+	}
+	for _, e := range entries {
+		if e.Name() == marker {
+			continue
+		}
+		if err := os.RemoveAll(s.path(e.Name())); err != nil {
+			return problem.Local(err, "removing the earlier quickstart")
+		}
+	}
+	return nil
 }
 
 func (s *show) write(name string, data []byte) error {
 	path := s.path(name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "making %s", filepath.Dir(path))
+		return problem.Local(err, "making %s", filepath.Dir(path))
 	}
 	if err := durable.WriteFile(path, data, 0o600); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "writing %s", path)
+		return problem.Local(err, "writing %s", path)
 	}
 	return nil
 }
@@ -184,22 +261,39 @@ func (s *show) stop() error {
 			failed = errors.Join(failed, err)
 			continue
 		}
-		_ = p.Wait() // ended by the signal that we sent
+		<-p.ended
 	}
 	return failed
 }
 
-// command runs one public command and returns its standard output.
+// command runs one public command and returns its standard output, as JSON. What it says went wrong is what went wrong.
 func (s *show) command(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, s.o.Exe, args...)
+	cmd := exec.CommandContext(ctx, s.o.Exe, append(args, "-o", "json")...)
 	cmd.Env = s.environ()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	cmd.Dir = s.dir
 	if err := cmd.Run(); err != nil {
-		return out.Bytes(), problem.Wrap(err, problem.ReasonInternal, "bailment %s: %s", strings.Join(args, " "), strings.TrimSpace(errOut.String()))
+		return out.Bytes(), failure(err, args, errOut.Bytes())
 	}
 	return out.Bytes(), nil
+}
+
+// failure is what a command said as it failed: its last line, in the form of -o json.
+func failure(err error, args []string, text []byte) error {
+	what := "bailment " + strings.Join(args, " ")
+	var said struct {
+		Error  string         `json:"error"`
+		Reason problem.Reason `json:"reason"`
+		Try    string         `json:"try"`
+	}
+	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	if json.Unmarshal(lines[len(lines)-1], &said) != nil || said.Error == "" {
+		return problem.Wrap(err, problem.ReasonInternal, "%s: %s", what, tail(text))
+	}
+	p := problem.New(said.Reason, "%s: %s", what, said.Error).WithFix("%s", said.Try)
+	p.Err = err // an *exec.ExitError, for those who want its code
+	return p
 }
 
 // environ points the commands at this environment, and is what the reader would set by hand.
@@ -226,7 +320,7 @@ func (s *show) bootstrap() string {
 func (s *show) start(ctx context.Context, role string, ready func() bool, args ...string) error {
 	log, err := os.OpenFile(s.path(role+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "making the log of the %s", role)
+		return problem.Local(err, "making the log of the %s", role)
 	}
 	defer log.Close()
 	cmd := exec.Command(s.o.Exe, args...)
@@ -235,7 +329,12 @@ func (s *show) start(ctx context.Context, role string, ready func() bool, args .
 	if err := cmd.Start(); err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "starting the %s", role)
 	}
-	s.procs = append(s.procs, cmd)
+	p := &process{cmd, make(chan struct{})}
+	s.procs = append(s.procs, p)
+	go func() {
+		_ = cmd.Wait() // however it ended: it is asked about where it matters
+		close(p.ended)
+	}()
 	if err := s.write(role+".pid", []byte(strconv.Itoa(cmd.Process.Pid)+"\n")); err != nil {
 		return err
 	}
@@ -243,13 +342,23 @@ func (s *show) start(ctx context.Context, role string, ready func() bool, args .
 		if err := ctx.Err(); err != nil {
 			return problem.Wrap(err, problem.ReasonCanceled, "starting the %s", role)
 		}
-		if time.Now().After(deadline) {
-			text, _ := os.ReadFile(s.path(role + ".log"))
-			return problem.New(problem.ReasonUnreachable, "the %s does not get ready; its log ends: %s", role, tail(text))
+		select {
+		case <-p.ended:
+			return s.unready(role, "has ended before it was ready")
+		case <-time.After(5 * time.Millisecond):
 		}
-		<-time.After(5 * time.Millisecond)
+		if time.Now().After(deadline) {
+			return s.unready(role, "does not get ready")
+		}
 	}
 	return nil
+}
+
+// unready is a process that did not come up, with what it said last.
+func (s *show) unready(role, how string) error {
+	path := s.path(role + ".log")
+	text, _ := os.ReadFile(path) // what can't be read is not said
+	return problem.New(problem.ReasonUnreachable, "the %s %s; its log ends: %s", role, how, strings.TrimSpace(tail(text))).WithFix("see %s, and run it again", path)
 }
 
 func tail(b []byte) string { return string(b[max(0, len(b)-2000):]) }

@@ -36,7 +36,7 @@ func (s *show) found(ctx context.Context) error {
 	if _, err := s.command(ctx, "bundle", "check", s.path("bundle")); err != nil {
 		return err
 	}
-	out, err := s.command(ctx, "init", s.path("bundle"), "--data", s.path("data"), "--address", s.addr, "-o", "json")
+	out, err := s.command(ctx, "init", s.path("bundle"), "--data", s.path("data"), "--address", s.addr)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func rel(path string) string {
 
 func (s *show) serve(ctx context.Context) error {
 	s.say("The server starts on loopback, with its store in one directory.")
-	text := fmt.Sprintf("data: %s\nlisten: %s\nops_listen: 127.0.0.1:0\nserver_id: quickstart\n", s.path("data"), s.addr)
+	text := fmt.Sprintf("data: %q\nlisten: %s\nops_listen: 127.0.0.1:0\nserver_id: quickstart\n", s.path("data"), s.addr)
 	if err := s.write("server.yaml", []byte(text)); err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (s *show) serve(ctx context.Context) error {
 
 func (s *show) login(ctx context.Context) error {
 	s.say("alice logs in: she signs a challenge with her SSH key.")
-	out, err := s.command(ctx, "login", "alice", "-o", "json")
+	out, err := s.command(ctx, "login", "alice")
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (s *show) login(ctx context.Context) error {
 
 func (s *show) join(ctx context.Context) error {
 	s.say("This machine proves what it is, with a join token that works once.")
-	out, err := s.command(ctx, "node", "token", "this-machine", "-o", "json")
+	out, err := s.command(ctx, "node", "token", "this-machine")
 	if err != nil {
 		return err
 	}
@@ -119,18 +119,18 @@ func (s *show) join(ctx context.Context) error {
 		return err
 	}
 	s.note("The token is a signing key; the server got its public half only.   [ledger entry %d]", v.Entry)
-	text := fmt.Sprintf("bootstrap: %q\ndata: %s\nsocket: %s\nattest:\n  method: join-token\n  files: {token: %s}\n", s.bootstrap(), s.path("agent"), s.path("agent.sock"), s.path("token"))
+	text := fmt.Sprintf("bootstrap: %q\ndata: %q\nsocket: %q\nattest:\n  method: join-token\n  files: {token: %q}\n", s.bootstrap(), s.path("agent"), s.path("agent.sock"), s.path("token"))
 	if err := s.write("agent.yaml", []byte(text)); err != nil {
 		return err
 	}
 	ready := func() bool {
-		out, err := s.command(ctx, "agent", "status", "-o", "json")
+		out, err := s.command(ctx, "agent", "status")
 		return err == nil && bytes.Contains(out, []byte(`"ready"`))
 	}
 	if err := s.start(ctx, "agent", ready, "agent", "--config", s.path("agent.yaml")); err != nil {
 		return err
 	}
-	out, err = s.command(ctx, "agent", "status", "-o", "json")
+	out, err = s.command(ctx, "agent", "status")
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (s *show) join(ctx context.Context) error {
 
 func (s *show) makeSecret(ctx context.Context) error {
 	s.say("The server makes a database password. Nobody sees it, not alice either.")
-	out, err := s.command(ctx, "secret", "generate", secretName, "-o", "json")
+	out, err := s.command(ctx, "secret", "generate", secretName)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (s *show) handOver(ctx context.Context) error {
 	// The database is told from the service by its executable: this program under another name.
 	db := s.path("bin", "payments-db")
 	if err := os.MkdirAll(filepath.Dir(db), 0o700); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "making %s", filepath.Dir(db))
+		return problem.Local(err, "making %s", filepath.Dir(db))
 	}
 	if err := copyFile(s.o.Exe, db); err != nil {
 		return err
@@ -191,7 +191,7 @@ func (s *show) handOver(ctx context.Context) error {
 	}
 	where, err := os.ReadFile(address)
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading the database's address")
+		return problem.Local(err, "reading the database's address")
 	}
 	s.note("`bailment run -- payments-db` serves HTTP with basic authentication on %s.", where)
 	var out bytes.Buffer
@@ -211,16 +211,16 @@ func (s *show) handOver(ctx context.Context) error {
 func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading %s", from)
+		return problem.Local(err, "reading %s", from)
 	}
 	defer in.Close()
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o700)
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "writing %s", to)
+		return problem.Local(err, "writing %s", to)
 	}
 	_, err = io.Copy(out, in)
 	if err = errors.Join(err, out.Close()); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "copying to %s", to)
+		return problem.Local(err, "copying to %s", to)
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func (s *show) verify(ctx context.Context) error {
 	if err != nil || len(files) == 0 {
 		return problem.New(problem.ReasonInternal, "the hand-over left no receipt")
 	}
-	out, err := s.command(ctx, "receipt", "verify", files[0], "-o", "json")
+	out, err := s.command(ctx, "receipt", "verify", files[0])
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (s *show) verify(ctx context.Context) error {
 
 func (s *show) revoke(ctx context.Context) error {
 	s.say("An incident: alice revokes the service.")
-	out, err := s.command(ctx, "revoke", "identity:/workload/payments-api", "--reason", "quickstart", "-o", "json")
+	out, err := s.command(ctx, "revoke", "identity:/workload/payments-api", "--reason", "quickstart")
 	if err != nil {
 		return err
 	}
@@ -277,7 +277,7 @@ func (s *show) revoke(ctx context.Context) error {
 
 func (s *show) audit(ctx context.Context) error {
 	s.say("An auditor checks the whole ledger from the directory alone.")
-	out, err := s.command(ctx, "ledger", "verify", "--dir", s.path("data", envName), "-o", "json")
+	out, err := s.command(ctx, "ledger", "verify", "--dir", s.path("data", envName))
 	var exit *exec.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 4) {
 		return err
@@ -293,18 +293,22 @@ func (s *show) audit(ctx context.Context) error {
 }
 
 func (s *show) goodbye() {
-	fmt.Fprintf(s.o.Out, "\nThat was the whole way. ")
+	again := "bailment quickstart"
+	if wd, err := os.Getwd(); err != nil || s.dir != filepath.Join(wd, filepath.Base(DefaultDir)) {
+		again += " --dir " + quoted(s.dir)
+	}
+	s.out.say("\nThat was the whole way. ")
 	if !s.o.Keep {
-		fmt.Fprintf(s.o.Out, "Server and agent are stopped; %s may be removed.\n\nTo try things by hand, leave them running:\n\n  bailment quickstart --keep\n\nThen read docs/tutorial.md.\n", rel(s.dir))
+		s.out.say("Server and agent are stopped; %s may be removed.\n\nTo try things by hand, leave them running:\n\n  %s --keep\n\nThen read docs/tutorial.md.\n", rel(s.dir), again)
 		return
 	}
-	fmt.Fprintf(s.o.Out, "Server and agent go on running. Try:\n\n")
+	s.out.say("Server and agent go on running. Try:\n\n")
 	for _, kv := range s.environ() {
-		if strings.HasPrefix(kv, "BAILMENT_") && !strings.HasPrefix(kv, "BAILMENT_BOOTSTRAP=") {
-			fmt.Fprintf(s.o.Out, "  export %s\n", kv)
+		if name, value, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "BAILMENT_") && name != "BAILMENT_BOOTSTRAP" {
+			s.out.say("  export %s=%s\n", name, quoted(value))
 		}
 	}
-	fmt.Fprintf(s.o.Out, `
+	s.out.say(`
   bailment explain secret.read db/password --for /workload/payments-api
   bailment revocation lift identity:/workload/payments-api --reason "all clear"
   bailment change list            # then: bailment change approve NUMBER
@@ -313,6 +317,17 @@ func (s *show) goodbye() {
   bailment ledger tail
   bailment ledger verify
 
-A second bailment quickstart stops and removes this one.
-`)
+A second %s stops and removes this one.
+`, again)
+}
+
+// quoted is a word for the shell.
+func quoted(word string) string {
+	plain := func(r rune) bool {
+		return r < 0x80 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || strings.ContainsRune("0123456789/._-:@%+,", r))
+	}
+	if word != "" && strings.IndexFunc(word, func(r rune) bool { return !plain(r) }) < 0 {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }

@@ -133,7 +133,8 @@ func validEnv(name string) error {
 	}
 	for _, d := range dangerous {
 		if name == d || strings.HasSuffix(d, "_") && strings.HasPrefix(name, d) {
-			return problem.New(problem.ReasonInvalid, "the environment variable %s decides what is executed: a secret does not belong there", name)
+			return problem.New(problem.ReasonInvalid, "the environment variable %s decides what is executed: a secret does not belong there", name).
+				WithFix("name another variable, or hand it over in a file, with --secret-file")
 		}
 	}
 	return nil

@@ -60,7 +60,8 @@ func Init(ctx context.Context, o InitOptions) (*Founded, error) {
 	env := prog.Environment()
 	out := &Founded{Name: env.Name, Class: string(env.Class), Dir: filepath.Join(o.Data, env.Name)}
 	if err := durable.MkdirAll(o.Data, 0o700); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonStore, "making the data directory")
+		return nil, problem.Local(err, "making the data directory").
+			WithFix("name a directory that you may write to with --data, or run this as the user who will run the server")
 	}
 	unlock, err := lockData(o.Data)
 	if err != nil {
@@ -79,7 +80,7 @@ func Init(ctx context.Context, o InitOptions) (*Founded, error) {
 		return nil, err
 	}
 	if err := durable.Rename(staging, out.Dir); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonStore, "naming %s", out.Dir)
+		return nil, problem.Local(err, "naming %s", out.Dir)
 	}
 	return out, nil
 }
@@ -88,7 +89,7 @@ func Init(ctx context.Context, o InitOptions) (*Founded, error) {
 func lockData(data string) (func(), error) {
 	f, err := os.OpenFile(filepath.Join(data, ".init.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonStore, "locking the data directory")
+		return nil, problem.Local(err, "locking the data directory")
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(problem.Wrap(err, problem.ReasonConflict, "locking the data directory").
@@ -102,12 +103,12 @@ func lockData(data string) (func(), error) {
 func sweepStaging(data string) error {
 	dirs, err := os.ReadDir(data)
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "reading the data directory")
+		return problem.Local(err, "reading the data directory")
 	}
 	for _, d := range dirs {
 		if d.IsDir() && strings.HasPrefix(d.Name(), stagingPrefix) {
 			if err := os.RemoveAll(filepath.Join(data, d.Name())); err != nil {
-				return problem.Wrap(err, problem.ReasonStore, "removing what an interrupted init left")
+				return problem.Local(err, "removing what an interrupted init left")
 			}
 		}
 	}
@@ -121,7 +122,7 @@ func vacant(dir string) error {
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(there) == 0:
 		return nil
 	case err != nil:
-		return problem.Wrap(err, problem.ReasonExists, "looking at %s", dir)
+		return problem.Local(err, "looking at %s", dir)
 	}
 	return problem.New(problem.ReasonExists, "%s is not empty: an environment is founded once", dir).
 		WithFix("start it with `bailment server`, or found another environment under another name")
@@ -130,7 +131,7 @@ func vacant(dir string) error {
 // found makes everything in the staging directory.
 func (o InitOptions) found(ctx context.Context, staging string, out *Founded) error {
 	if err := durable.MkdirAll(staging, 0o700); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "making %s", staging)
+		return problem.Local(err, "making %s", staging)
 	}
 	src, err := seal.NewSource(nil)
 	if err != nil {
@@ -157,7 +158,7 @@ func (o InitOptions) found(ctx context.Context, staging string, out *Founded) er
 	}
 	st, err := sqlite.Create(ctx, staging)
 	if err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "making the store")
+		return problem.Local(err, "making the store")
 	}
 	now := o.Now
 	if now == nil {

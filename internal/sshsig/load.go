@@ -155,7 +155,12 @@ func decrypt(path string, text []byte, o Options) (ssh.Signer, error) {
 	phrase, err := o.Passphrase(path)
 	defer clear(phrase)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonCanceled, "ask for the passphrase of %s", path)
+		r := problem.ReasonCanceled
+		var p *problem.Problem
+		if errors.As(err, &p) {
+			r = p.Reason
+		}
+		return nil, problem.Wrap(err, r, "ask for the passphrase of %s", path).WithFix("run `ssh-add %s` first, or run this on a terminal", path)
 	}
 	signer, err := ssh.ParsePrivateKeyWithPassphrase(text, phrase)
 	if err != nil {

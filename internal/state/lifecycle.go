@@ -32,12 +32,17 @@ var versionMoves = map[VersionState][]VersionState{
 
 // CheckMove says whether a version may go from one state to another.
 func CheckMove(from, to VersionState) error {
+	legal := make([]string, 0, len(versionMoves[from]))
 	for _, t := range versionMoves[from] {
 		if t == to {
 			return nil
 		}
+		legal = append(legal, string(t))
 	}
-	return problem.New(problem.ReasonLifecycle, "a version that is %s can't become %s", from, to)
+	if len(legal) == 0 {
+		return problem.New(problem.ReasonLifecycle, "a version that is %s stays so", from)
+	}
+	return problem.New(problem.ReasonLifecycle, "a version that is %s can't become %s, but only %s", from, to, strings.Join(legal, " or "))
 }
 
 // ChangeState is the lifecycle state of a change. Shadow and canary join with staged rollouts.

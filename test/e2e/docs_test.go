@@ -497,7 +497,7 @@ func TestQuickstart(t *testing.T) {
 	plain()
 
 	out := quickstart(t, bin, dir, "--keep")
-	if !strings.HasSuffix(out, "\nA second bailment quickstart stops and removes this one.\n") {
+	if !strings.HasSuffix(out, "\nA second bailment quickstart --dir "+dir+" stops and removes this one.\n") {
 		t.Fatalf("it ends otherwise:\n%s", out)
 	}
 	kept := running(t, dir)

@@ -434,7 +434,7 @@ func machine(t *testing.T, name string) reader {
 	must(os.WriteFile(operators, mine, 0o600))
 	const program = "#!/bin/sh\ntest ${#DB_PASSWORD} = 32\n"
 	root := filepath.Join(dir, "root")
-	for _, x := range []string{"etc/systemd/system", "usr/bin", "var/lib", "run", "your"} {
+	for _, x := range []string{"etc/systemd/system", "usr/bin", "usr/share/man/man1", "var/lib", "run", "your"} {
 		must(os.MkdirAll(filepath.Join(root, x), 0o700))
 	}
 	must(os.WriteFile(filepath.Join(root, "your", "program"), []byte(program), 0o700))
@@ -452,7 +452,7 @@ func machine(t *testing.T, name string) reader {
 		replace: strings.NewReplacer(
 			"'bailment1:…'", `"$(grep -o -m 1 'bailment1:[^ ]*' "$OUTPUT")"`,
 			"bailment.example", "127.0.0.1", "0.0.0.0", "127.0.0.1", "127.0.0.1:8401", "127.0.0.1:"+ops, "8400", port,
-			" /usr/bin/", " "+root+"/usr/bin/", " /etc/", " "+root+"/etc/", " /var/lib/", " "+root+"/var/lib/",
+			" /usr/bin/", " "+root+"/usr/bin/", " /usr/share/", " "+root+"/usr/share/", " /etc/", " "+root+"/etc/", " /var/lib/", " "+root+"/var/lib/",
 		),
 	}
 }

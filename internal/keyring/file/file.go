@@ -67,7 +67,7 @@ func Create(path string, src *seal.Source) (*Holder, error) {
 			return nil, problem.Wrap(err, problem.ReasonExists, "create the root key").
 				WithFix("use the root key that is there, or choose another path")
 		}
-		return nil, problem.Wrap(err, problem.ReasonStore, "create the root key")
+		return nil, problem.Local(err, "create the root key")
 	}
 	// Read it back through the same door as after a restart: a file system that doesn't keep
 	// modes (some mounts) is found out before anything is wrapped.

@@ -59,6 +59,7 @@ type Store struct {
 	dir      string
 	lockFile *os.File // nil for a read-only copy
 	copying  *os.File // the database, for the flock by which copies hold off checkpoints
+	places   [2]place // of database and write-ahead log; see inPlace
 	readOnly bool
 
 	// sem is the lock over everything below, a channel so that waiting ends with a context, and
@@ -219,7 +220,10 @@ func (s *Store) load(connect connector) (err error) {
 	if s.head, err = verify(s.c); err != nil {
 		return readError("checking "+path, err)
 	}
-	return nil
+	if s.readOnly {
+		return nil
+	}
+	return s.locate()
 }
 
 // recover makes the database whole on disk. SQLite has replayed the write-ahead log by the first
@@ -349,6 +353,9 @@ func (s *Store) write(fn func() error) error {
 			if err := s.c.do("COMMIT"); err != nil {
 				return s.fail(store.ErrUnknown, "committing", err)
 			}
+			if err := s.inPlace(); err != nil {
+				return s.fail(store.ErrUnknown, "after committing", err)
+			}
 			return nil
 		}
 	}
@@ -406,7 +413,10 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	err := s.c.close()
-	s.copying.Close()
+	// A database without a name lives as long as it is open: for whoever wants to save it.
+	if s.readOnly || !s.removed() {
+		s.copying.Close()
+	}
 	if s.lockFile != nil {
 		unlock(s.lockFile)
 	}
