@@ -63,6 +63,7 @@ func try(t *testing.T, c storetest.Case, wrap func(store.Store) store.Store) str
 func TestSuiteCatchesBrokenEngines(t *testing.T) {
 	for name, wrap := range mutants() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for _, c := range storetest.Cases() {
 				if c.Name == "BigBatch" {
 					continue // long, and needed for none of these

@@ -246,6 +246,7 @@ func TestCopyBetweenItsSteps(t *testing.T) {
 		for _, step := range []string{"header read", "database copied", "log copied"} {
 			for _, start := range []string{"full log", "short log", "empty log", "stopped"} {
 				t.Run(name+"/"+step+"/"+start, func(t *testing.T) {
+					t.Parallel()
 					s := mustCreate(t, filepath.Join(t.TempDir(), "s"))
 					dir := s.dir
 					many(t, s)

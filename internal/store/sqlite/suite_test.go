@@ -23,6 +23,7 @@ func TestSuiteBehindFaulty(t *testing.T) {
 			continue // the same once more, only long
 		}
 		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
 			c.Run(t, wrappedSite{newSite(t).(*site), func(s store.Store) store.Store { return storetest.NewFaulty(s) }})
 		})
 	}

@@ -42,7 +42,10 @@ type Case struct {
 // Run runs the suite.
 func Run(t *testing.T, f Factory) {
 	for _, c := range Cases() {
-		t.Run(c.Name, func(t *testing.T) { c.Run(t, f(t)) })
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			c.Run(t, f(t))
+		})
 	}
 }
 
