@@ -358,7 +358,7 @@ func (a *app) revocationCommand() *cobra.Command {
 	}
 	list := &cobra.Command{
 		Use: "list", Short: "List cutoffs and holds", Args: cobra.NoArgs,
-		Long: "Lists every scope with a cutoff or a hold, each by its entry, and of a hold by whom and why.\nWho cut off and why stands in the cutoff's entry: ledger show.", Example: "  bailment revocation list",
+		Long: "Lists every scope with a cutoff or a hold, each by its entry, by whom and why: of the\nhold, if there is one, and else of the cutoff. Of more than 1,000 cutoffs the older ones are listed\nby their entries alone: see ledger show.", Example: "  bailment revocation list",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
 			r, err := c.Revocations.ListRevocations(ctx, &v1.ListRevocationsRequest{})
 			if err != nil {

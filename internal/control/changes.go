@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"sort"
 	"strings"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
-	"github.com/bailment/bailment/internal/store"
 )
 
 // Actions that need approval: the closed set so far.
@@ -612,18 +610,8 @@ func (e *Environment) GetChange(ctx context.Context, c Caller, change uint64) (*
 		return nil, problem.New(problem.ReasonNotFound, "there is no change %d", change)
 	}
 	d := &ChangeDetail{ChangeView: ChangeView{ch, ch.StateAt(now)}}
-	_, err := e.log.VerifySlice(ctx, change, 1, func(_ uint64, x store.Entry) error {
-		entry, err := state.Decode(x.Body)
-		if err != nil {
-			return err
-		}
-		d.Proposal, ok = entry.Event.(*state.ChangeProposed)
-		if !ok {
-			return errors.New("the entry is not a proposal")
-		}
-		return nil
-	})
-	if err != nil {
+	var err error
+	if d.Proposal, err = readEvent[*state.ChangeProposed](ctx, e, change); err != nil {
 		return nil, e.storeProblem(err, "reading the proposal")
 	}
 	if ch.Action == ActionBundle {

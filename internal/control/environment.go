@@ -129,7 +129,7 @@ func (e *Environment) start(ctx context.Context) error {
 		return problem.New(problem.ReasonDevelopmentOnly, "a root key of kind %s can't open a production environment", e.cfg.Holder.Descriptor().Kind)
 	}
 	var err error
-	if e.document, err = e.readGenesis(ctx); err != nil {
+	if e.document, err = readEvent[*state.Genesis](ctx, e, 0); err != nil {
 		return err
 	}
 	k, err := e.vault().Unseal(ctx, s, e.log.Origin())
@@ -205,20 +205,21 @@ func (e *Environment) Ready() error {
 // Methods is the table of attestation methods.
 func (e *Environment) Methods() attest.Methods { return e.cfg.Methods }
 
-func (e *Environment) readGenesis(ctx context.Context) (*state.Genesis, error) {
-	var g *state.Genesis
-	_, err := e.log.VerifySlice(ctx, 0, 1, func(_ uint64, x store.Entry) error {
+// readEvent reads back what was entered at an index, proved to be in the newest tree.
+func readEvent[E state.Event](ctx context.Context, e *Environment, index uint64) (E, error) {
+	var event E
+	_, err := e.log.VerifySlice(ctx, index, 1, func(_ uint64, x store.Entry) error {
 		entry, err := state.Decode(x.Body)
 		if err != nil {
 			return err
 		}
-		g, _ = entry.Event.(*state.Genesis)
+		var ok bool
+		if event, ok = entry.Event.(E); !ok {
+			return problem.New(problem.ReasonTampered, "entry %d is not a %T", index, event)
+		}
 		return nil
 	})
-	if err == nil && g == nil {
-		err = problem.New(problem.ReasonTampered, "entry 0 is not a genesis")
-	}
-	return g, err
+	return event, err
 }
 
 func originOf(s *state.State) string { return ledger.OriginOf(s.Env.Name, s.Env.Genesis, s.Env.Epoch) }

@@ -1,7 +1,9 @@
 package control
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -246,10 +248,15 @@ type RevocationView struct {
 	Scope  string
 	Cutoff uint64 // index; 0: none
 	Hold   *state.Hold
+	// Who set the hold, or else the cutoff, and why. Of cutoffs only, ListRevocations says it of the newest, and Watch of none.
+	By, Reason string
 }
 
+// maxExplained is how many cutoffs of one list are looked up for who set them and why, the newest first.
+const maxExplained = 1000
+
 // ListRevocations lists cutoffs and holds, for operators.
-func (e *Environment) ListRevocations(_ context.Context, c Caller) ([]RevocationView, error) {
+func (e *Environment) ListRevocations(ctx context.Context, c Caller) ([]RevocationView, error) {
 	s := e.log.State()
 	now := state.At(e.cfg.Now())
 	x, err := e.judge(s, c, now)
@@ -259,7 +266,28 @@ func (e *Environment) ListRevocations(_ context.Context, c Caller) ([]Revocation
 	if err := e.mayInspect(x, c); err != nil {
 		return nil, err
 	}
-	return revocations(s, now, func(state.Scope) bool { return true }), nil
+	all := revocations(s, now, func(state.Scope) bool { return true })
+	return all, e.explainCutoffs(ctx, all)
+}
+
+// explainCutoffs looks up who set the newest cutoffs and why. The state keeps of a cutoff only its place, for every decision asks it;
+// the rest is in the ledger.
+func (e *Environment) explainCutoffs(ctx context.Context, all []RevocationView) error {
+	var bare []*RevocationView
+	for i := range all {
+		if all[i].Hold == nil {
+			bare = append(bare, &all[i])
+		}
+	}
+	slices.SortFunc(bare, func(a, b *RevocationView) int { return cmp.Compare(b.Cutoff, a.Cutoff) })
+	for _, v := range bare[:min(len(bare), maxExplained)] {
+		ev, err := readEvent[*state.RevocationRecorded](ctx, e, v.Cutoff)
+		if err != nil {
+			return e.storeProblem(err, "reading who cut off "+v.Scope)
+		}
+		v.By, v.Reason = ev.Actor.Identity, ev.Reason
+	}
+	return nil
 }
 
 func revocations(s *state.State, now state.Millis, want func(state.Scope) bool) []RevocationView {
@@ -282,7 +310,7 @@ func revocations(s *state.State, now state.Millis, want func(state.Scope) bool) 
 	})
 	s.Holds.All(func(scope string, h *state.Hold) bool {
 		if v := get(scope); v != nil && (h.Until == 0 || now < h.Until) {
-			v.Hold = h
+			v.Hold, v.By, v.Reason = h, h.By, h.Reason
 		}
 		return true
 	})

@@ -252,3 +252,39 @@ func TestSurveyIsPure(t *testing.T) {
 		t.Errorf("%+v", first)
 	}
 }
+
+// Who cut off and why is told with the list, also when there is no hold (any more).
+func TestCutoffsSayWhoAndWhy(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	for scope, hold := range map[string]bool{"identity:/workload/api": false, "secret:db/a": true} {
+		_, err := b.Env.Revoke(context.Background(), b.by["bob"].Caller, control.RevokeRequest{Scope: scope, Hold: &hold, Reason: "about " + scope})
+		b.must(err)
+	}
+	list := func() map[string]control.RevocationView {
+		all, err := b.Env.ListRevocations(context.Background(), b.by["alice"].Caller)
+		b.must(err)
+		out := map[string]control.RevocationView{}
+		for _, v := range all {
+			out[v.Scope] = v
+		}
+		return out
+	}
+	check := func() {
+		t.Helper()
+		for scope, v := range list() {
+			if v.Cutoff == 0 || v.By != "/human/bob" || v.Reason != "about "+scope {
+				t.Errorf("%+v", v)
+			}
+		}
+	}
+	check()
+	if all := list(); len(all) != 2 || all["secret:db/a"].Hold == nil || all["identity:/workload/api"].Hold != nil {
+		t.Fatalf("%+v", all)
+	}
+	b.lift("secret:db/a", "alice", "bob")
+	b.Reopen()
+	if all := list(); len(all) != 2 || all["secret:db/a"].Hold != nil {
+		t.Fatalf("%+v", all)
+	}
+	check()
+}

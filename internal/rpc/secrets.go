@@ -169,9 +169,9 @@ func (s revocations) ListRevocations(ctx context.Context, _ *pb.ListRevocationsR
 	}
 	out := &pb.ListRevocationsResponse{}
 	for _, x := range all {
-		info := &pb.RevocationInfo{Scope: x.Scope, Cutoff: x.Cutoff}
+		info := &pb.RevocationInfo{Scope: x.Scope, Cutoff: x.Cutoff, By: x.By, Reason: x.Reason}
 		if h := x.Hold; h != nil {
-			info.Hold, info.By, info.Reason, info.Until = h.Index, h.By, h.Reason, millis(h.Until)
+			info.Hold, info.Until = h.Index, millis(h.Until)
 		}
 		out.Revocations = append(out.Revocations, info)
 	}
