@@ -134,36 +134,55 @@ func (g *gate) enter(x *exchange) (limit string) {
 }
 
 // makeRoom breaks off a stranger's request for one of another source that has fewer: the one that waits for its client for longest, of
-// the source that has most. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by requests that
-// never end.
+// the source that has most of those that has any. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by
+// requests that never end.
 func (g *gate) makeRoom(of *load) bool {
 	var most *load
+	var spared *exchange
 	for _, s := range g.sources {
 		if s.unproved > of.unproved+1 && (most == nil || s.unproved > most.unproved) {
-			most = s
+			if x := s.waiting(); x != nil {
+				most, spared = s, x
+			}
 		}
 	}
 	if most == nil {
 		return false
 	}
-	for e := most.strangers.Front(); e != nil; e = e.Next() {
-		x := e.Value.(*exchange)
-		state := x.state.Load()
-		if state == working {
-			continue
+	g.forget(spared, most)
+	g.count.requestRefused("unproved-room")
+	if spared.state.Load() == receiving {
+		select {
+		case g.words <- struct{}{}:
+			spared.told = true
+		default:
 		}
-		g.forget(x, most)
-		g.count.requestRefused("unproved-room")
-		// It is open until it is forgotten, and has a writer so long.
-		c, now := http.NewResponseController(x.ResponseWriter), time.Now().Add(-time.Second)
-		if state == receiving {
-			_ = c.SetReadDeadline(now) // a writer that can't is a test's own
-		} else {
-			_ = c.SetWriteDeadline(now)
-		}
-		return true
 	}
-	return false
+	spared.hurry()
+	return true
+}
+
+// waiting is the source's request that waits for its client for longest; nil: there is none.
+func (s *load) waiting() *exchange {
+	for e := s.strangers.Front(); e != nil; e = e.Next() {
+		if x := e.Value.(*exchange); x.state.Load() != working {
+			return x
+		}
+	}
+	return nil
+}
+
+// hurry ends a request that made room: nobody counts it any more, so it has no time but what a refusal in words has, and that only if
+// there is a place for one. The caller has the gate's lock, so the request is still open, and has a writer.
+func (x *exchange) hurry() {
+	c, now := http.NewResponseController(x.ResponseWriter), time.Now()
+	past := now.Add(-time.Second)
+	_ = c.SetReadDeadline(past) // a writer that can't is a test's own
+	if x.told {
+		_ = c.SetWriteDeadline(now.Add(refusalWithin))
+	} else {
+		_ = c.SetWriteDeadline(past)
+	}
 }
 
 // forget counts a request out, once.
@@ -200,6 +219,9 @@ func (g *gate) leave(x *exchange) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget(x, g.sources[x.conn.from])
+	if x.told {
+		<-g.words
+	}
 }
 
 // refuse says that there is no room, as far as there is room to say it.
@@ -239,7 +261,8 @@ type exchange struct {
 	identity string
 	// Under the gate's lock.
 	place     *list.Element // among its source's strangers; nil: it is none
-	forgotten bool
+	forgotten bool          // counted out; while it is open, because it made room
+	told      bool          // it made room, and has a place for words
 }
 
 // received notes that the request is here.
@@ -262,6 +285,11 @@ func (x *exchange) answering() {
 	}
 	if x.identity == "" {
 		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.gate.write)) // without it, the server's own
+		x.gate.mu.Lock()
+		defer x.gate.mu.Unlock()
+		if x.forgotten {
+			x.hurry() // it made room in between
+		}
 	}
 }
 
