@@ -92,3 +92,44 @@ func TestFallenSessionIsAStranger(t *testing.T) {
 		}
 	}
 }
+
+// Nor does it count among the identity's requests, whatever it asks: neither over a connection of before it fell, nor many at once.
+func TestFallenSessionFillsNothing(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
+		c.Limits.OpenRequests, c.Limits.ConnectionStreams, c.Limits.UnprovedRequests = 32, 4, 256
+	}})
+	stolen := h.Node("web-1")
+	var before []*parked
+	for range 2 {
+		p := park(t, h, stolen.Cert, getEnvironment, 1)
+		before = append(before, p)
+		within(t, "it is proved", func() bool { return p.headers.Load() == 1 })
+		if _, err := p.conn.Write(frame(frameReset, 0, 1, []byte{0, 0, 0, 8})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := h.Login("alice").Revocation.Revoke(t.Context(), &pb.RevokeRequest{
+		Scope: "node:/node/join-token/web-1", Reason: "stolen", Hold: pb.RevokeRequest_HOLD_NO,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	mended := h.Node("web-1")
+	within(t, "all is quiet", func() bool { return metric(t, h, inFlight) == 0 })
+	for _, p := range before {
+		var out []byte
+		for i := range 4 {
+			out = append(out, headers(h, uint32(2*i+3), getEnvironment, "application/json")...)
+			out = append(out, frame(frameData, endStream, uint32(2*i+3), []byte("{}"))...)
+		}
+		if _, err := p.conn.Write(out); err != nil {
+			t.Fatal(err)
+		}
+		within(t, "it asks", func() bool { return p.headers.Load()+p.ended.Load() >= 4 })
+	}
+	if r := reasonOfGet(t, mended); r == "overloaded" {
+		t.Error("who proved that identity anew is refused")
+	}
+	if n := metric(t, h, `bailment_requests_refused_total{limit="identity"}`); n != 0 {
+		t.Errorf("%d count as the identity's", n)
+	}
+}
