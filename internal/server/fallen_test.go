@@ -70,18 +70,20 @@ func TestFallenSessionIsAStranger(t *testing.T) {
 	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) { c.Limits.UnprovedStreams = 2 }})
 	stolen, mended := fallen(t, h)
 	for s, ends := range map[*servertest.Session]bool{stolen: true, mended: false} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.URL()+"/bailment.v1.SecretService/Get", strings.NewReader(`{"secret":"app/password"}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Content-Type", "application/json")
-		res, err := h.Client(s.Cert, false).Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-		if res.Close != ends {
-			t.Errorf("the connection ends: %v, want %v (%s)", res.Close, ends, res.Status)
+		for _, ask := range [][2]string{{http.MethodPost, "/bailment.v1.SecretService/Get"}, {http.MethodPost, getEnvironment}, {http.MethodGet, getEnvironment}, {http.MethodGet, "/livez"}, {http.MethodGet, "/"}} {
+			req, err := http.NewRequestWithContext(t.Context(), ask[0], h.URL()+ask[1], strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			res, err := h.Client(s.Cert, false).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if res.Close != ends {
+				t.Errorf("%s: the connection ends: %v, want %v (%s)", ask, res.Close, ends, res.Status)
+			}
 		}
 	}
 	p := parkAs(t, h, stolen.Cert, "/bailment.v1.WatchService/Watch", "application/connect+json", "\x00\x00\x00\x00\x02{}", 8)
