@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type gate struct {
 	unproved   int
 	sources    map[string]*load
 	identities map[string]int
+	levels     []int // how many sources have so many unproved requests; the first says nothing
 }
 
 // edge is what the gate asks of the API.
@@ -61,8 +63,13 @@ const (
 )
 
 func newGate(api edge, limits config.Limits, write time.Duration, count requestCounts) *gate {
-	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load), identities: make(map[string]int)}
+	g := &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load), identities: make(map[string]int)}
+	g.levels = make([]int, g.unprovedShare()+1)
+	return g
 }
+
+// unprovedShare is how many unproved requests one source has.
+func (g *gate) unprovedShare() int { return max(1, g.limits.UnprovedRequests/sourceShare) }
 
 type connectionKey struct{}
 
@@ -120,7 +127,7 @@ func (g *gate) enter(x *exchange) (limit string) {
 		}
 	case int(x.conn.open.Load()) >= g.limits.UnprovedStreams:
 		return "unproved-connection"
-	case s.unproved >= max(1, g.limits.UnprovedRequests/sourceShare):
+	case s.unproved >= g.unprovedShare():
 		return "unproved-source"
 	case g.unproved >= g.limits.UnprovedRequests && !g.makeRoom(s):
 		return "unproved"
@@ -137,6 +144,9 @@ func (g *gate) enter(x *exchange) (limit string) {
 // the source that has most of those that has any. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by
 // requests that never end.
 func (g *gate) makeRoom(of *load) bool {
+	if !slices.ContainsFunc(g.levels[min(of.unproved+2, len(g.levels)):], func(n int) bool { return n > 0 }) {
+		return false // without looking at each source: everybody's requests wait for the lock
+	}
 	var most *load
 	var spared *exchange
 	for _, s := range g.sources {
@@ -206,7 +216,9 @@ func (g *gate) add(x *exchange, s *load, n int) {
 	x.conn.open.Add(int32(n))
 	if x.identity == "" {
 		g.unproved += n
+		g.levels[s.unproved]--
 		s.unproved += n
+		g.levels[s.unproved]++
 	} else if g.identities[x.identity] += n; g.identities[x.identity] == 0 {
 		delete(g.identities, x.identity)
 	}

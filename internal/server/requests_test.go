@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -151,8 +152,8 @@ func TestRoomBesideWork(t *testing.T) {
 		}
 		close(d.work)
 		d.open.Wait()
-		if d.count.open != 0 || len(d.words) != 0 || len(d.sources) != 0 {
-			t.Errorf("%d are open, %d words, %d sources", d.count.open, len(d.words), len(d.sources))
+		if d.count.open != 0 || len(d.words) != 0 || len(d.sources) != 0 || slices.Max(d.levels) != 0 {
+			t.Errorf("%d are open, %d words, %d sources, levels %v", d.count.open, len(d.words), len(d.sources), d.levels)
 		}
 	})
 }
