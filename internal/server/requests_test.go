@@ -80,10 +80,10 @@ func (s *slow) Read([]byte) (int, error)           { s.reads.wait(); return 0, c
 func (s *slow) Write([]byte) (int, error)          { s.writes.wait(); return 0, context.DeadlineExceeded }
 func (s *slow) Close() error                       { return nil }
 
-// strangers is an API that reads a request and answers, or works on it until it is told.
+// strangers is an API that reads a request and answers, or works on it until it is told. Who says who he is, is no stranger to it.
 type strangers struct{ work chan struct{} }
 
-func (a strangers) Proved(*http.Request) string { return "" }
+func (a strangers) Proved(r *http.Request) string { return r.Header.Get("Identity") }
 func (a strangers) Refuse(w http.ResponseWriter, _ *http.Request, _ *problem.Problem) {
 	w.WriteHeader(http.StatusTooManyRequests)
 }
@@ -115,17 +115,20 @@ func newDoors(unproved int) *doors {
 }
 
 // ask has a source ask, and returns when the request waits for somebody, or has ended.
-func (d *doors) ask(from string, slowly bool) {
+func (d *doors) ask(from string, slowly bool) { d.askAs("", from, slowly) }
+
+func (d *doors) askAs(identity, from string, slowly bool) {
 	s := &slow{httptest.NewRecorder(), newLimit(), newLimit()}
 	r, err := http.NewRequest(http.MethodPost, "/", http.NoBody)
 	if err != nil {
 		panic(err)
 	}
+	r.Header.Set("Identity", identity)
 	if slowly {
 		r.Body = s
 	}
 	r = r.WithContext(context.WithValue(context.Background(), connectionKey{}, &connection{from: from}))
-	_ = s.SetReadDeadline(time.Now().Add(time.Hour))
+	_, _ = s.SetReadDeadline(time.Now().Add(time.Hour)), s.SetWriteDeadline(time.Now().Add(time.Hour)) // the server's own
 	d.here.Add(1)
 	d.open.Go(func() {
 		defer d.here.Add(-1)
@@ -181,4 +184,27 @@ func TestWhoMadeRoomIsGone(t *testing.T) {
 		}
 		d.open.Wait()
 	})
+}
+
+// One identity has an eighth of all requests, from however many addresses, and what one connection may have in any case.
+func TestRequestsOfAnIdentity(t *testing.T) {
+	for most, want := range map[int]int{1600: 200, 160: 100} {
+		synctest.Test(t, func(t *testing.T) {
+			d := newDoors(16)
+			d.limits.OpenRequests = most
+			for i := range want + 5 {
+				d.askAs("greedy", fmt.Sprint(i), i%2 == 0)
+			}
+			d.askAs("modest", "0", false)
+			d.ask("0", false)
+			if n, open := d.count.of("identity"), int(d.here.Load()); n != 5 || open != want+2 {
+				t.Errorf("%d are open and %d were refused of an eighth of %d", open, n, most)
+			}
+			close(d.work)
+			d.open.Wait()
+			if d.count.open != 0 || len(d.identities) != 0 || len(d.sources) != 0 {
+				t.Errorf("%d are open, of %v, %d sources", d.count.open, d.identities, len(d.sources))
+			}
+		})
+	}
 }
