@@ -130,3 +130,34 @@ func TestFallenSessionFillsNothing(t *testing.T) {
 		t.Errorf("%d count as the identity's", n)
 	}
 }
+
+// Its failed proofs are not the identity's, either.
+func TestFallenSessionFailsForItself(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
+		c.Limits.UnprovedAttempts = config.Rate{PerSecond: 0.001, Burst: 3}
+	}})
+	stolen, mended := fallen(t, h)
+	_, csr, err := servertest.Key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fail := func(s *servertest.Session) string {
+		c, err := s.Attestation.Challenge(t.Context(), &pb.ChallengeRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Attestation.Login(t.Context(), &pb.LoginRequest{Challenge: c.Challenge, Person: "alice", Csr: csr})
+		return servertest.Reason(err)
+	}
+	for range 3 {
+		if r := fail(stolen); r == "rate-limited" {
+			t.Fatal(r)
+		}
+	}
+	if r := fail(stolen); r != "rate-limited" {
+		t.Errorf("the revoked session's fourth failure: %s", r)
+	}
+	if r := fail(mended); r == "rate-limited" {
+		t.Error("they are counted as those of who proved that identity anew")
+	}
+}
