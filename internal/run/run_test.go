@@ -53,6 +53,7 @@ func TestMain(m *testing.M) {
 		Opened: func(localapi.Opened) {
 			if os.Getenv("RUN_TEST_STOP") != "" {
 				_ = unix.Kill(os.Getpid(), unix.SIGTERM)
+				time.Sleep(200 * time.Millisecond) // it has come when the program would be started
 			}
 		},
 	})

@@ -46,6 +46,18 @@ func TestFallenSessionHasItsOwnRate(t *testing.T) {
 	}
 }
 
+// The same with the rate of those who proved an identity, at one address.
+func TestFallenSessionHasAStrangersRate(t *testing.T) {
+	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
+		c.Limits.SourceRequests = config.Rate{PerSecond: 0.01, Burst: 20}
+	}})
+	stolen, mended := fallen(t, h)
+	within(t, "it is slowed down", func() bool { return reasonOfGet(t, stolen) == "rate-limited" })
+	if r := reasonOfGet(t, mended); r == "rate-limited" || r == "cutoff" {
+		t.Errorf("who proved that identity anew is refused: %s", r)
+	}
+}
+
 // The same with streams, which whoever reads nothing holds for long.
 func TestFallenSessionHasItsOwnStreams(t *testing.T) {
 	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) { c.Limits.IdentityStreams = 2 }})
