@@ -76,9 +76,10 @@ func (l *limit) wait() {
 
 func (s *slow) SetReadDeadline(t time.Time) error  { return s.reads.set(t) }
 func (s *slow) SetWriteDeadline(t time.Time) error { return s.writes.set(t) }
-func (s *slow) Read([]byte) (int, error)           { s.reads.wait(); return 0, context.DeadlineExceeded }
-func (s *slow) Write([]byte) (int, error)          { s.writes.wait(); return 0, context.DeadlineExceeded }
-func (s *slow) Close() error                       { return nil }
+func (s *slow) Read([]byte) (int, error) { s.reads.wait(); return 0, context.DeadlineExceeded }
+
+func (s *slow) Write([]byte) (int, error) { s.writes.wait(); return 0, context.DeadlineExceeded }
+func (s *slow) Close() error              { return nil }
 
 // strangers is an API that reads a request and answers, or works on it until it is told. Who says who he is, is no stranger to it.
 type strangers struct{ work chan struct{} }
