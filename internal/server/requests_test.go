@@ -76,7 +76,7 @@ func (l *limit) wait() {
 
 func (s *slow) SetReadDeadline(t time.Time) error  { return s.reads.set(t) }
 func (s *slow) SetWriteDeadline(t time.Time) error { return s.writes.set(t) }
-func (s *slow) Read([]byte) (int, error) { s.reads.wait(); return 0, context.DeadlineExceeded }
+func (s *slow) Read([]byte) (int, error)           { s.reads.wait(); return 0, context.DeadlineExceeded }
 
 func (s *slow) Write([]byte) (int, error) { s.writes.wait(); return 0, context.DeadlineExceeded }
 func (s *slow) Close() error              { return nil }
