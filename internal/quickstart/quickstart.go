@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -89,6 +90,14 @@ func (t *told) say(format string, args ...any) {
 
 // Run shows it all. It is safe to run twice: what an earlier run left in the directory is stopped and removed first.
 func Run(ctx context.Context, o Options) (err error) {
+	// Whoever listens may go away (a pipe's reader, a terminal): that ends the run, and must not leave its processes behind.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // caught: a write fails instead
+	defer signal.Reset(syscall.SIGPIPE)
+	if !signal.Ignored(syscall.SIGHUP) {
+		var stop func()
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stop()
+	}
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "the directory")

@@ -9,11 +9,11 @@ import (
 // prover is a tracked connection that wants to know which identity it proved.
 type prover interface{ Proved(identity string) }
 
-// Proved is the identity, with its environment, that a request's connection proved; empty: none, or its session did not stand when
-// the connection was last asked over. Whether it still stands is control's to say, in the method.
+// Proved is the identity, with its environment, that a request's connection proved; empty: none, or its session does not stand now.
+// Whether it stands at the head is control's to say, in the method.
 func (a *API) Proved(r *http.Request) (identity string) {
 	conn := a.connectionOf(r)
-	if conn == nil || conn.refused != nil || conn.fallen.Load() {
+	if conn == nil || !conn.stands() {
 		return ""
 	}
 	return conn.key

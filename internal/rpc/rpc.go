@@ -196,6 +196,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no environment", http.StatusMisdirectedRequest)
 		return
 	}
+	if conn.refused == nil && !conn.stands() {
+		// Its place among those that proved an identity is not its own any more, whatever it asks. A session that stands again comes
+		// again.
+		w.Header().Set("Connection", "close")
+	}
 	rt, ok := a.routes[r.URL.Path]
 	if !ok {
 		a.unrouted(w, r, conn)
@@ -218,10 +223,6 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p := a.admit(c); p != nil {
 		a.refuse(w, r, c, p)
 		return
-	}
-	if conn.refused == nil && conn.fallen.Load() {
-		// Its place among those that proved an identity is not its own any more. A session that stands again comes again.
-		w.Header().Set("Connection", "close")
 	}
 	in, p := a.readBody(w, r, c)
 	if p != nil {
@@ -297,8 +298,8 @@ func (a *API) admit(c *call) *problem.Problem {
 	}
 	limit := conn.byIdentity
 	c.key = conn.key
-	if by, strange := conn.asker(); strange {
-		c.key += " fallen " + by
+	if conn.fallen.Load() { // ServeHTTP has looked
+		c.key += " fallen " + sourceKey(conn.source)
 		limit = a.identities.of(c.key)
 	}
 	if !limit.Allow() {

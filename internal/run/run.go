@@ -229,13 +229,22 @@ func interrupted(signals <-chan os.Signal, done <-chan struct{}, stop func()) <-
 	out := make(chan syscall.Signal, 1)
 	go func() {
 		defer close(out)
-		select {
-		case s := <-signals:
+		tell := func(s os.Signal) {
 			if n, ok := s.(syscall.Signal); ok {
 				out <- n
 				stop()
 			}
+		}
+		select {
+		case s := <-signals:
+			tell(s)
 		case <-done:
+			// One that came before has not lost to it: a child that gets the terminal's signals from the terminal would never get it.
+			select {
+			case s := <-signals:
+				tell(s)
+			default:
+			}
 		}
 	}()
 	return out

@@ -52,7 +52,11 @@ func TestMain(m *testing.M) {
 		Secrets: secrets, Event: func(e localapi.Event) { fmt.Fprintln(os.Stderr, "event:"+e.Event) },
 		Opened: func(localapi.Opened) {
 			if os.Getenv("RUN_TEST_STOP") != "" {
+				came := make(chan os.Signal, 1)
+				signal.Notify(came, unix.SIGTERM)
 				_ = unix.Kill(os.Getpid(), unix.SIGTERM)
+				<-came
+				signal.Stop(came) // which waits until everybody has it
 			}
 		},
 	})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type gate struct {
 	unproved   int
 	sources    map[string]*load
 	identities map[string]int
+	levels     []int // how many sources have so many unproved requests; the first says nothing
 }
 
 // edge is what the gate asks of the API.
@@ -61,8 +63,13 @@ const (
 )
 
 func newGate(api edge, limits config.Limits, write time.Duration, count requestCounts) *gate {
-	return &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load), identities: make(map[string]int)}
+	g := &gate{api: api, limits: limits, write: write, count: count, words: make(chan struct{}, wordyRefusals), sources: make(map[string]*load), identities: make(map[string]int)}
+	g.levels = make([]int, g.unprovedShare()+1)
+	return g
 }
+
+// unprovedShare is how many unproved requests one source has.
+func (g *gate) unprovedShare() int { return max(1, g.limits.UnprovedRequests/sourceShare) }
 
 type connectionKey struct{}
 
@@ -120,7 +127,7 @@ func (g *gate) enter(x *exchange) (limit string) {
 		}
 	case int(x.conn.open.Load()) >= g.limits.UnprovedStreams:
 		return "unproved-connection"
-	case s.unproved >= max(1, g.limits.UnprovedRequests/sourceShare):
+	case s.unproved >= g.unprovedShare():
 		return "unproved-source"
 	case g.unproved >= g.limits.UnprovedRequests && !g.makeRoom(s):
 		return "unproved"
@@ -134,36 +141,58 @@ func (g *gate) enter(x *exchange) (limit string) {
 }
 
 // makeRoom breaks off a stranger's request for one of another source that has fewer: the one that waits for its client for longest, of
-// the source that has most. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by requests that
-// never end.
+// the source that has most of those that has any. So a few sources can't keep out who comes from elsewhere, to log in or to renew, by
+// requests that never end.
 func (g *gate) makeRoom(of *load) bool {
+	if !slices.ContainsFunc(g.levels[min(of.unproved+2, len(g.levels)):], func(n int) bool { return n > 0 }) {
+		return false // without looking at each source: everybody's requests wait for the lock
+	}
 	var most *load
+	var spared *exchange
 	for _, s := range g.sources {
 		if s.unproved > of.unproved+1 && (most == nil || s.unproved > most.unproved) {
-			most = s
+			if x := s.waiting(); x != nil {
+				most, spared = s, x
+			}
 		}
 	}
 	if most == nil {
 		return false
 	}
-	for e := most.strangers.Front(); e != nil; e = e.Next() {
-		x := e.Value.(*exchange)
-		state := x.state.Load()
-		if state == working {
-			continue
+	g.forget(spared, most)
+	g.count.requestRefused("unproved-room")
+	if spared.state.Load() == receiving {
+		select {
+		case g.words <- struct{}{}:
+			spared.told = true
+		default:
 		}
-		g.forget(x, most)
-		g.count.requestRefused("unproved-room")
-		// It is open until it is forgotten, and has a writer so long.
-		c, now := http.NewResponseController(x.ResponseWriter), time.Now().Add(-time.Second)
-		if state == receiving {
-			_ = c.SetReadDeadline(now) // a writer that can't is a test's own
-		} else {
-			_ = c.SetWriteDeadline(now)
-		}
-		return true
 	}
-	return false
+	spared.hurry()
+	return true
+}
+
+// waiting is the source's request that waits for its client for longest; nil: there is none.
+func (s *load) waiting() *exchange {
+	for e := s.strangers.Front(); e != nil; e = e.Next() {
+		if x := e.Value.(*exchange); x.state.Load() != working {
+			return x
+		}
+	}
+	return nil
+}
+
+// hurry ends a request that made room: nobody counts it any more, so it has no time but what a refusal in words has, and that only if
+// there is a place for one. The caller has the gate's lock, so the request is still open, and has a writer.
+func (x *exchange) hurry() {
+	c, now := http.NewResponseController(x.ResponseWriter), time.Now()
+	past := now.Add(-time.Second)
+	_ = c.SetReadDeadline(past) // a writer that can't is a test's own
+	if x.told {
+		_ = c.SetWriteDeadline(now.Add(refusalWithin))
+	} else {
+		_ = c.SetWriteDeadline(past)
+	}
 }
 
 // forget counts a request out, once.
@@ -187,7 +216,9 @@ func (g *gate) add(x *exchange, s *load, n int) {
 	x.conn.open.Add(int32(n))
 	if x.identity == "" {
 		g.unproved += n
+		g.levels[s.unproved]--
 		s.unproved += n
+		g.levels[s.unproved]++
 	} else if g.identities[x.identity] += n; g.identities[x.identity] == 0 {
 		delete(g.identities, x.identity)
 	}
@@ -200,6 +231,9 @@ func (g *gate) leave(x *exchange) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget(x, g.sources[x.conn.from])
+	if x.told {
+		<-g.words
+	}
 }
 
 // refuse says that there is no room, as far as there is room to say it.
@@ -239,7 +273,8 @@ type exchange struct {
 	identity string
 	// Under the gate's lock.
 	place     *list.Element // among its source's strangers; nil: it is none
-	forgotten bool
+	forgotten bool          // counted out; while it is open, because it made room
+	told      bool          // it made room, and has a place for words
 }
 
 // received notes that the request is here.
@@ -262,6 +297,11 @@ func (x *exchange) answering() {
 	}
 	if x.identity == "" {
 		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.gate.write)) // without it, the server's own
+		x.gate.mu.Lock()
+		defer x.gate.mu.Unlock()
+		if x.forgotten {
+			x.hurry() // it made room in between
+		}
 	}
 }
 

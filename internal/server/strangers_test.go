@@ -54,16 +54,11 @@ func parkAs(t *testing.T, h *servertest.House, cert *tls.Certificate, path, cont
 	}
 	p := &parked{conn: c, closed: make(chan struct{})}
 	t.Cleanup(func() { c.Close(); <-p.closed })
-	var fields []byte
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", path}, {":authority", h.Name}, {"content-type", contentType}} {
-		fields = append(append(fields, 0, byte(len(f[0]))), f[0]...) // literal, not indexed (RFC 7541 §6.2.2)
-		fields = append(append(fields, byte(len(f[1]))), f[1]...)
-	}
 	out := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 	out = append(out, frame(frameSettings, 0, 0, []byte{0, 4, 0, 0, 0, 0})...) // SETTINGS_INITIAL_WINDOW_SIZE = 0
 	for i := range times {
 		id := uint32(2*i + 1)
-		out = append(out, frame(frameHeaders, endHeaders, id, fields)...)
+		out = append(out, headers(h, id, path, contentType)...)
 		out = append(out, frame(frameData, endStream, id, []byte(body))...)
 	}
 	_, err = c.Write(out)
@@ -72,6 +67,16 @@ func parkAs(t *testing.T, h *servertest.House, cert *tls.Certificate, path, cont
 		t.Fatal(err)
 	}
 	return p
+}
+
+// headers begin a request.
+func headers(h *servertest.House, stream uint32, path, contentType string) []byte {
+	var fields []byte
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", path}, {":authority", h.Name}, {"content-type", contentType}} {
+		fields = append(append(fields, 0, byte(len(f[0]))), f[0]...) // literal, not indexed (RFC 7541 §6.2.2)
+		fields = append(append(fields, byte(len(f[1]))), f[1]...)
+	}
+	return frame(frameHeaders, endHeaders, stream, fields)
 }
 
 func (p *parked) read() {

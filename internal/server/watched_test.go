@@ -1,8 +1,11 @@
 package server
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/bailment/bailment/internal/canary"
 )
@@ -35,5 +38,16 @@ func TestMetricsWithhold(t *testing.T) {
 	s.silence.Seed([]byte(value))
 	if after := count(); after != before-1 || s.silence.Found()[canary.Metric] != 1 {
 		t.Errorf("%d of %d are left, found %v", after, before, s.silence.Found())
+	}
+}
+
+// The version is this program's own, whatever somebody makes a value.
+func TestMetricsKeepTheVersion(t *testing.T) {
+	const version = "v0.1.0-0.20260102030405-0123456789ab"
+	s := &Server{metrics: newMetrics(version), silence: canary.New(), o: Options{Version: version}}
+	s.silence.Seed([]byte(version))
+	all, err := watched{s}.Gather()
+	if err != nil || !slices.ContainsFunc(all, func(f *dto.MetricFamily) bool { return f.GetName() == "bailment_build_info" }) || s.silence.Found()[canary.Metric] != 0 {
+		t.Errorf("it is gone: found %v, %v", s.silence.Found(), err)
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"os"
@@ -131,6 +132,40 @@ func TestQuickstartBrokenOff(t *testing.T) {
 	}
 	if code, out, errOut := begin(t, bin, dir).end(t); code != 0 {
 		t.Fatalf("the next one: exit code %d\n%s%s", code, out, errOut)
+	}
+}
+
+// Whoever listens may go away. Nothing goes on running then, either.
+func TestQuickstartWithoutAListener(t *testing.T) {
+	bin, dir := program(t), filepath.Join(t.TempDir(), "try")
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := exec.CommandContext(t.Context(), bin, "quickstart", "--dir", dir)
+	var errOut bytes.Buffer
+	x.Stdout, x.Stderr = write, &errOut
+	if err := x.Start(); err != nil {
+		t.Fatal(err)
+	}
+	write.Close()
+	for lines := bufio.NewScanner(read); lines.Scan() && !strings.HasPrefix(lines.Text(), "4. "); {
+	}
+	read.Close()
+	if err := x.Wait(); err == nil || !strings.Contains(errOut.String(), "writing to standard output") {
+		t.Errorf("%v\n%s", err, &errOut)
+	}
+	if left := running(t, dir); len(left) > 0 {
+		t.Errorf("still running: %v", left)
+	}
+	y := begin(t, bin, dir)
+	says(t, y.out, "\n5. ")
+	if err := y.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	code, out, said := y.end(t)
+	if left := running(t, dir); code != 3 || len(left) > 0 {
+		t.Errorf("exit code %d, still running: %v\n%s%s", code, left, out, said)
 	}
 }
 
