@@ -34,6 +34,21 @@ func (g *generations[K, V]) get(k K, weight func(V) int) (V, bool) {
 	return v, ok
 }
 
+// getOr is get, or put of what fresh makes, in one.
+func (g *generations[K, V]) getOr(k K, weight int, fresh func() V) V {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if v, ok := g.young[k]; ok {
+		return v
+	}
+	v, ok := g.old[k]
+	if !ok {
+		v = fresh()
+	}
+	g.add(k, v, weight)
+	return v
+}
+
 func (g *generations[K, V]) put(k K, v V, weight int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -236,9 +236,14 @@ func (e *Environment) committed(first uint64, records []ledger.Record) {
 	e.checks.recent.add(first, records)
 	for i, r := range records {
 		const sampled = 16
-		if x, ok := r.Event.(*state.Entry); ok && (first+uint64(i))%sampled != 0 {
-			if _, release := x.Event.(*state.SecretReleased); release {
-				continue
+		if x, ok := r.Event.(*state.Entry); ok {
+			switch ev := x.Event.(type) {
+			case *state.SecretReleased:
+				if (first+uint64(i))%sampled != 0 {
+					continue
+				}
+			case *state.SessionOpened:
+				e.opened(ev, r.Body)
 			}
 		}
 		e.cfg.Silence.Look(canary.Ledger, r.Body)

@@ -27,3 +27,18 @@ func (e *Environment) ForgetPrograms() {
 	defer e.programs.mu.Unlock()
 	e.programs.m = nil
 }
+
+// DecideRoom says whether there is room for a proposal.
+func DecideRoom(s *state.State, now state.Millis, proposer, action string) error {
+	t := &turn{s: s, now: now}
+	return t.room(proposer, action)
+}
+
+// DecideProvisional says whether a person may set a provisional hold.
+func (e *Environment) DecideProvisional(s *state.State, now state.Millis, person, scope string) error {
+	t := &turn{e: e, s: s, now: now, prog: e.Program()}
+	if p := t.provisional(person, scope); p != nil {
+		return p
+	}
+	return nil
+}

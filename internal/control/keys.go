@@ -121,8 +121,10 @@ func (e *Environment) currentKeys(ctx context.Context, s *state.State) (*custody
 	if err != nil {
 		return nil, fmt.Errorf("loading the environment's keys: %w", err)
 	}
-	e.keys.Store(k)
+	// First the signers: who sees the keys may rotate again, and the batch that enters a key must be signed by the two before it, or
+	// nothing signs the head that the next start believes.
 	e.log.SetSigners(k.Signers())
+	e.keys.Store(k)
 	return k, nil
 }
 

@@ -1,11 +1,13 @@
 package control
 
 import (
+	"cmp"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
 )
 
 // Openings is how fast one identity may open sessions: its own, and those of the processes that it speaks for. Each stays in the
@@ -22,15 +24,36 @@ const (
 	maxOpeners        = 65536   // identities whose openings are remembered: about 10 MB
 )
 
-// mayOpen refuses a session to an identity that opens too many. It is asked after the proof, so that nobody uses up what is
-// another's, and before the door, since it is no decision: it does not depend on the state, and a restart forgets it. What shows that
-// two hold one enrolment is heard all the same: a thief must not keep the owner from being noticed by using up what they share.
+// mayOpen refuses a session to an identity that has opened too many. It is asked before the door, since it is no decision: it does not
+// depend on the state, and a restart forgets it. Only what was entered counts (opened): a proof alone may be a spent token's, or a
+// session's that was cut off, and its thief must not use up what its owner may open. What is on its way is not counted yet, but
+// what goes beyond the bound is waited for. What shows that two hold one enrolment is heard all the same: a thief must not keep
+// the owner from being noticed by using up what they share.
 func (e *Environment) mayOpen(identity string, claims int) error {
 	if identity == "" {
 		return nil
 	}
-	l, ok := e.openers.get(identity, one)
-	if !ok {
+	l := e.opener(identity)
+	n := float64(min(1+claims/openingBytes, l.Burst()))
+	have := l.TokensAt(e.cfg.Now())
+	if have >= n {
+		return nil
+	}
+	wait := time.Duration((n - have) / float64(l.Limit()) * float64(time.Second))
+	return problem.New(problem.ReasonRateLimited, "%s opens too many sessions", identity).WithRetryAfter(wait)
+}
+
+// opened counts a session that was entered.
+func (e *Environment) opened(ev *state.SessionOpened, body []byte) {
+	if ev.Via == viaServer {
+		return
+	}
+	l := e.opener(cmp.Or(ev.Node, ev.Identity))
+	l.ReserveN(e.cfg.Now(), min(max(1, len(body)/openingBytes), l.Burst()))
+}
+
+func (e *Environment) opener(identity string) *rate.Limiter {
+	return e.openers.getOr(identity, 1, func() *rate.Limiter {
 		o := e.cfg.Openings
 		if o.PerSecond == 0 {
 			o.PerSecond = openingsPerSecond
@@ -38,13 +61,6 @@ func (e *Environment) mayOpen(identity string, claims int) error {
 		if o.Burst == 0 {
 			o.Burst = openingsBurst
 		}
-		l = rate.NewLimiter(rate.Limit(o.PerSecond), o.Burst)
-		e.openers.put(identity, l, 1)
-	}
-	n := min(1+claims/openingBytes, l.Burst())
-	if l.AllowN(e.cfg.Now(), n) {
-		return nil
-	}
-	wait := time.Duration(float64(n) / float64(l.Limit()) * float64(time.Second))
-	return problem.New(problem.ReasonRateLimited, "%s opens too many sessions", identity).WithRetryAfter(wait)
+		return rate.NewLimiter(rate.Limit(o.PerSecond), o.Burst)
+	})
 }

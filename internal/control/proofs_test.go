@@ -522,3 +522,44 @@ func TestSessionsOfOneIdentityAreFew(t *testing.T) {
 	_, err = w.Renew(stolen, late)
 	wantReason(t, err, problem.ReasonForked)
 }
+
+// Who has only what was taken from its owner (a token that is spent, a session that was cut off, a key that is held) opens
+// nothing, and so uses up nothing of what the owner may open.
+func TestOpeningsAreTheOwners(t *testing.T) {
+	w := controltest.New(t, controltest.Options{Openings: control.Openings{PerSecond: 0.001, Burst: 6}, Persons: []string{"alice", "bob"}})
+	alice := w.Login("alice")
+	token := w.Token(alice, "web-1", time.Hour)
+	owner := w.Join(token)
+	hammer := func(want problem.Reason, try func() error) {
+		t.Helper()
+		for range 20 {
+			wantReason(t, try(), want)
+		}
+	}
+	hammer(problem.ReasonTokenSpent, func() error {
+		key, _ := controltest.Key(t)
+		_, err := w.TryJoin(token, key)
+		return err
+	})
+	key, _ := controltest.Key(t)
+	opened, err := w.Renew(owner, key)
+	if err != nil {
+		t.Fatalf("the owner of a token that was stolen: %v", err)
+	}
+	stolen := w.Enter(key, opened)
+	if _, err := w.Env.Revoke(context.Background(), alice.Caller, control.RevokeRequest{Scope: "node:" + opened.Identity.Path(), Hold: new(bool)}); err != nil {
+		t.Fatal(err)
+	}
+	hammer(problem.ReasonCutoff, func() error {
+		key, _ := controltest.Key(t)
+		_, err := w.Renew(stolen, key)
+		return err
+	})
+	hammer(problem.ReasonCutoff, func() error {
+		_, err := w.TryWorkload(stolen, "api")
+		return err
+	})
+	if _, err := w.TryJoin(w.Token(alice, "web-1", time.Hour), key); err != nil {
+		t.Fatalf("the owner, enrolled anew: %v", err)
+	}
+}

@@ -275,6 +275,16 @@ func TestVerifySlice(t *testing.T) {
 	r.rewrite(6, record("a", 666).Body)
 	l = r.start() // it is under the snapshot, so the start does not read it
 	for from := range l.Size() {
+		_, err := l.Receipt(t.Context(), from)
+		if bad := from == 6 || from == 7; bad != problem.Is(err, problem.ReasonTampered) || !bad && err != nil {
+			t.Errorf("the receipt of entry %d: %v", from, err)
+		}
+		err = l.Entries(t.Context(), from, 1, func(uint64, store.Entry) error { return nil })
+		if bad := from == 6 || from == 7; bad != problem.Is(err, problem.ReasonTampered) || !bad && err != nil {
+			t.Errorf("entry %d: %v", from, err)
+		}
+	}
+	for from := range l.Size() {
 		for limit := 1; limit < size; limit += 3 {
 			_, err := slice(from, limit)
 			// A slice that begins behind it begins with its leaf hash.

@@ -61,11 +61,12 @@ func (l *Log[S]) Receipt(ctx context.Context, index uint64) ([]byte, error) {
 		return nil, problem.New(problem.ReasonNotFound, "the ledger has %d entries, so there is no entry %d", v.tree.size, index)
 	}
 	var entry store.Entry
-	err := v.store.Entries(ctx, index, 1, func(_ uint64, e store.Entry) error {
-		entry = store.Entry{Salt: append([]byte(nil), e.Salt...), Body: append([]byte(nil), e.Body...), Commitment: append([]byte(nil), e.Commitment...)}
+	if _, err := l.verifyIn(ctx, v, index, 1, func(_ uint64, e store.Entry) error {
+		entry = e
 		return nil
-	})
-	if l.Failed(err) != nil {
+	}); problem.Is(err, problem.ReasonTampered) {
+		return nil, err
+	} else if l.Failed(err) != nil {
 		return nil, problem.Wrap(err, problem.ReasonStore, "reading entry %d", index)
 	}
 	if len(entry.Commitment) > 0 {
@@ -101,14 +102,19 @@ func (l *Log[S]) Consistency(ctx context.Context, old, size uint64) (tlog.TreePr
 	return proof, size, nil
 }
 
-// Entries calls fn with the committed entries from index on, at most limit.
+// entriesSlice is how many entries are proved at a time.
+const entriesSlice = 128
+
+// Entries calls fn with at most limit committed entries from index on, each proved to be of the tree: see VerifySlice.
 func (l *Log[S]) Entries(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) error {
-	v := l.published.Load()
-	if from >= v.tree.size {
-		return nil
+	for limit > 0 {
+		n, err := l.VerifySlice(ctx, from, min(limit, entriesSlice), fn)
+		if err != nil || n == 0 {
+			return err
+		}
+		from, limit = from+uint64(n), limit-n
 	}
-	limit = min(limit, int(v.tree.size-from))
-	return l.Failed(v.store.Entries(ctx, from, limit, fn))
+	return nil
 }
 
 // SaveSnapshot stores a reduced state, for the next start. The caller commits its root first.
@@ -122,12 +128,11 @@ func (l *Log[S]) SaveSnapshot(ctx context.Context, index uint64, data []byte) er
 // VerifySlice reads at most limit entries from index on, proves that they are those of the newest tree, and then
 // calls fn with each. It returns how many there were.
 func (l *Log[S]) VerifySlice(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
-	n, err := l.verifySlice(ctx, from, limit, fn)
+	n, err := l.verifyIn(ctx, l.published.Load(), from, limit, fn)
 	return n, l.Failed(err)
 }
 
-func (l *Log[S]) verifySlice(ctx context.Context, from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
-	v := l.published.Load()
+func (l *Log[S]) verifyIn(ctx context.Context, v *view[S], from uint64, limit int, fn func(index uint64, e store.Entry) error) (int, error) {
 	if from >= v.tree.size {
 		return 0, nil
 	}

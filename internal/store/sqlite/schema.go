@@ -105,6 +105,13 @@ func applyMigration(c *conn, m migration) error {
 // object is a row of the schema table: a table, an index, a trigger or a view.
 type object struct{ kind, name, sql string }
 
+// statistics are the tables that ANALYZE leaves, when an operator runs it. They advise SQLite which way to look, and no answer
+// depends on them.
+var statistics = []object{
+	{"table", "sqlite_stat1", "CREATE TABLE sqlite_stat1(tbl,idx,stat)"},
+	{"table", "sqlite_stat4", "CREATE TABLE sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)"},
+}
+
 func objects(c *conn) ([]object, error) {
 	var out []object
 	err := c.query(func(row []driver.Value) error {
@@ -112,7 +119,9 @@ func objects(c *conn) ([]object, error) {
 		if err := scan(row, &o.kind, &o.name, &o.sql); err != nil {
 			return err
 		}
-		out = append(out, o)
+		if !slices.Contains(statistics, o) {
+			out = append(out, o)
+		}
 		return nil
 	}, `SELECT type, name, coalesce(sql, '') FROM sqlite_schema ORDER BY type, name`)
 	return out, err
