@@ -23,6 +23,7 @@ var table = []archtest.Row{
 	{"internal/identity", "", ""},
 	{"internal/authority", "", ""},
 	{"internal/spelling", "", ""},
+	{"internal/cache", "", ""},
 	{"internal/archtest", "", ""},
 
 	// Pure: values in, values out.
@@ -54,7 +55,7 @@ var table = []archtest.Row{
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary " +
+		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
 			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
 		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
 	},
@@ -69,7 +70,7 @@ var table = []archtest.Row{
 	{"client", "api/... verify internal/attest internal/ceremony internal/durable internal/problem internal/identity internal/seal", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/net"},
 	{"client/clienttest", "api/... client verify internal/...", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/crypto"},
 	{
-		"internal/rpc", "api/... internal/canary internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
+		"internal/rpc", "api/... internal/cache internal/canary internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/time golang.org/x/net",
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},

@@ -4,64 +4,14 @@ import (
 	"context"
 	"reflect"
 	"strings"
-	"sync"
 
+	"github.com/bailment/bailment/internal/cache"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
 )
-
-// generations is a bounded cache in two halves: what is used moves to the young half; when that is
-// full, it becomes the old one and the old one is dropped. No lists, no clocks, bounded memory.
-type generations[K comparable, V any] struct {
-	mu         sync.Mutex
-	young, old map[K]V
-	used, most int
-}
-
-func (g *generations[K, V]) get(k K, weight func(V) int) (V, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if v, ok := g.young[k]; ok {
-		return v, true
-	}
-	v, ok := g.old[k]
-	if ok {
-		g.add(k, v, weight(v))
-	}
-	return v, ok
-}
-
-// getOr is get, or put of what fresh makes, in one.
-func (g *generations[K, V]) getOr(k K, weight int, fresh func() V) V {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if v, ok := g.young[k]; ok {
-		return v
-	}
-	v, ok := g.old[k]
-	if !ok {
-		v = fresh()
-	}
-	g.add(k, v, weight)
-	return v
-}
-
-func (g *generations[K, V]) put(k K, v V, weight int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.add(k, v, weight)
-}
-
-func (g *generations[K, V]) add(k K, v V, weight int) {
-	if g.young == nil || g.used+weight > g.most/2 {
-		g.old, g.young, g.used = g.young, make(map[K]V), 0
-	}
-	g.young[k] = v
-	g.used += weight
-}
 
 // claimCache keeps what decisions derive from sessions: the prepared form of their claims, and what the bundle's rules say to
 // them, so that a decision on the hot path converts nothing and asks no rule twice.
@@ -70,8 +20,8 @@ func (g *generations[K, V]) add(k K, v V, weight int) {
 // rows are replaced and never changed, so what is the same object says the same. An index alone would not do: a batch that
 // fails gives its indexes to others, after its decisions have been made.
 type claimCache struct {
-	prepared generations[uint64, preparedClaims]
-	asked    generations[uint64, asked]
+	prepared *cache.Cache[uint64, preparedClaims]
+	asked    *cache.Cache[uint64, asked]
 }
 
 // preparedClaims are claims in the form that decisions take.
@@ -86,10 +36,6 @@ const (
 	maxCachedClaims = 65536
 	usualClaims     = 32 // values
 )
-
-func one[V any](V) int { return 1 }
-
-func weightOfClaims(p preparedClaims) int { return p.weight }
 
 // valuesOf counts the values in claims, and their texts by length.
 func valuesOf(v any) int {
@@ -109,10 +55,10 @@ func valuesOf(v any) int {
 	return n
 }
 
-func newClaimCache() claimCache {
-	return claimCache{
-		prepared: generations[uint64, preparedClaims]{most: maxCachedClaims},
-		asked:    generations[uint64, asked]{most: maxCachedClaims},
+func newClaimCache() *claimCache {
+	return &claimCache{
+		prepared: cache.New[uint64](maxCachedClaims, func(p preparedClaims) int { return p.weight }),
+		asked:    cache.New[uint64, asked](maxCachedClaims, nil),
 	}
 }
 
@@ -125,7 +71,7 @@ func (c *claimCache) of(session uint64, claims map[string]any) (policy.Claims, e
 	if len(claims) == 0 {
 		return policy.Claims{}, nil
 	}
-	if p, ok := c.prepared.get(session, weightOfClaims); ok && sameMap(p.from, claims) {
+	if p, ok := c.prepared.Get(session); ok && sameMap(p.from, claims) {
 		return p.claims, nil
 	}
 	p, err := policy.PrepareClaims(claims)
@@ -133,7 +79,7 @@ func (c *claimCache) of(session uint64, claims map[string]any) (policy.Claims, e
 		return p, err
 	}
 	made := preparedClaims{claims, p, 1 + valuesOf(claims)/usualClaims}
-	c.prepared.put(session, made, made.weight)
+	c.prepared.Put(session, made)
 	return p, nil
 }
 
@@ -158,11 +104,11 @@ func stands(s *state.State, prog *policy.Program, c *claimCache, x *state.Sessio
 	} else if !strings.HasPrefix(x.Identity, identity.PrefixNode) {
 		return nil
 	}
-	if was, ok := c.asked.get(x.Index, one); ok && was.bundle == is.bundle && was.session == is.session && was.node == is.node {
+	if was, ok := c.asked.Get(x.Index); ok && was.bundle == is.bundle && was.session == is.session && was.node == is.node {
 		return was.problem
 	}
 	is.problem = problem.As(c.ask(prog, x, is.node))
-	c.asked.put(x.Index, is, 1)
+	c.asked.Put(x.Index, is)
 	return is.problem
 }
 
@@ -197,24 +143,22 @@ func nodeStands(prog *policy.Program, path, method, anchor string, claims policy
 	return err
 }
 
-// valueCache keeps ciphertexts by the index of the entry that made them. Never plaintext.
-type valueCache struct {
-	g generations[uint64, store.Sealed]
+// newValueCache is a cache of ciphertexts by the index of the entry that made them. Never of plaintext.
+func newValueCache() *cache.Cache[uint64, store.Sealed] {
+	return cache.New[uint64](maxCachedBytes, func(x store.Sealed) int { return len(x.Ciphertext) + len(x.WrappedKey) + 200 })
 }
 
 const maxCachedBytes = 32 << 20
 
-func weightOf(x store.Sealed) int { return len(x.Ciphertext) + len(x.WrappedKey) + 200 }
-
 // sealed reads a version's ciphertext from the cache or, by its primary key, from the store.
 func (e *Environment) sealed(ctx context.Context, v *state.Version) (store.Sealed, error) {
-	if x, ok := e.values.g.get(v.Sealed, weightOf); ok {
+	if x, ok := e.values.Get(v.Sealed); ok {
 		return x, nil
 	}
 	x, err := e.log.Store().Sealed(ctx, v.Sealed)
 	if err != nil {
 		return x, e.storeProblem(err, "reading a sealed version")
 	}
-	e.values.g.put(v.Sealed, x, weightOf(x))
+	e.values.Put(v.Sealed, x)
 	return x, nil
 }

@@ -14,7 +14,7 @@ func TestClaimCacheWeighsClaims(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := len(c.prepared.young) + len(c.prepared.old); n > maxCachedClaims/usualClaims+2 {
+	if n := c.prepared.Len(); n > maxCachedClaims/usualClaims+2 {
 		t.Errorf("%d sets of a thousand claims are kept", n)
 	}
 }

@@ -252,7 +252,7 @@ func checkRevoked(s *state.State, x state.Subject, now state.Millis) (string, *p
 // permit decides whether the session may do the action, by revocations and by the grants of the
 // bundle in force. Every release, write and listing comes through here.
 func (t *turn) permit(x *state.Session, action policy.Action, secret, purpose string) (policy.Decision, error) {
-	d, p := decidePermit(t.s, t.prog, &t.e.claims, x, action, secret, purpose, t.now)
+	d, p := decidePermit(t.s, t.prog, t.e.claims, x, action, secret, purpose, t.now)
 	if p != nil {
 		return d, &denied{problem: p, action: string(action), target: secret, purpose: purpose, grant: d.Grant, session: x}
 	}

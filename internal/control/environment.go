@@ -25,6 +25,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/cache"
 	"github.com/bailment/bailment/internal/canary"
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/keyring"
@@ -75,9 +76,9 @@ type Environment struct {
 	loadMu   sync.Mutex    // one load of the keys at a time
 	keysWake chan struct{} // holds one: the state names keys that are not loaded
 	programs programs
-	claims   claimCache
-	values   valueCache
-	openers  generations[string, *rate.Limiter]
+	claims   *claimCache
+	values   *cache.Cache[uint64, store.Sealed]
+	openers  *cache.Cache[string, *rate.Limiter]
 	denials  denialSums
 	watchers watchers
 	arrivals watchers // of entries, whatever they are
@@ -103,7 +104,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 		cfg.SnapshotEvery = 32768
 	}
 	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
-	e.claims, e.values.g.most, e.openers.most = newClaimCache(), maxCachedBytes, maxOpeners
+	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{

@@ -113,7 +113,7 @@ func explain(s *state.State, prog *policy.Program, q question, now state.Millis)
 	_, p = checkRevoked(s, state.SubjectOf(x), now)
 	check("revocation", p, "no cutoff or hold covers the identity")
 
-	claims := &claimCache{}
+	claims := newClaimCache()
 	check("identity", stands(s, prog, claims, x), "by the bundle in force it is who it says")
 	in, err := inputOf(s, claims, x, q.Action, q.Secret, q.Purpose, now)
 	if err != nil {

@@ -53,7 +53,7 @@ func (e *Environment) opened(ev *state.SessionOpened, body []byte) {
 }
 
 func (e *Environment) opener(identity string) *rate.Limiter {
-	return e.openers.getOr(identity, 1, func() *rate.Limiter {
+	return e.openers.GetOr(identity, func() *rate.Limiter {
 		o := e.cfg.Openings
 		if o.PerSecond == 0 {
 			o.PerSecond = openingsPerSecond

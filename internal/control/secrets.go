@@ -129,13 +129,13 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 	if v == nil {
 		return nil, nil
 	}
-	row, cached := e.values.g.get(v.Sealed, weightOf)
+	row, cached := e.values.Get(v.Sealed)
 	if !cached {
 		prog, ok := e.programs.get(s.Bundle)
 		if !ok {
 			return nil, nil
 		}
-		if _, p := decidePermit(s, prog, &e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {
+		if _, p := decidePermit(s, prog, e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {
 			return nil, nil
 		}
 		if row, err = e.sealed(ctx, v); problem.Is(err, problem.ReasonNotFound) {
@@ -634,7 +634,7 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 		}
 		scanned++
 		last = path
-		if _, p := decidePermit(s, prog, &e.claims, x, policy.ListSecret, path, "", now); p == nil {
+		if _, p := decidePermit(s, prog, e.claims, x, policy.ListSecret, path, "", now); p == nil {
 			out = append(out, sec)
 		}
 		return true

@@ -25,18 +25,17 @@ import (
 
 // What a stranger can make the limiters remember is bounded, and who is busy is not forgotten by it.
 func TestLimitersAreBounded(t *testing.T) {
-	var l limiters
-	l.set(0.001, 2)
+	l := newLimiters(0.001, 2)
 	busy := l.of("busy")
 	busy.Allow()
 	busy.Allow()
-	for i := range 3 * halfLimiters {
+	for i := range 2 * maxLimiters {
 		l.of(fmt.Sprint(i))
 		if i%1000 == 0 && l.of("busy") != busy {
 			t.Fatalf("forgotten after %d others", i)
 		}
 	}
-	if n := len(l.young) + len(l.old); n > 2*halfLimiters {
+	if n := l.byKey.Len(); n > maxLimiters {
 		t.Fatalf("%d are remembered", n)
 	}
 }

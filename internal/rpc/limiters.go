@@ -5,38 +5,27 @@ import (
 	"sync"
 
 	"golang.org/x/time/rate"
+
+	"github.com/bailment/bailment/internal/cache"
 )
 
-// limiters keeps rate limiters by key in bounded memory: what is used moves to the young half; when
-// that is full it becomes the old one, and the old one is dropped. Who wants to be forgotten must
-// fill a half with other keys first, and gains one burst by it.
+// limiters keeps rate limiters by key in bounded memory. Who wants to be forgotten must fill half of it with other keys
+// first, and gains one burst by it.
 type limiters struct {
-	mu         sync.Mutex
-	limit      rate.Limit
-	burst      int
-	young, old map[string]*rate.Limiter
+	limit rate.Limit
+	burst int
+	byKey *cache.Cache[string, *rate.Limiter]
 }
 
-// halfLimiters is how many keys each half has: about 10 MB when both are full.
-const halfLimiters = 32768
+// maxLimiters is how many keys are kept: about 10 MB.
+const maxLimiters = 65536
 
-func (l *limiters) set(limit rate.Limit, burst int) { l.limit, l.burst = limit, burst }
+func newLimiters(limit rate.Limit, burst int) limiters {
+	return limiters{limit, burst, cache.New[string, *rate.Limiter](maxLimiters, nil)}
+}
 
 func (l *limiters) of(key string) *rate.Limiter {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if x, ok := l.young[key]; ok {
-		return x
-	}
-	x, ok := l.old[key]
-	if !ok {
-		x = rate.NewLimiter(l.limit, l.burst)
-	}
-	if l.young == nil || len(l.young) >= halfLimiters {
-		l.old, l.young = l.young, make(map[string]*rate.Limiter)
-	}
-	l.young[key] = x
-	return x
+	return l.byKey.GetOr(key, func() *rate.Limiter { return rate.NewLimiter(l.limit, l.burst) })
 }
 
 // sourceKey is what counts as one source: an IPv4 address, an IPv6 /64.

@@ -125,9 +125,9 @@ func New(sites map[string]Site, o Options) *API {
 	}
 	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route), proofs: make(chan struct{}, strangersProofs)}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
-	a.sources.set(o.Limits.SourceRate, o.Limits.SourceBurst)
-	a.attempts.set(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
-	a.identities.set(o.Limits.IdentityRate, o.Limits.IdentityBurst)
+	a.sources = newLimiters(o.Limits.SourceRate, o.Limits.SourceBurst)
+	a.attempts = newLimiters(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
+	a.identities = newLimiters(o.Limits.IdentityRate, o.Limits.IdentityBurst)
 	a.streams.most = o.Limits.IdentityStreams
 	a.memory.limit = o.Limits.RequestMemory
 	a.bodies.New = func() any { return new(body) }
