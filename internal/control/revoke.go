@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -112,7 +111,7 @@ func (t *turn) surveyed(scope state.Scope, seen *covered) coverage {
 			out.rotate = append(out.rotate, path)
 		}
 	}
-	sort.Strings(out.rotate)
+	slices.Sort(out.rotate)
 	return out
 }
 
@@ -320,7 +319,7 @@ func revocations(s *state.State, now state.Millis, want func(state.Scope) bool) 
 			out = append(out, *v)
 		}
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Scope < out[j].Scope })
+	slices.SortFunc(out, func(a, b RevocationView) int { return cmp.Compare(a.Scope, b.Scope) })
 	return out
 }
 
