@@ -21,7 +21,7 @@ var table = []archtest.Row{
 	// Leaves.
 	{"internal/problem", "", ""},
 	{"internal/identity", "", ""},
-	{"internal/authority", "", ""},
+	{"internal/authority", "", "github.com/go-jose/go-jose/v4 golang.org/x/crypto"},
 	{"internal/spelling", "", ""},
 	{"internal/cache", "", ""},
 	{"internal/archtest", "", ""},
@@ -38,7 +38,7 @@ var table = []archtest.Row{
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
-	{"internal/attest", "internal/problem internal/identity", ""},
+	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},

@@ -12,13 +12,18 @@
 // it decides. What each method doesn't prove stands in its README.
 //
 // Both halves of one method live in one folder below this one; methods.All is the table of them.
-// This package imports the leaves identity and problem only.
+// This package imports leaves only.
 package attest
 
 import (
 	"context"
+	"crypto"
+	"io"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -35,13 +40,44 @@ type Attester interface {
 	Attest(ctx context.Context, b Binding) (evidence []byte, err error)
 }
 
+// Greeter is an Attester whose method goes in two rounds: what it says first (Hello) is answered by an offer that only it can use, and
+// the evidence shows that it did. Hello is the same until something about the machine changes.
+type Greeter interface {
+	Hello(ctx context.Context) ([]byte, error)
+	// Answer makes evidence as Attest does, from the server's offer to that hello.
+	Answer(ctx context.Context, b Binding, hello, offer []byte) (evidence []byte, err error)
+}
+
+// KeyMaker is an Attester that can make session keys which can't leave the machine's hardware.
+type KeyMaker interface {
+	// NewKey makes a key. blob is what LoadKey makes the same key of again, on this machine only; it is not secret.
+	NewKey(ctx context.Context) (key crypto.Signer, blob []byte, err error)
+	LoadKey(ctx context.Context, blob []byte) (crypto.Signer, error)
+}
+
 // Input is all that a verifier may look at.
 type Input struct {
 	Binding  Binding   // what the evidence must be bound to, from the caller's own challenge
 	Evidence []byte    // from the stranger
 	Now      time.Time // the store's time (DESIGN.md §4)
 	Params   any       // the method's own Params type; another type is a defect of the caller
+	// Secret is what was hidden in the offer to that hello for this challenge. It is set for methods that have an Offer.
+	Secret func(hello []byte) [32]byte
+	// Keys are the published keys of the issuer that Method.Issuer named, where the authority does not pin them; nil: none were found.
+	Keys *jose.JSONWebKeySet
 }
+
+// OfferInput is what an offer is made from.
+type OfferInput struct {
+	Hello  []byte
+	Secret [32]byte  // to be hidden, so that only the one who said this hello finds it
+	Random io.Reader // for the hiding
+	Now    time.Time
+	Params any
+}
+
+// TokenHead is what a token says of itself before anything of it is believed: whose keys are needed to check it.
+type TokenHead struct{ Issuer, KeyID string }
 
 // Result is what evidence proved.
 type Result struct {
@@ -52,12 +88,17 @@ type Result struct {
 	// Anchor is what was trusted, as a revocation by issuer names it: "join-token:ID",
 	// "x509:AUTHORITY". Everything derived carries it.
 	Anchor string
-	// Once is a value, unique across methods, that must be used by one session key only; empty:
+	// Once is a value, unique across methods ("METHOD:…"), that must be used by one session key only; empty:
 	// none. The caller keeps the pair (Once, session key) when it commits, answers the same session
-	// key again with the first effect, and refuses another key as token-spent.
+	// key again with the first effect, and refuses another key (token-spent, or instance-seen where it is kept for ever).
 	Once string
+	// OnceUntil is how long that must be kept: no evidence with this value is good after it. Zero: for ever, which is
+	// trust on first use (of a join token: the ledger knows better).
+	OnceUntil time.Time
 	// Key is the SHA-256 of the SPKI of the key that signed the evidence. It is not the session key.
 	Key [32]byte
+	// Executables are the SHA-256 digests of programs that the platform measured as run (TPM with IMA); nil: it measures none.
+	Executables map[[32]byte]bool
 	// NotAfter is when the evidence itself ends, and so the last moment at which anything derived
 	// from it may; zero: it has no end of its own.
 	NotAfter time.Time
@@ -89,6 +130,8 @@ type Need struct {
 	Doc      string
 	Secret   bool // the file that holds it must be readable by its owner only
 	Optional bool
+	// Literal: the configuration gives the value itself (a device, an address), not the name of a file.
+	Literal bool
 }
 
 // Material is what the needs were filled with, by Need.Name: the content of files, not their names.
@@ -102,7 +145,17 @@ type Method struct {
 	Assurance    identity.Assurance
 	Renewal      Renewal
 	Verify       Verifier
-	Needs        []Need
+	// MaxEvidence is the most bytes of evidence; 0: MaxEvidence of this package.
+	MaxEvidence int
+	// Params makes what Verify takes, once per bundle, from the bundle's authorities of this method, ordered by name. nil for
+	// join-token, whose params are the ledger's own tokens.
+	Params func([]authority.Authority) (any, error)
+	// Issuer reads the head of a token, for methods whose issuers publish their keys; nil: none. It believes nothing.
+	Issuer func(evidence []byte) (TokenHead, error)
+	// Offer answers a hello, for methods that go in two rounds; nil: this one goes in one. It has checked what is cheap to check, since
+	// a stranger asks for it.
+	Offer func(OfferInput) ([]byte, error)
+	Needs []Need
 	// NewAttester makes the attester from all of the Needs. Its errors never show the material.
 	NewAttester func(Material) (Attester, error)
 }

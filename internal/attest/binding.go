@@ -66,6 +66,28 @@ func (b Binding) Message() []byte {
 	return append(m, '\n')
 }
 
+// Digest is the SHA-256 of Message: for platforms that take a digest to bind to (a TPM's qualifying data, a report's data).
+func (b Binding) Digest() [32]byte { return sha256.Sum256(b.Message()) }
+
+// FreshAudience is the audience of a token that was asked for this challenge by the holder of this session key, where a platform lets
+// the asker choose any audience at any time: it can be neither replayed nor relayed.
+func (b Binding) FreshAudience() string {
+	d := b.Digest()
+	return audience + hex.EncodeToString(b.Genesis[:]) + ":" + hex.EncodeToString(d[:])
+}
+
+// KeyAudience is the audience of a token that is bound to the environment and the session key, not to a challenge: what makes it
+// single-use is the token's own ID (DESIGN.md §7).
+func (b Binding) KeyAudience() string {
+	return audience + hex.EncodeToString(b.Genesis[:]) + ":" + hex.EncodeToString(b.SessionKey[:])
+}
+
+// EnvironmentAudience is the audience of a token that is bound to the environment only, where the platform fixes the audience before
+// there is a session key.
+func (b Binding) EnvironmentAudience() string { return audience + hex.EncodeToString(b.Genesis[:]) }
+
+const audience = "bailment:v1:"
+
 // ValidMethodName reports whether name is [a-z][a-z0-9-]*, at most 32 bytes.
 func ValidMethodName(name string) bool {
 	if name == "" || len(name) > maxMethodName || name[0] < 'a' || name[0] > 'z' {

@@ -10,8 +10,12 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// MaxEvidence is the most bytes of evidence that any verifier looks at.
-const MaxEvidence = 64 << 10
+// MaxEvidence is the most bytes of evidence that a verifier looks at, unless its method says more. LargestEvidence is the most that
+// a method may say.
+const (
+	MaxEvidence     = 64 << 10
+	LargestEvidence = 2 << 20
+)
 
 // Limits on claims. A ledger entry has 32 KiB for everything, so claims get a quarter of it.
 const (
@@ -24,9 +28,12 @@ const (
 // EncodeEvidence makes of the struct, with the fields in order and no white space. So a duplicate
 // field, another letter case, loose base64 or anything before or after is refused, and nobody can
 // make a second evidence out of a first one that differs in bytes but not in meaning.
-func DecodeEvidence(data []byte, into any) error {
-	if len(data) > MaxEvidence {
-		return problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", MaxEvidence)
+func DecodeEvidence(data []byte, into any) error { return DecodeUpTo(MaxEvidence, data, into) }
+
+// DecodeUpTo is DecodeEvidence for methods whose evidence is larger.
+func DecodeUpTo(most int, data []byte, into any) error {
+	if len(data) > most {
+		return problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", most)
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
@@ -37,7 +44,7 @@ func DecodeEvidence(data []byte, into any) error {
 	if _, err := dec.Token(); err != io.EOF {
 		return malformed(nil, "something follows the evidence")
 	}
-	again, err := EncodeEvidence(into)
+	again, err := EncodeUpTo(most, into)
 	if err != nil {
 		return err
 	}
@@ -48,13 +55,16 @@ func DecodeEvidence(data []byte, into any) error {
 }
 
 // EncodeEvidence is the inverse of DecodeEvidence.
-func EncodeEvidence(from any) ([]byte, error) {
+func EncodeEvidence(from any) ([]byte, error) { return EncodeUpTo(MaxEvidence, from) }
+
+// EncodeUpTo is the inverse of DecodeUpTo.
+func EncodeUpTo(most int, from any) ([]byte, error) {
 	data, err := json.Marshal(from)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "encode evidence")
 	}
-	if len(data) > MaxEvidence {
-		return nil, problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", MaxEvidence)
+	if len(data) > most {
+		return nil, problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", most)
 	}
 	return data, nil
 }
@@ -140,7 +150,10 @@ func ParamsOf[P any](in Input) (P, error) {
 
 // Begin is the first line of every verifier: it refuses a binding that is incomplete or of another
 // method, which would be a defect of the caller, and evidence that is too large to be looked at.
-func Begin(in Input, method string) error {
+func Begin(in Input, method string) error { return BeginUpTo(MaxEvidence, in, method) }
+
+// BeginUpTo is Begin for methods whose evidence is larger.
+func BeginUpTo(most int, in Input, method string) error {
 	if err := in.Binding.Validate(); err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "verify evidence")
 	}
@@ -150,8 +163,8 @@ func Begin(in Input, method string) error {
 	if in.Now.IsZero() {
 		return problem.New(problem.ReasonInternal, "verify evidence: no time was given")
 	}
-	if len(in.Evidence) > MaxEvidence {
-		return problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", MaxEvidence)
+	if len(in.Evidence) > most {
+		return problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", most)
 	}
 	return nil
 }

@@ -77,6 +77,26 @@ const (
 	ReasonDeliveryTooLate  Reason = "delivery-too-late"
 	ReasonNotDeclared      Reason = "not-declared"
 	ReasonViolated         Reason = "violated"
+	ReasonTokenInvalid     Reason = "token-invalid"
+	ReasonAudience         Reason = "wrong-audience"
+	ReasonIssuer           Reason = "unknown-issuer"
+	ReasonNoKeys           Reason = "issuer-keys-unavailable"
+	ReasonWeakAlgorithm    Reason = "weak-algorithm"
+	ReasonNotYetValid      Reason = "not-yet-valid"
+	ReasonEvidenceExpired  Reason = "evidence-expired"
+	ReasonInstanceSeen     Reason = "instance-seen"
+	ReasonKeyAttributes    Reason = "key-attributes"
+	ReasonBadQuote         Reason = "bad-quote"
+	ReasonEventLog         Reason = "event-log-mismatch"
+	ReasonReset            Reason = "machine-reset"
+	ReasonPosture          Reason = "posture"
+	ReasonQuarantined      Reason = "quarantined"
+	ReasonDecommissioned   Reason = "decommissioned"
+	ReasonAgentOutdated    Reason = "agent-outdated"
+	ReasonAgentUnsigned    Reason = "agent-unsigned"
+	ReasonAgentUnknown     Reason = "agent-unknown"
+	ReasonAgentClaimed     Reason = "agent-not-measured"
+	ReasonFloorLowered     Reason = "floor-lowered"
 )
 
 type reasonRow struct {
@@ -156,6 +176,26 @@ var reasons = map[Reason]reasonRow{
 	ReasonPermissions:      {Invalid, "make the file readable by its owner only (chmod 0600)"},
 	ReasonDeliveryTooLate:  {Unavailable, "the release was recorded but could not be delivered in time: ask again"},
 	ReasonNotDeclared:      {Refused, "declare the secret in the bundle first"},
+	ReasonTokenInvalid:     {NotProved, "the token is malformed, or not signed by its issuer: get a new one from the platform"},
+	ReasonAudience:         {NotProved, "ask the platform for a token with the audience that this environment and method want: `bailment attest --dry-run` shows it"},
+	ReasonIssuer:           {NotProved, "no authority of the bundle names this issuer: add one, with exactly the token's issuer"},
+	ReasonNoKeys:           {Unavailable, "the issuer's keys can't be fetched now: retry, or pin them in the bundle (`bailment roots import`)"},
+	ReasonWeakAlgorithm:    {NotProved, "this algorithm or key is not accepted: see the method's page in the reference"},
+	ReasonNotYetValid:      {NotProved, "the evidence is from the future: check the clocks of the machine and the server"},
+	ReasonEvidenceExpired:  {NotProved, "the evidence is too old: get a fresh one from the platform"},
+	ReasonInstanceSeen:     {NotProved, "this instance attested before with another key: if it was rebuilt, have `bailment node allow-again` approved; if not, somebody else has its evidence"},
+	ReasonKeyAttributes:    {NotProved, "the attestation key is not a restricted key that was made in this TPM and can't leave it: let the agent make one"},
+	ReasonBadQuote:         {NotProved, "the quote is not over this challenge and these PCRs by this TPM's attestation key: start again"},
+	ReasonEventLog:         {NotProved, "the event log does not replay to the quoted PCRs: send the log of this boot"},
+	ReasonReset:            {NotProved, "the TPM was reset or the machine restarted while it attested: start again"},
+	ReasonPosture:          {Refused, "what the machine proved is not what its identity rule requires: see the entry, or `bailment attest --dry-run` on it"},
+	ReasonQuarantined:      {Refused, "the machine is quarantined: find out why (`bailment node show`), then have its release approved"},
+	ReasonDecommissioned:   {Refused, "this identity was decommissioned for ever: enrol the machine under another name"},
+	ReasonAgentOutdated:    {Refused, "upgrade the agent: its version is below the bundle's minimum"},
+	ReasonAgentUnsigned:    {Refused, "install a signed release: agents without a signed manifest run in the development class only"},
+	ReasonAgentUnknown:     {Refused, "this binary is not in its release's manifest: install the released one"},
+	ReasonAgentClaimed:     {Refused, "the bundle requires that agents be measured: attest with a TPM whose event log or IMA measures the agent"},
+	ReasonFloorLowered:     {Refused, "the minimum of agents is lowered only by a named rollback that was approved: set agents.rollback in the bundle"},
 	ReasonViolated:         {Internal, "look at the entries that are named: whoever could enter them had the server's keys, or the server has a defect"},
 }
 

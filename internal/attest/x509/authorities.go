@@ -37,12 +37,30 @@ func NewAuthorities(named map[string][]byte) (*Authorities, error) {
 	return a, nil
 }
 
-func (a *Authorities) add(name string, text []byte) error {
-	if err := authority.ValidName(name); err != nil {
-		return err
+// AuthoritiesOf makes the set from authorities that were parsed already.
+func AuthoritiesOf(all []authority.Authority) (*Authorities, error) {
+	if len(all) > authority.Max {
+		return nil, problem.New(problem.ReasonTooLarge, "more than %d x509 authorities", authority.Max)
 	}
+	a := &Authorities{pool: cx509.NewCertPool()}
+	for _, one := range all {
+		if err := a.addParsed(one.Name, one.Certificates); err != nil {
+			return nil, problem.New(problem.ReasonInvalid, "x509 authority %.80q: %v", one.Name, err)
+		}
+	}
+	return a, nil
+}
+
+func (a *Authorities) add(name string, text []byte) error {
 	certificates, err := authority.Parse(text)
 	if err != nil {
+		return err
+	}
+	return a.addParsed(name, certificates)
+}
+
+func (a *Authorities) addParsed(name string, certificates []*cx509.Certificate) error {
+	if err := authority.ValidName(name); err != nil {
 		return err
 	}
 	if err := a.set.Add(name, certificates); err != nil {

@@ -52,6 +52,10 @@ func Method() attest.Method {
 		Assurance: identity.Key,
 		Renewal:   attest.Renewal{Kind: attest.RenewByEvidence},
 		Verify:    Verify,
+		Params: func(all []authority.Authority) (any, error) {
+			set, err := AuthoritiesOf(all)
+			return Params{Authorities: set}, err
+		},
 		Needs: []attest.Need{
 			{Name: NeedCertificate, Doc: "PEM of the machine's certificate and then of its issuers, up to 8 in all"},
 			{Name: NeedKey, Doc: "PEM of the certificate's private key (PKCS #8, SEC 1 or PKCS #1, not encrypted)", Secret: true},
