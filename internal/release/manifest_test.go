@@ -106,7 +106,7 @@ func TestParseRefuses(t *testing.T) {
 		"date with fraction":      {replace("12:00:00Z", "12:00:00.5Z"), problem.ReasonInvalid},
 		"no such date":            {replace("11-22T", "11-31T"), problem.ReasonInvalid},
 		"another toolchain":       {replace("go go1.26.8", "go devel +x"), problem.ReasonInvalid},
-		"duplicate line":          {good[:len(good)] + good[strings.LastIndex(good[:len(good)-1], "\n")+1:], problem.ReasonInvalid},
+		"duplicate line":          {good[:] + good[strings.LastIndex(good[:len(good)-1], "\n")+1:], problem.ReasonInvalid},
 		"two for one platform":    {replace(amd, amd+strings.Replace(amd, amd[:4], "0000", 1)), problem.ReasonInvalid},
 		"files in another order":  {replace(amd, "") + amd, problem.ReasonInvalid},
 		"one space":               {replace("  linux/amd64", " linux/amd64"), problem.ReasonInvalid},

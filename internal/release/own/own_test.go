@@ -74,11 +74,13 @@ func TestOwnRefuses(t *testing.T) {
 		make func(dir string)
 		want problem.Reason
 	}{
-		"empty":            {func(dir string) { write(t, filepath.Join(dir, release.ManifestName), "") }, problem.ReasonTooLarge},
-		"large":            {func(dir string) { write(t, filepath.Join(dir, release.ManifestName), string(make([]byte, release.MaxManifest+1))) }, problem.ReasonTooLarge},
-		"a directory":      {func(dir string) { os.Mkdir(filepath.Join(dir, release.ManifestName), 0o700) }, problem.ReasonInvalid},
-		"a pipe":           {func(dir string) { syscall.Mkfifo(filepath.Join(dir, release.ManifestName), 0o600) }, problem.ReasonInvalid},
-		"a loop":           {func(dir string) { os.Symlink(release.ManifestName, filepath.Join(dir, release.ManifestName)) }, problem.ReasonInvalid},
+		"empty": {func(dir string) { write(t, filepath.Join(dir, release.ManifestName), "") }, problem.ReasonTooLarge},
+		"large": {func(dir string) {
+			write(t, filepath.Join(dir, release.ManifestName), string(make([]byte, release.MaxManifest+1)))
+		}, problem.ReasonTooLarge},
+		"a directory": {func(dir string) { os.Mkdir(filepath.Join(dir, release.ManifestName), 0o700) }, problem.ReasonInvalid},
+		"a pipe":      {func(dir string) { syscall.Mkfifo(filepath.Join(dir, release.ManifestName), 0o600) }, problem.ReasonInvalid},
+		"a loop":      {func(dir string) { os.Symlink(release.ManifestName, filepath.Join(dir, release.ManifestName)) }, problem.ReasonInvalid},
 		"a large signature": {func(dir string) {
 			write(t, filepath.Join(dir, release.ManifestName), "m")
 			write(t, filepath.Join(dir, release.SignatureName), string(bytes.Repeat([]byte("s"), sshsig.MaxSignature+1)))
