@@ -39,6 +39,7 @@ var table = []archtest.Row{
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/jwt", "internal/problem internal/authority internal/attest", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
