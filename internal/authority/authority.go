@@ -54,7 +54,13 @@ func ValidName(name string) error {
 
 // Parse reads an authority's certificates, which are trust anchors whether self-signed or not: PEM blocks and nothing else, each of
 // a CA with a strong key. The result has at least one.
-func Parse(text []byte) ([]*x509.Certificate, error) {
+func Parse(text []byte) ([]*x509.Certificate, error) { return parse(text, check) }
+
+// ParseSigners is Parse for methods whose pinned certificates are themselves those that sign evidence (Method.Signers): whether one is a
+// CA's doesn't matter, since no chain is built from it. Its key must be as strong, and may not be forbidden to sign.
+func ParseSigners(text []byte) ([]*x509.Certificate, error) { return parse(text, checkSigner) }
+
+func parse(text []byte, check func(*x509.Certificate) error) ([]*x509.Certificate, error) {
 	if len(text) > maxPEM {
 		return nil, fmt.Errorf("there are more than %d bytes of PEM", maxPEM)
 	}
@@ -98,6 +104,16 @@ func check(c *x509.Certificate) error {
 		return fmt.Errorf("the certificate of %.80q may not sign certificates", c.Subject.String())
 	case why != "":
 		return fmt.Errorf("the certificate of %.80q has %s", c.Subject.String(), why)
+	}
+	return nil
+}
+
+func checkSigner(c *x509.Certificate) error {
+	switch why := Weakness(c.PublicKey); {
+	case why != "":
+		return fmt.Errorf("the certificate of %.80q has %s", c.Subject.String(), why)
+	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return fmt.Errorf("the key of the certificate of %.80q may not make signatures", c.Subject.String())
 	}
 	return nil
 }

@@ -19,11 +19,11 @@ package cms
 
 import (
 	"bytes"
-	"crypto"
-	_ "crypto/sha256" // the digests of the closed list, for crypto.Hash.New
-	_ "crypto/sha512"
+	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/asn1"
+	"hash"
 	"math/big"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -49,7 +49,7 @@ var (
 
 // algorithm is one row of the closed list: RFC 5754 §2, §3.
 type algorithm struct {
-	hash   crypto.Hash
+	hash   func() hash.Hash
 	digest asn1.ObjectIdentifier
 	rsa    asn1.ObjectIdentifier // PKCS #1 v1.5 with this digest
 	ecdsa  asn1.ObjectIdentifier
@@ -59,15 +59,15 @@ type algorithm struct {
 
 var algorithms = []algorithm{
 	{
-		crypto.SHA256, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11},
+		sha256.New, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11},
 		asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}, x509.SHA256WithRSA, x509.ECDSAWithSHA256,
 	},
 	{
-		crypto.SHA384, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 2}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 12},
+		sha512.New384, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 2}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 12},
 		asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}, x509.SHA384WithRSA, x509.ECDSAWithSHA384,
 	},
 	{
-		crypto.SHA512, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 3}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 13},
+		sha512.New, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 3}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 13},
 		asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 4}, x509.SHA512WithRSA, x509.ECDSAWithSHA512,
 	},
 }
@@ -139,7 +139,7 @@ func (s *Signed) checkAttributes() error {
 	if !outer.ReadASN1(&set, cbasn1.SET) || !outer.Empty() {
 		return bad
 	}
-	h := s.row.hash.New()
+	h := s.row.hash()
 	h.Write(s.Content)
 	sum := h.Sum(nil)
 	seen := make(map[string]bool)
