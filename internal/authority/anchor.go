@@ -90,16 +90,6 @@ type Method struct {
 	Prefix string // of the identities that it gives
 	// Needs: all of these must be given. OneOf: at least one of these, if it is not 0. Takes: these may be given.
 	Needs, OneOf, Takes Fields
-	// Signers: the pinned certificates sign the evidence themselves, and need not be CAs'.
-	Signers bool
-}
-
-// Parse reads the certificates of an authority of this method.
-func (m Method) Parse(text []byte) ([]*x509.Certificate, error) {
-	if m.Signers {
-		return ParseSigners(text)
-	}
-	return Parse(text)
 }
 
 // Authorities reports whether the method's evidence is judged by an authority of the bundle.
@@ -116,7 +106,7 @@ var Methods = []Method{
 	{Name: "x509", Prefix: "/node/x509/", Needs: FieldPEM, Takes: FieldPEM},
 	{Name: "sshhost", Prefix: "/node/sshhost/", OneOf: FieldSSH, Takes: FieldSSH},
 	{Name: "k8s", Prefix: "/node/k8s/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "aws", Prefix: "/node/aws/", Needs: FieldPEM, Takes: FieldPEM | FieldMaxAge, Signers: true},
+	{Name: "aws", Prefix: "/node/aws/", Needs: FieldPEM, Takes: FieldPEM | FieldMaxAge},
 	{Name: "gcp", Prefix: "/node/gcp/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
 	{Name: "azure", Prefix: "/node/azure/", OneOf: FieldIssuer | FieldPEM, Takes: FieldIssuer | oidc | FieldMaxAge},
 	{Name: "tpm", Prefix: "/node/tpm/", OneOf: FieldPEM | FieldEndorsementKeys, Takes: FieldPEM | FieldEndorsementKeys | FieldMeasurements},

@@ -91,17 +91,12 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseSigners holds certificates that sign evidence themselves to what matters for that, and no more.
-func TestParseSigners(t *testing.T) {
+// TestParsePinned holds certificates that sign evidence themselves to what matters for that, and no more.
+func TestParsePinned(t *testing.T) {
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
 		t.Fatal(err)
 	}
-	aws, ok := authority.FindMethod("aws")
-	if !ok {
-		t.Fatal("no method aws")
-	}
-	x509Method, _ := authority.FindMethod("x509")
 	leaf := root(t, func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, x509.KeyUsageDigitalSignature })
 	for what, text := range map[string]string{
 		"a leaf":                   leaf,
@@ -109,11 +104,11 @@ func TestParseSigners(t *testing.T) {
 		"a CA that signs evidence": root(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }),
 		"two":                      leaf + root(t, func(c *x509.Certificate) { c.KeyUsage = 0 }),
 	} {
-		if _, err := aws.Parse([]byte(text)); err != nil {
+		if _, err := authority.ParseFor("aws", []byte(text)); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := x509Method.Parse([]byte(leaf)); err == nil || !strings.Contains(err.Error(), "not a CA's") {
+	if _, err := authority.ParseFor("x509", []byte(leaf)); err == nil || !strings.Contains(err.Error(), "not a CA's") {
 		t.Errorf("a leaf for x509: %v", err)
 	}
 	for what, c := range map[string]struct{ text, says string }{
@@ -122,7 +117,7 @@ func TestParseSigners(t *testing.T) {
 		"a damaged block": {leaf[:100] + "\n", "besides PEM blocks"},
 		"nothing":         {"", "no certificate"},
 	} {
-		if _, err := aws.Parse([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := authority.ParseFor("aws", []byte(c.text)); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
