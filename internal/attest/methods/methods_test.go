@@ -40,10 +40,6 @@ func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
 type fixture struct {
 	material attest.Material
 	params   any
-	// once are the changes of the binding that the method's evidence does not notice. Then Result.Once must be what it is remembered by.
-	once []string
-	// opaque are the needs of which nobody can see that they are damaged until they are used.
-	opaque []string
 }
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
@@ -58,15 +54,24 @@ func fixtures(t *testing.T) map[string]fixture {
 // token is the fixture of a method whose evidence is a platform's token.
 func token(t *testing.T, m attest.Method) fixture {
 	x := platformtest.Of(t, m, jose.ES256, now, platformtest.Binding())
-	f := fixture{material: x.Material, params: x.Pinned, opaque: []string{ci.NeedRequestToken}}
-	switch platformtest.Bindings(m.Name)[0] {
-	case platform.ToKey:
-		f.once = []string{"other nonce"}
-	case platform.ToEnvironment:
-		f.once = []string{"other nonce", "other session key"}
-	}
-	return f
+	return fixture{x.Material, x.Pinned}
 }
+
+// unnoticed are the changes of the binding that a method's evidence does not notice. Then Result.Once must be what it is remembered by.
+func unnoticed(m attest.Method) []string {
+	for _, bound := range platformtest.Bindings(m.Name) {
+		switch bound {
+		case platform.ToKey:
+			return []string{"other nonce"}
+		case platform.ToEnvironment:
+			return []string{"other nonce", "other session key"}
+		}
+	}
+	return nil
+}
+
+// opaque are the needs of which nobody can see that they are damaged until they are used.
+var opaque = []string{ci.NeedRequestToken}
 
 func joinToken(t *testing.T) fixture {
 	tok, err := jointoken.New(array(1))
@@ -209,7 +214,7 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	refuse := func(name string, in attest.Input, wants ...problem.Reason) {
 		t.Helper()
 		got, err := m.Verify(in)
-		if slices.Contains(f.once, name) {
+		if slices.Contains(unnoticed(m), name) {
 			if err != nil || got.Once == "" || got.Once != res.Once || got.OnceUntil.IsZero() {
 				t.Errorf("%s: once %q, %v", name, got.Once, err)
 			}
@@ -300,7 +305,7 @@ func checkNeed(t *testing.T, table attest.Methods, m attest.Method, n attest.Nee
 	whole := f.material[n.Name]
 	without[n.Name] = append(bytes.Clone(whole[:len(whole)/2]), "canary-5b1e"...)
 	a, err := table.NewAttesterFrom(m.Name, without)
-	if err == nil && slices.Contains(f.opaque, n.Name) {
+	if err == nil && slices.Contains(opaque, n.Name) {
 		_, err = a.Attest(t.Context(), attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)})
 	}
 	if err == nil || strings.Contains(err.Error(), "canary") || len(whole) > 0 && strings.Contains(err.Error(), string(whole[len(whole)/4:len(whole)/2])) {
