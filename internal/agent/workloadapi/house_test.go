@@ -21,6 +21,7 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
@@ -326,3 +327,5 @@ func notProved() error {
 }
 
 func describe(err error) string { return fmt.Sprintf("%v", err) }
+
+func plain() credentials.TransportCredentials { return insecure.NewCredentials() }
