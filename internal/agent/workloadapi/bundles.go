@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,18 @@ type bundles struct {
 type shownBundles struct {
 	*Bundles
 	digest [sha256.Size]byte
+}
+
+// of is what an identity is told of them; empty: nobody's.
+func (b *shownBundles) of(id string) *shownBundles {
+	told := &Bundles{Own: b.Own, All: b.All[:1:1]}
+	federates := b.Federates[id]
+	for _, x := range b.All[1:] {
+		if slices.Contains(federates, x.TrustDomain) {
+			told.All = append(told.All, x)
+		}
+	}
+	return &shownBundles{told, digestOf(told)}
 }
 
 // find is a trust domain's.
@@ -133,6 +146,13 @@ func digestOf(b *Bundles) [sha256.Size]byte {
 		for _, der := range x.X509 {
 			part(der)
 		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.Federates)) {
+		part([]byte(id))
+		for _, td := range b.Federates[id] {
+			part([]byte(td))
+		}
+		h.Write([]byte{0xff}) // no part's length begins so
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

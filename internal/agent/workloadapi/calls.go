@@ -18,7 +18,7 @@ import (
 
 // Bounds of JWT-SVIDs.
 const (
-	maxAudiences = 16
+	maxAudiences = 8
 	maxAudience  = 512 // bytes
 	maxToken     = 16 << 10
 	tokensKept   = 64 // of one identity
@@ -32,6 +32,33 @@ type shown struct {
 	svid     *svid
 	bundles  *shownBundles
 	response *workload.X509SVIDResponse
+}
+
+// view is what an identity is told of the bundles.
+type view struct {
+	all  *shownBundles
+	id   string
+	told *shownBundles
+}
+
+// told is what the entry's processes are told of the bundles; v is nil if they have no identity. It stays the same value
+// while it says the same.
+func (e *entry) told(v *svid, all *shownBundles) *shownBundles {
+	id := ""
+	if v != nil {
+		id = v.session.Identity
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.view.all == all && e.view.id == id {
+		return e.view.told
+	}
+	told := all.of(id)
+	if e.view.told != nil && e.view.told.digest == told.digest {
+		told = e.view.told
+	}
+	e.view = view{all, id, told}
+	return told
 }
 
 // x509Of is the answer for what there is now.
@@ -121,7 +148,7 @@ func (s *Server) follow(ctx context.Context, tell func(caller, *svid, *shownBund
 		v, newSVID, err := c.entry.get(soon)
 		switch {
 		case err == nil:
-			if err := tell(c, v, now); err != nil {
+			if err := tell(c, v, c.entry.told(v, now)); err != nil {
 				return err
 			}
 			told = true
@@ -145,26 +172,27 @@ func (s *Server) follow(ctx context.Context, tell func(caller, *svid, *shownBund
 	}
 }
 
-// FetchX509Bundles streams the X.509 bundles of all trust domains. They are no secret: every process may have them.
+// FetchX509Bundles streams the X.509 bundles of the trust domains that the process's identity federates with, and of its own.
+// A process without an identity gets its own's: that is no secret.
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, out grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return s.followBundles(out.Context(), func(b *shownBundles) error {
+	return statusOf(s.followBundles(out.Context(), func(b *shownBundles) error {
 		r := &workload.X509BundlesResponse{Bundles: make(map[string][]byte)}
 		for _, x := range b.All {
 			r.Bundles[scheme+x.TrustDomain] = slices.Concat(x.X509...)
 		}
 		return out.Send(r)
-	})
+	}))
 }
 
-// FetchJWTBundles streams the JWT bundles of all trust domains.
+// FetchJWTBundles streams the JWT bundles of the same trust domains.
 func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, out grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return s.followBundles(out.Context(), func(b *shownBundles) error {
+	return statusOf(s.followBundles(out.Context(), func(b *shownBundles) error {
 		r := &workload.JWTBundlesResponse{Bundles: make(map[string][]byte)}
 		for _, x := range b.All {
 			r.Bundles[scheme+x.TrustDomain] = x.jwks()
 		}
 		return out.Send(r)
-	})
+	}))
 }
 
 // jwks is a document also where there are no keys.
@@ -175,29 +203,54 @@ func (b Bundle) jwks() []byte {
 	return b.JWKS
 }
 
+// followBundles calls tell with the bundles that the process is told of, now and whenever they changed, until the call ends.
 func (s *Server) followBundles(ctx context.Context, tell func(*shownBundles) error) error {
+	c, err := s.caller(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.leave()
 	soon, cancel := first(ctx)
 	defer cancel()
 	if _, err := s.bundles.await(soon); err != nil {
-		return statusOf(err)
+		return err
 	}
-	var told *shownBundles
+	var last *shownBundles
 	for {
-		now, changed, _ := s.bundles.peek()
-		if now != told {
-			if err := tell(now); err != nil {
+		now, newBundles, _ := s.bundles.peek()
+		b, newSVID, err := c.bundles(soon, now)
+		switch {
+		case err == nil && (last == nil || b.digest != last.digest):
+			if err := c.conn.same(); err != nil {
 				return err
 			}
-			told = now
+			if err := tell(b); err != nil {
+				return err
+			}
+			last = b
+			cancel()
+			soon = ctx
+		case err != nil && (last == nil || newSVID == nil):
+			return err
 		}
 		select {
-		case <-changed:
+		case <-newSVID:
+		case <-newBundles:
 		case <-ctx.Done():
-			return statusOf(problem.Wrap(ctx.Err(), problem.ReasonCanceled, "the caller is gone"))
+			return problem.Wrap(ctx.Err(), problem.ReasonCanceled, "the caller is gone")
 		case <-s.stopping:
-			return statusOf(stopping())
+			return stopping()
 		}
 	}
+}
+
+// bundles are what the process is told of them now.
+func (c caller) bundles(ctx context.Context, all *shownBundles) (b *shownBundles, changed <-chan struct{}, err error) {
+	v, changed, err := c.entry.get(ctx)
+	if err != nil && problem.KindOf(err) != problem.Refused {
+		return nil, changed, err
+	}
+	return c.entry.told(v, all), changed, nil
 }
 
 // FetchJWTSVID gives a JWT-SVID for the process's identity and an audience.
@@ -221,6 +274,9 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (
 		return nil, statusOf(problem.New(problem.ReasonNoIdentity, "the process is not the one that it asks for a JWT-SVID of"))
 	}
 	t, err := c.entry.token(ctx, v, audience)
+	if err != nil && problem.KindOf(err) == problem.Invalid {
+		return nil, invalid("the environment takes no such audience")
+	}
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -280,7 +336,7 @@ func (e *entry) token(ctx context.Context, v *svid, audience []string) (Token, e
 	return Token{}, err
 }
 
-// ValidateJWTSVID checks a JWT-SVID of any trust domain that there is a bundle of.
+// ValidateJWTSVID checks a JWT-SVID of a trust domain that the process is told of.
 func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
 	if r.Audience == "" || len(r.Audience) > maxAudience {
 		return nil, invalid("an audience of 1 to %d bytes must be given", maxAudience)
@@ -290,7 +346,16 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 	}
 	ctx, cancel := first(ctx)
 	defer cancel()
-	b, err := s.bundles.await(ctx)
+	c, err := s.caller(ctx)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	defer c.leave()
+	all, err := s.bundles.await(ctx)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	b, _, err := c.bundles(ctx, all)
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -69,6 +69,53 @@ func TestX509SVID(t *testing.T) {
 	}
 }
 
+// Who federates with whom is each workload's own: nobody is told of another's, not even whether a token of it is valid.
+func TestFederatesWithNobody(t *testing.T) {
+	h := newHouse(t, nil)
+	other := newEnvironment(t, "other.example")
+	h.set(func() {
+		h.foreign = []workloadapi.Bundle{{TrustDomain: "other.example", X509: other.roots, JWKS: other.jwks}}
+	})
+	h.RefreshBundles()
+	c := h.client(t)
+	eventually(t, "the other environment's bundle", func() bool {
+		b, err := c.FetchX509Bundles(t.Context())
+		return err == nil && b.Len() == 2
+	})
+	s, err := other.Attest(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := other.IssueJWT(t.Context(), s, []string{"a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ValidateJWTSVID(t.Context(), token.Text, "a"); err != nil {
+		t.Error(err)
+	}
+	check := func(what string, c *spiffe.Client) {
+		t.Helper()
+		if b, err := c.FetchX509Bundles(t.Context()); err != nil || b.Len() != 1 {
+			t.Errorf("%s: %v, %v", what, b, err)
+		}
+		if b, err := c.FetchJWTBundles(t.Context()); err != nil || b.Len() != 1 {
+			t.Errorf("%s: %v, %v", what, b, err)
+		}
+		_, err := c.ValidateJWTSVID(t.Context(), token.Text, "a")
+		want(t, what, err, codes.InvalidArgument, "trusts")
+	}
+	h.set(func() { h.path = func(map[string]any) string { return "/workload/alone" } })
+	h.with(func() { h.claims = map[string]any{"n": int64(1)} })
+	alone := h.client(t)
+	check("another workload", alone)
+	if x, err := alone.FetchX509Context(t.Context()); err != nil || x.Bundles.Len() != 1 {
+		t.Errorf("%v, %v", x, err)
+	}
+	h.set(func() { h.refuse = refused() })
+	h.with(func() { h.claims = map[string]any{"n": int64(2)} })
+	check("no identity", h.client(t))
+}
+
 // Processes of the same claims share one SVID and key; others don't.
 func TestSharing(t *testing.T) {
 	h := newHouse(t, nil)
@@ -164,10 +211,15 @@ func TestErrors(t *testing.T) {
 			want(t, "X.509", err, c.code, c.reason)
 			_, err = cl.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "a"})
 			want(t, "JWT", err, c.code, c.reason)
-			// Bundles are everybody's.
-			if _, err := cl.FetchX509Bundles(t.Context()); err != nil {
-				t.Error(err)
+			_, err = cl.FetchX509Bundles(t.Context())
+			if c.code == codes.PermissionDenied {
+				// The own bundle is everybody's.
+				if err != nil {
+					t.Error(err)
+				}
+				return
 			}
+			want(t, "bundles", err, c.code, c.reason)
 		})
 	}
 }
@@ -191,6 +243,21 @@ func TestOtherProcess(t *testing.T) {
 	}
 	_, err = c.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "a"})
 	want(t, "gone", err, codes.PermissionDenied, "gone")
+}
+
+// A defect in one call is that call's, and the server goes on.
+func TestPanic(t *testing.T) {
+	h := newHouse(t, nil)
+	c := h.client(t)
+	h.with(func() { h.panics = true })
+	_, err := c.FetchX509SVID(t.Context())
+	want(t, "a stream", err, codes.Internal, problem.ReasonInternal)
+	_, err = c.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "a"})
+	want(t, "a call", err, codes.Internal, problem.ReasonInternal)
+	h.with(func() { h.panics = false })
+	if _, err := c.FetchX509SVID(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 // A failed renewal never takes a valid SVID away; a refusal does, at every stream, within a second.

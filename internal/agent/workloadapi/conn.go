@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"runtime/debug"
 	"strings"
 	"sync"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -169,6 +171,25 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	// gRPC ends the context of every call that it let in, however that one ends.
 	context.AfterFunc(ctx, func() { s.calls.leave(c.Peer.UID) })
 	return ctx, nil
+}
+
+// unary and streaming keep a defect in one call from ending the agent.
+func (s *Server) unary(ctx context.Context, r any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (out any, err error) {
+	defer s.recovered(info.FullMethod, &err)
+	return handler(ctx, r)
+}
+
+func (s *Server) streaming(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer s.recovered(info.FullMethod, &err)
+	return handler(srv, stream)
+}
+
+func (s *Server) recovered(method string, err *error) {
+	if p := recover(); p != nil {
+		// What it says may hold anything; where it happened does not.
+		s.log.Error("a call failed by a defect", "method", method, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, string(problem.ReasonInternal)+": "+problem.ReasonInternal.Fix())
+	}
 }
 
 // calls counts those under way.

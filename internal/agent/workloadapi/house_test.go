@@ -43,7 +43,7 @@ type environment struct {
 	refuse   error                              // of Attest
 	path     func(claims map[string]any) string // of the identity
 	roots    [][]byte
-	foreign  []workloadapi.Bundle
+	foreign  []workloadapi.Bundle // /workload/app federates with all
 	jwtKey   jose.SigningKey
 	jwks     []byte
 	noToken  error
@@ -123,7 +123,11 @@ func (e *environment) Bundles(context.Context) (*workloadapi.Bundles, error) {
 		return nil, e.noBundle
 	}
 	all := append([]workloadapi.Bundle{{TrustDomain: e.name, X509: e.roots, JWKS: e.jwks}}, e.foreign...)
-	return &workloadapi.Bundles{Own: e.name, All: all}, nil
+	told := map[string][]string{}
+	for _, f := range e.foreign {
+		told["spiffe://"+e.name+"/workload/app"] = append(told["spiffe://"+e.name+"/workload/app"], f.TrustDomain)
+	}
+	return &workloadapi.Bundles{Own: e.name, All: all, Federates: told}, nil
 }
 
 func (e *environment) IssueJWT(_ context.Context, s *client.Session, audience []string) (workloadapi.Token, error) {
@@ -154,6 +158,9 @@ func (p *process) Claims(context.Context) (map[string]any, error) {
 	p.house.mu.Lock()
 	defer p.house.mu.Unlock()
 	p.house.recognised++
+	if p.house.panics {
+		panic("a defect")
+	}
 	return p.house.claims, p.house.unknown
 }
 
@@ -182,6 +189,7 @@ type house struct {
 	unknown    error // of Claims
 	other      error // of Same
 	recognised int
+	panics     bool
 	open       int
 }
 

@@ -19,7 +19,8 @@ import (
 const (
 	attestTimeout = 30 * time.Second
 	firstRefused  = time.Second // news of a change make a refusal be asked again at once
-	lastRefused   = time.Minute
+	lastRefused   = 5 * time.Minute
+	longestRetry  = time.Minute     // that a server asks for
 	keepRefused   = 5 * time.Minute // after somebody asked
 	// A user gets so many new identities at once, and then so many a second: every one is a session that the environment
 	// remembers, and of which this machine may only open so many.
@@ -114,6 +115,7 @@ type entry struct {
 	renewAt  time.Time
 	changed  chan struct{}
 	shown    *shown // what the present svid and bundles look like
+	view     view
 }
 
 // enter finds the entry of a caller, or makes room for one. leave must be called.
@@ -392,7 +394,7 @@ func (e *entry) failed(err error, news uint64) {
 		e.announce() // and again, at once
 		return
 	}
-	e.next = time.Now().Add(max(client.Jitter(min(first<<min(e.failures, 16), last)), min(p.RetryAfter, lastRefused)))
+	e.next = time.Now().Add(max(client.Jitter(min(first<<min(e.failures, 16), last)), min(p.RetryAfter, longestRetry)))
 	e.failures++
 	e.announce()
 }

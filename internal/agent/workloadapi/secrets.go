@@ -50,12 +50,15 @@ type secretServer interface {
 func secretDiscovery() *grpc.ServiceDesc {
 	return &grpc.ServiceDesc{
 		ServiceName: secretService, HandlerType: (*secretServer)(nil),
-		Methods: []grpc.MethodDesc{{MethodName: "FetchSecrets", Handler: func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		Methods: []grpc.MethodDesc{{MethodName: "FetchSecrets", Handler: func(srv any, ctx context.Context, decode func(any) error, around grpc.UnaryServerInterceptor) (any, error) {
 			r := new(sds.DiscoveryRequest)
 			if err := decode(r); err != nil {
 				return nil, err
 			}
-			return srv.(secretServer).fetch(ctx, r)
+			info := &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + secretService + "/FetchSecrets"}
+			return around(ctx, r, info, func(ctx context.Context, r any) (any, error) {
+				return srv.(secretServer).fetch(ctx, r.(*sds.DiscoveryRequest))
+			})
 		}}},
 		Streams: []grpc.StreamDesc{{
 			StreamName: "StreamSecrets", ServerStreams: true, ClientStreams: true,
@@ -108,7 +111,7 @@ func (s secrets) fetch(ctx context.Context, r *sds.DiscoveryRequest) (*sds.Disco
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	out, err := want.answer(v, b)
+	out, err := want.answer(v, c.entry.told(v, b))
 	if err == nil {
 		err = c.conn.same()
 	}

@@ -60,12 +60,14 @@ type Token struct {
 	Expires time.Time
 }
 
-// Bundles are the trust bundles that a workload of this environment should know. They must not be changed once they
-// were given away.
+// Bundles are the trust bundles that the workloads of this machine may know. They must not be changed once they were given
+// away.
 type Bundles struct {
-	Own          string   // name of this environment's trust domain
-	All          []Bundle // Own's first
-	RefreshAfter time.Duration
+	Own string   // name of this environment's trust domain
+	All []Bundle // Own's first
+	// Federates names the other trust domains that an identity is told of, by its SPIFFE ID. Who has no identity is told of Own only.
+	Federates    map[string][]string
+	RefreshAfter time.Duration // 0: five minutes
 }
 
 // Bundle is what proves the identities of one trust domain.
@@ -153,6 +155,7 @@ func New(cfg Config) *Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
 		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.streaming),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	s.grpc.RegisterService(secretDiscovery(), secrets{s})
