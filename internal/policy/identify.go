@@ -32,6 +32,7 @@ type identityRule struct {
 	when      *condition
 	nodes     []identity.Pattern
 	session   time.Duration
+	federates []string // names of federations, sorted
 	source    Pos
 }
 

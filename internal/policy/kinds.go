@@ -28,6 +28,7 @@ var places = map[string]place{
 	"identities":  {kindIdentity, false, "rules that turn proved claims into an identity"},
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
+	"federation":  {kindFederation, false, "relations with other trust domains"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
@@ -73,6 +74,7 @@ type (
 		Nodes struct {
 			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. Shortening it reaches the nodes that there are with their next renewal; lengthening it does not. 1h to 17520h."`
 		} `yaml:"nodes" doc:"Machines."`
+		SPIFFE      spiffeSpec      `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
 		Authorities []authoritySpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present."`
 	}
 
@@ -102,6 +104,8 @@ type (
 		When      text   `yaml:"when" doc:"A CEL condition over claims."`
 		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
 		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's."`
+
+		FederatesWith []text `yaml:"federatesWith" doc:"workload only: names of the federations whose trust bundles it gets."`
 	}
 
 	grantSpec struct {

@@ -218,6 +218,7 @@ func (s *State) tables() []tableIO {
 		tableOf("idem", s.Idem), tableOf("idem_count", s.IdemCount), tableOf("once", s.Once),
 		tableOf("seen_keys", s.SeenKeys), tableOf("denials", s.Denials), tableOf("keys", s.Keys),
 		tableOf("manifests", s.Manifests), tableOf("queue", s.queue),
+		later(tableOf("federations", s.Federations), s.Federations.Len()),
 	}
 }
 
@@ -270,6 +271,26 @@ func tableOf[K cmp.Ordered, V any](name string, t Table[K, V]) tableIO {
 			return nil
 		},
 	}
+}
+
+// later is a table that the first snapshots didn't have: without rows it isn't there, so that the roots of states from before stay
+// what they are.
+func later(t tableIO, rows int) tableIO {
+	write, read := t.write, t.read
+	t.write = func(w *bufio.Writer, enc *json.Encoder) error {
+		if rows == 0 {
+			return nil
+		}
+		return write(w, enc)
+	}
+	t.read = func(r *lines) error {
+		head := []byte(`{"table":"` + t.name + `"`)
+		if next, _ := r.in.Peek(len(head)); !bytes.Equal(next, head) { // at the end there is less, or nothing
+			return nil
+		}
+		return read(r)
+	}
+	return t
 }
 
 // readAhead is how many rows are read before they are set: enough to be worth all cores, since a

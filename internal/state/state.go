@@ -43,9 +43,11 @@ type State struct {
 	Once       Table[string, Millis]      // spent challenges and the like, until when kept
 	SeenKeys   Table[string, *SeenKey]    // session keys' thumbprints and who used them
 	Denials    Table[string, *DenialMinute]
-	Keys       Table[string, *PublicKey] // ca/N, checkpoint/N, kek/N
+	Keys       Table[string, *PublicKey] // ca/N, checkpoint/N, kek/N, jwt/N
 	Manifests  Table[string, uint64]     // digests that were in force → generation
 	queue      Table[string, struct{}]   // what to sweep when, see expire.go
+
+	Federations Table[string, *Federated] // by the relation's name
 }
 
 // Env is what genesis says for ever.
@@ -256,6 +258,9 @@ type PublicKey struct {
 	Cross   []byte `json:"cross,omitempty"` // DER: the new CA signed by the one before
 	Current bool   `json:"current"`
 	Created uint64 `json:"created"`
+	// Since is when a key of JWT-SVIDs was added. Withdrawn is the entry from which on others are told no more to trust it.
+	Since     Millis `json:"since,omitempty"`
+	Withdrawn uint64 `json:"withdrawn,omitempty"`
 }
 
 // New is the state before genesis.
@@ -269,7 +274,7 @@ func New() *State {
 		IdemCount: newTable[string, int](), Once: newTable[string, Millis](),
 		SeenKeys: newTable[string, *SeenKey](), Denials: newTable[string, *DenialMinute](),
 		Keys: newTable[string, *PublicKey](), Manifests: newTable[string, uint64](),
-		queue: newTable[string, struct{}](),
+		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
 	}
 }
 
@@ -286,7 +291,7 @@ func (s *State) Fork() *State {
 	f.Changes, f.Cutoffs, f.Holds = s.Changes.fork(), s.Cutoffs.fork(), s.Holds.fork()
 	f.Idem, f.IdemCount, f.Once = s.Idem.fork(), s.IdemCount.fork(), s.Once.fork()
 	f.SeenKeys, f.Denials, f.Keys = s.SeenKeys.fork(), s.Denials.fork(), s.Keys.fork()
-	f.Manifests, f.queue = s.Manifests.fork(), s.queue.fork()
+	f.Manifests, f.queue, f.Federations = s.Manifests.fork(), s.queue.fork(), s.Federations.fork()
 	return &f
 }
 

@@ -55,6 +55,10 @@ var Types = []Type{
 	{Kind{"keys.rewrapped", 1}, func() Event { return new(KeysRewrapped) }, "data keys were wrapped anew under the current key-encryption key"},
 	{Kind{"state.root", 1}, func() Event { return new(StateRootSet) }, "the reduced state up to an index was committed to"},
 	{Kind{"protocol.raised", 1}, func() Event { return new(ProtocolRaised) }, "newer entry types may be written from here on"},
+	{Kind{"jwt.key_added", 1}, func() Event { return new(JWTKeyAdded) }, "a key of JWT-SVIDs was added and published; the one before it signs from here on"},
+	{Kind{"key.withdrawn", 1}, func() Event { return new(KeyWithdrawn) }, "others were told to trust a key, and those before it, no more"},
+	{Kind{"jwt.issued", 1}, func() Event { return new(JWTIssued) }, "a JWT-SVID was issued"},
+	{Kind{"federation.refreshed", 1}, func() Event { return new(FederationRefreshed) }, "the trust bundle of another trust domain was fetched anew"},
 }
 
 var typeIndex = func() map[Kind]func() Event {
