@@ -220,9 +220,6 @@ func (t *turn) refresh(f policy.Federation, before Relation, doc []byte, digest 
 			return false, problem.New(problem.ReasonForeignBundle, "the bundle of %s goes back, or changed without a higher sequence number", f.TrustDomain)
 		}
 	}
-	if err := t.raised(); err != nil {
-		return false, err
-	}
 	if before.Index != 0 {
 		if next := state.At(before.Fetched).Add(MinRefresh); t.now < next {
 			return false, problem.New(problem.ReasonRateLimited, "the bundle of %s changed at %s already", f.TrustDomain, state.At(before.Fetched)).

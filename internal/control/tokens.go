@@ -18,17 +18,6 @@ import (
 	"github.com/bailment/bailment/internal/store"
 )
 
-// protocolSPIFFE is the protocol version that knows tokens, withdrawn keys and federations.
-const protocolSPIFFE = 2
-
-// raised refuses what older servers of this environment would stop at.
-func (t *turn) raised() error {
-	if t.s.Protocol < protocolSPIFFE {
-		return problem.New(problem.ReasonStarting, "the environment's protocol is %d, and this takes %d", t.s.Protocol, protocolSPIFFE)
-	}
-	return nil
-}
-
 // JWTRequest asks for a token for the caller itself.
 type JWTRequest struct {
 	Audience []string
@@ -41,7 +30,13 @@ type JWT struct {
 	Identity identity.ID
 	Issued   time.Time
 	Expires  time.Time
-	Proof    *ledger.Proof
+	Index    uint64 // of the entry
+}
+
+// issuance is what was decided about a token, and where it is entered.
+type issuance struct {
+	*state.JWTIssued
+	index uint64
 }
 
 func (r *JWTRequest) check() error {
@@ -79,7 +74,7 @@ func (e *Environment) IssueJWT(ctx context.Context, c Caller, r JWTRequest) (*JW
 	}
 	issued, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (*custody.Keys, error) { return e.currentKeys(ctx, s) },
-		func(t *turn, k *custody.Keys) (*state.JWTIssued, error) { return t.issue(c, r, k) })
+		func(t *turn, k *custody.Keys) (issuance, error) { return t.issue(c, r, k) })
 	if err != nil {
 		return nil, err
 	}
@@ -87,16 +82,16 @@ func (e *Environment) IssueJWT(ctx context.Context, c Caller, r JWTRequest) (*JW
 	if out.Identity, err = identity.New(e.Name(), issued.Subject); err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "making the identity")
 	}
-	out.Proof, out.Issued, out.Expires = proof, proof.Time.Truncate(time.Second), issued.Expires.Time()
+	out.Index, out.Issued, out.Expires = issued.index, proof.Time.Truncate(time.Second), issued.Expires.Time()
 	out.Token, err = e.keys.Load().SignToken(issued.Key, spiffe.Claims{
 		Subject: out.Identity.String(), Audience: issued.Audience, Issuer: issued.Issuer, Issued: out.Issued, Expires: out.Expires,
-		ID: fmt.Sprintf("%d.%d", e.log.State().Env.Epoch, proof.Index),
+		ID: fmt.Sprintf("%d.%d", e.log.State().Env.Epoch, issued.index),
 	})
 	if err != nil {
 		return nil, err
 	}
 	if late := proof.Age(); late > deliveryDeadline {
-		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", proof.Index, late.Round(time.Millisecond))
+		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", issued.index, late.Round(time.Millisecond))
 	}
 	e.checks.delivered.Add(1)
 	e.cfg.Silence.Seed([]byte(out.Token))
@@ -104,33 +99,30 @@ func (e *Environment) IssueJWT(ctx context.Context, c Caller, r JWTRequest) (*JW
 }
 
 // issue decides a token at the head.
-func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (*state.JWTIssued, error) {
+func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (issuance, error) {
 	x, err := t.session(c)
 	if err != nil {
-		return nil, err
+		return issuance{}, err
 	}
 	refuse := func(p *problem.Problem) error {
 		return &denied{problem: p, action: "jwt.issue", target: strings.Join(r.Audience, " "), session: x}
 	}
 	if strings.HasPrefix(x.Identity, identity.PrefixHuman) || strings.HasPrefix(x.Identity, identity.PrefixServer) {
-		return nil, refuse(problem.New(problem.ReasonNoIdentity, "%s is a person or a server, and those have no JWT-SVIDs", x.Identity).
+		return issuance{}, refuse(problem.New(problem.ReasonNoIdentity, "%s is a person or a server, and those have no JWT-SVIDs", x.Identity).
 			WithFix("ask as the workload, CI job or machine that needs the token"))
 	}
 	if p := stands(t.s, t.prog, t.e.claims, x); p != nil {
-		return nil, refuse(p)
+		return issuance{}, refuse(p)
 	}
 	settings := t.prog.Environment().SPIFFE
 	for _, a := range r.Audience {
 		if !settings.Audience(a) {
-			return nil, refuse(problem.New(problem.ReasonNoAudience, "the bundle in force allows no tokens for one of the audiences"))
+			return issuance{}, refuse(problem.New(problem.ReasonNoAudience, "the bundle in force allows no tokens for one of the audiences"))
 		}
-	}
-	if err := t.raised(); err != nil {
-		return nil, err
 	}
 	key, ok := t.s.CurrentKey(custody.JWT)
 	if !ok || !k.HasToken(key.Name) {
-		return nil, errStale // it was rotated meanwhile
+		return issuance{}, errStale // it was rotated meanwhile
 	}
 	ttl := settings.TokenTTL
 	if r.TTL > 0 {
@@ -139,13 +131,13 @@ func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (*state.JWTIssued,
 	// A token ends in whole seconds, and no later than the session: so the horizon of a revocation covers it.
 	end := state.At(min(t.now.Add(ttl), x.Expires).Time().Truncate(time.Second))
 	if end <= t.now {
-		return nil, refuse(problem.New(problem.ReasonSessionExpired, "the session is over in less than a second"))
+		return issuance{}, refuse(problem.New(problem.ReasonSessionExpired, "the session is over in less than a second"))
 	}
 	ev := &state.JWTIssued{
 		Subject: x.Identity, Audience: r.Audience, Issuer: settings.Issuer, Key: key.Name, Expires: end, Root: x.Root, Actor: actorOf(x), Ruling: t.ruling(""),
 	}
-	_, err = t.enter(ev)
-	return ev, err
+	index, err := t.enter(ev)
+	return issuance{ev, index}, err
 }
 
 // errNoKeyDue says that no key of tokens is to be made: somebody else did.
@@ -157,8 +149,6 @@ func (e *Environment) tendTokens(ctx context.Context, wanted bool) error {
 	due := func(s *state.State, prog *policy.Program, now state.Millis) int {
 		newest, ok := s.NewestKey(custody.JWT)
 		switch settings := prog.Environment().SPIFFE; {
-		case s.Protocol < protocolSPIFFE:
-			return 0
 		case !ok && (wanted || settings.Issuer != ""):
 			return 2
 		case ok && now >= newest.Since.Add(settings.Rotate):
@@ -192,9 +182,6 @@ func (e *Environment) rotateTokens(ctx context.Context, c Caller) (*ledger.Proof
 			return 0, nil, err
 		}
 		if _, err := t.duty(x, policy.DutyKeys); err != nil {
-			return 0, nil, err
-		}
-		if err := t.raised(); err != nil {
 			return 0, nil, err
 		}
 		actor := actorOf(x)
@@ -292,11 +279,8 @@ func (t *turn) leavesNone() error {
 	return nil
 }
 
-// How often the keys of tokens are looked at, and how soon again while the protocol is being raised.
-const (
-	tendEvery = time.Minute
-	tendSoon  = time.Second
-)
+// tendEvery is how often the keys of tokens are looked at.
+const tendEvery = time.Minute
 
 // tokensLoop rotates the keys of tokens when they are due.
 func (e *Environment) tokensLoop(ctx context.Context) {
@@ -308,13 +292,10 @@ func (e *Environment) tokensLoop(ctx context.Context) {
 			return
 		case <-next.C:
 		}
-		wait := tendEvery
-		if e.log.State().Protocol < protocolSPIFFE {
-			wait = tendSoon
-		} else if err := e.tendTokens(ctx, false); err != nil && ctx.Err() == nil {
+		if err := e.tendTokens(ctx, false); err != nil && ctx.Err() == nil {
 			e.logger.Warn("rotating the key of tokens failed", "err", err)
 		}
-		next.Reset(wait)
+		next.Reset(tendEvery)
 	}
 }
 
@@ -345,9 +326,6 @@ func (e *Environment) WithdrawKey(ctx context.Context, c Caller, r WithdrawReque
 			return struct{}{}, err
 		}
 		if _, err := t.duty(x, policy.DutyKeys); err != nil {
-			return struct{}{}, err
-		}
-		if err := t.raised(); err != nil {
 			return struct{}{}, err
 		}
 		if err := t.withdrawable(kind, number, r.Compromised); err != nil {
