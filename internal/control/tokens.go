@@ -30,7 +30,8 @@ type JWT struct {
 	Identity identity.ID
 	Issued   time.Time
 	Expires  time.Time
-	Index    uint64 // of the entry
+	Index    uint64        // of the entry
+	Age      time.Duration // how long ago it was decided
 }
 
 // issuance is what was decided about a token, and where it is entered.
@@ -90,8 +91,8 @@ func (e *Environment) IssueJWT(ctx context.Context, c Caller, r JWTRequest) (*JW
 	if err != nil {
 		return nil, err
 	}
-	if late := proof.Age(); late > deliveryDeadline {
-		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", issued.index, late.Round(time.Millisecond))
+	if out.Age = proof.Age(); out.Age > deliveryDeadline {
+		return nil, problem.New(problem.ReasonDeliveryTooLate, "entry %d is %s old", issued.index, out.Age.Round(time.Millisecond))
 	}
 	e.checks.delivered.Add(1)
 	e.cfg.Silence.Seed([]byte(out.Token))
