@@ -77,6 +77,7 @@ type Client struct {
 	Ledger      bailmentv1connect.LedgerServiceClient
 	Keys        bailmentv1connect.KeyServiceClient
 	Watching    bailmentv1connect.WatchServiceClient
+	Spiffe      bailmentv1connect.SpiffeServiceClient
 
 	trust     *Trust
 	transport *transport
@@ -116,6 +117,7 @@ func Dial(t *Trust, o Options) (*Client, error) {
 		Ledger:      bailmentv1connect.NewLedgerServiceClient(hc, base, opts...),
 		Keys:        bailmentv1connect.NewKeyServiceClient(hc, base, opts...),
 		Watching:    bailmentv1connect.NewWatchServiceClient(hc, base, opts...),
+		Spiffe:      bailmentv1connect.NewSpiffeServiceClient(hc, base, opts...),
 		trust:       t, transport: tr,
 	}, nil
 }

@@ -23,6 +23,7 @@ var table = []archtest.Row{
 	{"internal/identity", "", ""},
 	{"internal/authority", "", "github.com/go-jose/go-jose/v4 golang.org/x/crypto"},
 	{"internal/spelling", "", ""},
+	{"internal/spiffe", "", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
 	{"internal/cache", "", ""},
 	{"internal/archtest", "", ""},
 
@@ -33,8 +34,8 @@ var table = []archtest.Row{
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/policy", "internal/problem internal/identity internal/authority internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
-	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
+	{"internal/policy", "internal/problem internal/identity internal/spiffe internal/authority internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/state", "internal/problem internal/identity internal/spiffe internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
@@ -50,12 +51,14 @@ var table = []archtest.Row{
 	{"internal/store/sqlite", "internal/problem internal/store internal/durable", "modernc.org/sqlite golang.org/x/sys"},
 	{"internal/store/storetest", "internal/store", "golang.org/x/mod pgregory.net/rapid"},
 
-	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
+	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/spiffe internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
+
+	{"internal/federation", "internal/problem internal/spiffe", "github.com/spiffe/go-spiffe/v2"},
 
 	// The use cases, and what watches them.
-	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
+	{"internal/invariant", "internal/problem internal/identity internal/spiffe internal/policy internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
+		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache internal/spiffe " +
 			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
 		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
 	},
@@ -83,7 +86,7 @@ var table = []archtest.Row{
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
-		"internal/server", "internal/rpc internal/canary internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
+		"internal/server", "internal/rpc internal/canary internal/federation internal/spiffe internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
 			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
 		"github.com/prometheus/client_golang github.com/prometheus/client_model github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
 	},

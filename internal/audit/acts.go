@@ -53,8 +53,23 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.KeyAdded:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.NodeQuarantined:
+		return act{nil, &ev.Ruling, ""}
+	case *state.IdentityDecommissioned:
+		return act{nil, &ev.Ruling, ""}
 	case *state.KeysRewrapped:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.JWTKeyAdded:
+		if ev.Actor == nil {
+			return act{nil, &ev.Ruling, ""} // due by the bundle
+		}
+		return act{ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.KeyWithdrawn:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.JWTIssued:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.FederationRefreshed:
+		return act{nil, &ev.Ruling, ""}
 	}
 	return act{}
 }

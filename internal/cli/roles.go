@@ -225,9 +225,8 @@ Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=uni
 				return badBootstrap(cfg.Bootstrap, err)
 			}
 			x, err := agent.New(agent.Config{
-				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, WorkloadAPI: cfg.WorkloadSocket(),
-				Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
-				Methods: methods.All(), Version: thisVersion(), Logger: logger,
+				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
+				WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 			})
 			if err != nil {
 				return err

@@ -114,25 +114,45 @@ var two = attest.Methods{
 	{Name: "x509", Needs: []attest.Need{{Name: "certificate", Doc: "in PEM"}, {Name: "key", Doc: "in PEM"}, {Name: "chain", Optional: true}}},
 }
 
+func TestWorkloadSocket(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
+	for text, want := range map[string]string{
+		token:                            "/run/bailment/spiffe.sock",
+		token + "socket: /a/b":           "/a/spiffe.sock",
+		token + "workload_api: /x/y":     "/x/y",
+		token + "workload_api: none":     "",
+		token + "socket: /a/spiffe.sock": "f.yaml: workload_api: is the same path as socket's",
+		token + "workload_api: s.sock":   "f.yaml:2:1: workload_api: \"s.sock\" is not an absolute path",
+		token + "workload_api: /" + strings.Repeat("s", 107):  "f.yaml:2:1: workload_api: has 108 bytes",
+		token + "socket: /" + strings.Repeat("s", 104) + "/a": "f.yaml: workload_api: would be a path of 117 bytes",
+	} {
+		a, err := ParseAgent("f.yaml", []byte(text), two)
+		if err != nil {
+			if !strings.Contains(err.Error(), want) || want == "" {
+				t.Errorf("%q: got %v, want %q", text, err, want)
+			}
+		} else if got := a.WorkloadSocket(); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestAgentFindings(t *testing.T) {
 	const token = "attest: {files: {token: /t}}\n"
 	for text, want := range map[string]string{
-		"bootstrap: bailment1:x":                              "f.yaml:1:1: bootstrap: is not a bootstrap string",
-		"socket: agent.sock":                                  "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
-		"attest: {files: {token: here}}":                      "attest.files.token: \"here\" is not an absolute path",
-		"ops_listen: 127.0.0.1:8402":                          "f.yaml:1:1: ops_listen: there is no such field",
-		"timeout: 30s":                                        "f.yaml:1:1: timeout: there is no such field",
-		"attest: {files: {token: /a, token: b}}":              "f.yaml:1:",
-		token + "data: agent":                                 "f.yaml:2:1: data: \"agent\" is not an absolute path",
-		token + "workload_api: s.sock":                        "f.yaml:2:1: workload_api: \"s.sock\" is not an absolute path",
-		token + "socket: /a/s\nworkload_api: /a/s":            "f.yaml:3:1: workload_api: is the same path as socket's",
-		token + "socket: /" + strings.Repeat("s", 104) + "/a": "f.yaml: workload_api: would be a path of 117 bytes",
-		token + "socket: /" + strings.Repeat("s", 107):        "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
-		"attest: {method: join_token, files: {token: /t}}":    "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean \"join-token\"?",
-		"attest: {files: {tokn: /t}}":                         "attest.files.tokn: join-token has no use for it; it needs token: did you mean \"token\"?",
-		"data: /d":                                            "attest.files: join-token needs a file for token: from an operator",
-		"attest: {method: x509, files: {certificate: /c}}":    "attest.files: x509 needs a file for key: in PEM",
-		"attest: {method: x509, files: {key: k, token: /t}}":  "3 findings",
+		"bootstrap: bailment1:x":                             "f.yaml:1:1: bootstrap: is not a bootstrap string",
+		"socket: agent.sock":                                 "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
+		"attest: {files: {token: here}}":                     "attest.files.token: \"here\" is not an absolute path",
+		"ops_listen: 127.0.0.1:8402":                         "f.yaml:1:1: ops_listen: there is no such field",
+		"timeout: 30s":                                       "f.yaml:1:1: timeout: there is no such field",
+		"attest: {files: {token: /a, token: b}}":             "f.yaml:1:",
+		token + "data: agent":                                "f.yaml:2:1: data: \"agent\" is not an absolute path",
+		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
+		"attest: {method: join_token, files: {token: /t}}":   "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean \"join-token\"?",
+		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it takes token: did you mean \"token\"?",
+		"data: /d":                                           "attest.files: join-token needs a file for token: from an operator",
+		"attest: {method: x509, files: {certificate: /c}}":   "attest.files: x509 needs a file for key: in PEM",
+		"attest: {method: x509, files: {key: k, token: /t}}": "3 findings",
 	} {
 		if _, err := ParseAgent("f.yaml", []byte(text), two); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %s", text, err, want)

@@ -43,8 +43,10 @@ type Config struct {
 	Holder    keyring.Holder
 	Source    *seal.Source
 	Methods   attest.Methods
-	Logger    *slog.Logger
-	Limits    ledger.Limits
+	// Issuers finds the keys of issuers that the bundle does not pin; nil: their tokens are refused.
+	Issuers Issuers
+	Logger  *slog.Logger
+	Limits  ledger.Limits
 	// Now is the wall clock; nil means time.Now. Only ledger and certificates use it.
 	Now func() time.Time
 	// Boot is the clock since the machine's start, by which the ledger judges Now; nil means CLOCK_BOOTTIME.
@@ -76,13 +78,16 @@ type Environment struct {
 	loadMu   sync.Mutex    // one load of the keys at a time
 	keysWake chan struct{} // holds one: the state names keys that are not loaded
 	programs programs
-	claims   *claimCache
-	values   *cache.Cache[uint64, store.Sealed]
-	openers  *cache.Cache[string, *rate.Limiter]
-	denials  denialSums
-	watchers watchers
-	arrivals watchers // of entries, whatever they are
-	checks   checks
+	// methodParams are what the verifiers take, of the bundle in force.
+	methodParams methodParams
+	claims       *claimCache
+	values       *cache.Cache[uint64, store.Sealed]
+	openers      *cache.Cache[string, *rate.Limiter]
+	denials      denialSums
+	docs         *documents
+	watchers     watchers
+	arrivals     watchers // of entries, whatever they are
+	checks       checks
 
 	run        context.Context // ends with Close
 	stop       context.CancelFunc
@@ -105,6 +110,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	}
 	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
+	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
@@ -146,6 +152,7 @@ func (e *Environment) start(ctx context.Context) error {
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })
 	e.background.Go(func() { e.keysLoop(e.run) })
+	e.background.Go(func() { e.tokensLoop(e.run) })
 	e.startChecks()
 	e.started.Store(true)
 	return nil

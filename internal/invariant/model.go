@@ -59,6 +59,8 @@ type model struct {
 	roots      []state.StateRootSet
 	inForce    uint64 // the change that brought the bundle into force
 	due        dueQueue
+
+	tokensOut tokenState
 }
 
 type session struct {
@@ -67,6 +69,7 @@ type session struct {
 	index, root, counter              uint64
 	key                               state.Digest
 	expires                           state.Millis
+	tokens                            state.Millis // when the last token issued in it is over
 	closed                            bool
 	raw                               map[string]any
 	claims                            policy.Claims
@@ -199,7 +202,7 @@ func newModel() *model {
 		secrets: map[string]*secret{}, tokens: map[string]*token{}, changes: map[uint64]*change{},
 		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
-		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{},
+		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{}, tokensOut: newTokenState(),
 	}
 }
 
@@ -276,6 +279,17 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
 	case *state.KeysRewrapped:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.JWTKeyAdded:
+		if e.Actor == nil { // the environment itself, by its bundle
+			return deed{ruling: &e.Ruling}
+		}
+		return deed{actor: e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.KeyWithdrawn:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.JWTIssued:
+		return deed{actor: &e.Actor, ruling: &e.Ruling}
+	case *state.FederationRefreshed:
+		return deed{ruling: &e.Ruling}
 	}
 	return deed{}
 }
@@ -364,6 +378,7 @@ func (m *model) learn(st *step) {
 	default:
 		m.learnSecret(st)
 	}
+	m.learnSPIFFE(st)
 	m.learnIdem(st)
 }
 
@@ -458,7 +473,7 @@ func (m *model) learnKey(k *state.KeyFacts) {
 
 // keyNumber reads KIND/NUMBER. There is one way to write each.
 func keyNumber(name string) (kind string, n uint64, ok bool) {
-	for _, kind := range []string{"ca", "checkpoint", "kek"} {
+	for _, kind := range []string{"ca", "checkpoint", "kek", "jwt"} {
 		digits, of := strings.CutPrefix(name, kind+"/")
 		if !of || digits == "" || len(digits) > 10 || digits[0] == '0' {
 			continue

@@ -149,6 +149,7 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	}
 	for _, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
+		s.background.Go(func() { x.federate(background) })
 	}
 	return nil
 }
