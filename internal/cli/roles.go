@@ -205,7 +205,10 @@ func (a *app) agentCommand() *cobra.Command {
 		Use: "agent", Short: "Attest this machine and serve its processes", Args: cobra.NoArgs,
 		Long: `Proves what this machine is, keeps its certificate fresh, and answers the processes on it over
 a Unix socket, until it is told to stop. It needs the bootstrap string and what the
-attestation method needs, such as a join token, in its configuration.`,
+attestation method needs, such as a join token, in its configuration.
+
+A second socket, spiffe.sock beside the first one, is that of the SPIFFE Workload API and of
+Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=unix://PATH.`,
 		Example: "  bailment agent --config /etc/bailment/agent.yaml\n  bailment agent status",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.LoadAgent(file, methods.All())
@@ -229,7 +232,7 @@ attestation method needs, such as a join token, in its configuration.`,
 			x, err := agent.New(agent.Config{
 				Statement: statement,
 				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
-				Methods: methods.All(), Version: thisVersion(), Logger: logger,
+				WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 			})
 			if err != nil {
 				return err
