@@ -55,7 +55,7 @@ func TestClaims(t *testing.T) {
 			{"a pod that is a text", inside(f, map[string]any{"pod": "worker"}), bad},
 			{"a pod that is a list", inside(f, map[string]any{"pod/name": []string{"a", "b"}}), bad},
 			{"nothing of Kubernetes", map[string]any{"kubernetes.io": nil}, bad},
-			{"a secret's token", map[string]any{"kubernetes.io": nil, "kubernetes.io/serviceaccount/namespace": "payments", "exp": nil}, bad},
+			{"a secret's token", map[string]any{"kubernetes.io": nil, "kubernetes.io/serviceaccount/namespace": "bailment", "exp": nil}, bad},
 		} {
 			_, err := m.Verify(f.Input(f.With(c.claims)))
 			if c.want == "" && err != nil || c.want != "" && !problem.Is(err, c.want) {
