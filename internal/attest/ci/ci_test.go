@@ -242,7 +242,8 @@ func TestMaterial(t *testing.T) {
 		want   attest.Material // nil: refused
 	}{
 		"GitHub": {
-			ci.GitHubName, map[string]string{"ACTIONS_ID_TOKEN_REQUEST_URL": "https://x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "canary"},
+			ci.GitHubName,
+			map[string]string{"ACTIONS_ID_TOKEN_REQUEST_URL": "https://x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "canary"},
 			attest.Material{ci.NeedRequestURL: []byte("https://x"), ci.NeedRequestToken: []byte("canary")},
 		},
 		"GitHub without permission":      {ci.GitHubName, map[string]string{"GITHUB_TOKEN": "canary"}, nil},
@@ -366,15 +367,19 @@ func TestGitHubAsks(t *testing.T) {
 		answer func(w http.ResponseWriter, r *http.Request)
 		want   problem.Reason
 	}{
-		"refused":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, problem.ReasonNotProved},
-		"broken":       {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, problem.ReasonUnreachable},
-		"too often":    {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }, problem.ReasonUnreachable},
-		"elsewhere":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://evil.example/", http.StatusFound) }, problem.ReasonNotProved},
-		"no JSON":      {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, problem.ReasonNotProved},
-		"no token":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{}")) }, problem.ReasonNotProved},
-		"not a token":  {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"value":"x"}`)) }, problem.ReasonTokenInvalid},
-		"endless":      {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 70<<10)) }, problem.ReasonTooLarge},
-		"for somebody": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"value":"` + string(f.With(map[string]any{"aud": "sts.amazonaws.com"})) + `"}`)) }, problem.ReasonAudience},
+		"refused":   {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, problem.ReasonNotProved},
+		"broken":    {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, problem.ReasonUnreachable},
+		"too often": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }, problem.ReasonUnreachable},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://evil.example/", http.StatusFound)
+		}, problem.ReasonNotProved},
+		"no JSON":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, problem.ReasonNotProved},
+		"no token":    {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{}")) }, problem.ReasonNotProved},
+		"not a token": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"value":"x"}`)) }, problem.ReasonTokenInvalid},
+		"endless":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 70<<10)) }, problem.ReasonTooLarge},
+		"for somebody": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"value":"` + string(f.With(map[string]any{"aud": "sts.amazonaws.com"})) + `"}`))
+		}, problem.ReasonAudience},
 	} {
 		server := httptest.NewServer(http.HandlerFunc(c.answer))
 		a, err := f.Method.NewAttester(attest.Material{ci.NeedRequestURL: []byte(server.URL), ci.NeedRequestToken: []byte("canary-7f3a")})
