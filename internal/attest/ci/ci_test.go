@@ -70,14 +70,19 @@ func TestGitHubSubjects(t *testing.T) {
 		{"half of the IDs", map[string]any{"sub": "repo:octo-org@65/octo-repo:ref:refs/heads/main"}, bad},
 		{"an ID too many", map[string]any{"sub": "repo:octo-org@65@65/octo-repo@74:ref:refs/heads/main"}, bad},
 		{"another ref", map[string]any{"sub": "repo:octo-org/octo-repo:ref:refs/heads/other"}, bad},
-		{"a ref beside an environment", map[string]any{"environment": "Production"}, bad},
+		{"a custom ref beside an environment", map[string]any{"environment": "Production"}, ""},
+		{"a custom subject that goes on", map[string]any{"sub": "repo:octo-org/octo-repo:ref:refs/heads/main:actor:octocat"}, ""},
+		{"another ref, going on", map[string]any{"sub": "repo:octo-org/octo-repo:ref:refs/heads/mai:n"}, bad},
+		{"an environment, going on", map[string]any{"sub": "repo:octo-org/octo-repo:environment:Production:actor:octocat", "environment": "Production"}, ""},
+		{"an environment that begins like it", map[string]any{"sub": "repo:octo-org/octo-repo:environment:Production2", "environment": "Production"}, bad},
+		{"a colon within, as older servers write it", map[string]any{"sub": "repo:octo-org/octo-repo:environment:a:b", "environment": "a:b"}, ""},
 		{"an environment", map[string]any{"sub": "repo:octo-org/octo-repo:environment:Production", "environment": "Production"}, ""},
 		{"another environment", map[string]any{"sub": "repo:octo-org/octo-repo:environment:Production", "environment": "staging"}, bad},
 		{"no environment", map[string]any{"sub": "repo:octo-org/octo-repo:environment:Production"}, bad},
 		{"an empty environment", map[string]any{"sub": "repo:octo-org/octo-repo:environment:"}, bad},
 		{"a pull request", map[string]any{"sub": "repo:octo-org/octo-repo:pull_request", "event_name": "pull_request_target"}, ""},
 		{"a pull request by push", map[string]any{"sub": "repo:octo-org/octo-repo:pull_request"}, bad},
-		{"a pull request and more", map[string]any{"sub": "repo:octo-org/octo-repo:pull_request:x", "event_name": "pull_request"}, bad},
+		{"a pull request, going on", map[string]any{"sub": "repo:octo-org/octo-repo:pull_request:actor:octocat", "event_name": "pull_request"}, ""},
 		{"a push as a pull request's branch", map[string]any{"sub": "repo:octo-org/octo-repo:ref:refs/pull/7/merge"}, bad},
 		{"no subject", map[string]any{"sub": nil}, bad},
 		{"the repository of another owner", map[string]any{"repository_owner": "evil", "sub": "x"}, bad},
@@ -101,7 +106,7 @@ func TestGitHubForms(t *testing.T) {
 	m := find(t, ci.GitHubName)
 	want := map[string]string{
 		"subject of names, a branch": "names", "subject of IDs, a branch": "ids", "an environment": "names", "an environment with a colon, subject of IDs": "ids",
-		"a pull request": "names", "a tag": "ids", "a custom subject": "custom", "a custom subject that begins like the others": "custom",
+		"a pull request": "names", "a tag": "ids", "a custom subject that goes on": "custom", "a custom subject": "custom", "a custom subject that begins like the others": "custom",
 	}
 	shapes := platformtest.Shapes(t, m.Name)
 	if len(shapes) != len(want) {
