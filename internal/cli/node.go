@@ -78,8 +78,8 @@ func (a *app) showIdentityCommand(use, example string, complete words) *cobra.Co
 	return &cobra.Command{
 		Use: use, Short: "Show all that is known of one", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, complete),
 		Long: `Shows how it proved itself and what it proved (its claims), its enrolment and newest session by
-their entries, and, if it is held or quarantined, why. With the duty audit, revoke or admit, or about
-yourself.`,
+their entries, and, if it is held or quarantined, why. With the duty audit, revoke or admit, or
+about yourself.`,
 		Example: "  " + example + "\n  " + example + " -o json | jq .claims",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			r, err := c.show(ctx, args[0])
@@ -216,11 +216,11 @@ func firstUse(ctx context.Context, c *conn, name, _ string) (string, error) {
 func (a *app) decommissionCommand() *cobra.Command {
 	c := a.proposeAct(act{
 		use: "decommission NODE", action: "identity.decommission", short: "End a machine's identity for ever, with a statement that nothing is left",
-		long: `In this order: cuts the machine off and holds it, at once, in your name; then proposes a change that,
-approved by enough operators, looks through the ledger for anything of it that is alive
+		long: `In this order: cuts the machine off and holds it, at once, in your name; then proposes a change
+that, approved by enough operators, looks through the ledger for anything of it that is alive
 (sessions, leases, processes that it speaks for, join tokens that would name it) and enters the
-statement that there is nothing. From then on no machine can ever have that identity. The statement's
-entry has a receipt (ledger proof) for whoever wants to see it. Values that were handed out die
+statement that there is nothing. From then on no machine can ever have that identity. The
+statement's entry has a receipt (ledger proof) for whoever wants to see it. Values that were handed out die
 only when they are rotated: the statement names them.`,
 		example: "  bailment node decommission /node/tpm/web-1 --reason \"sold, ticket 812\"",
 		target:  a.cutOff, complete: a.nodeNames,
