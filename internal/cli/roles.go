@@ -19,6 +19,7 @@ import (
 
 	"github.com/bailment/bailment/internal/agent"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload/kubelet"
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/durable"
@@ -223,7 +224,8 @@ attestation method needs, such as a join token, in its configuration.`,
 			}
 			x, err := agent.New(agent.Config{
 				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
-				Methods: methods.All(), Version: thisVersion(), Logger: logger,
+				Methods: methods.All(), Version: thisVersion(), Logger: logger, Parents: cfg.Workloads.Parents,
+				Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
 			})
 			if err != nil {
 				return err
