@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -184,5 +187,70 @@ func TestRememberedDigests(t *testing.T) {
 	}
 	if len(m.known) > maxDigest {
 		t.Errorf("%d remembered", len(m.known))
+	}
+}
+
+// Of a process the file that it executes is measured: what isn't to be known of it is no refusal, what changes is.
+func TestMeasuringProcesses(t *testing.T) {
+	m := newMeasurer()
+	dir := t.TempDir()
+	f := program(t, filepath.Join(dir, "app"), "one")
+	opens := func(path string) func() (*os.File, error) {
+		return func() (*os.File, error) { return os.Open(path) }
+	}
+	e, err := m.measureProcess(t.Context(), 1000, opens(f.Name()))
+	if err != nil || e.Path != f.Name() || e.Source != workload.SourceMeasured || e.SHA256 != fmt.Sprintf("%x", sha256.Sum256([]byte("one"))) {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if err := os.Truncate(f.Name(), maxExecutable+1); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := m.measureProcess(t.Context(), 1000, opens(f.Name())); err != nil || e != (workload.Executable{Source: workload.SourceUnavailable}) {
+		t.Errorf("a large one: %+v, %v", e, err)
+	}
+	if _, err := m.measureProcess(t.Context(), 1000, opens(dir)); !problem.Is(err, problem.ReasonInvalid) {
+		t.Errorf("a directory: %v", err)
+	}
+	denied := func() (*os.File, error) { return nil, unix.EACCES }
+	if _, err := m.measureProcess(t.Context(), 1000, denied); !errors.Is(err, unix.EACCES) {
+		t.Errorf("denied: %v", err)
+	}
+	if len(m.users) != 0 || len(m.all) != 0 {
+		t.Error("a turn was kept")
+	}
+	// A file system that lets the opening hang has its own user wait, and nobody else.
+	stuck := make(chan struct{})
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	m.all = make(chan struct{}, 1)
+	if _, err := m.measureProcess(short, 1000, func() (*os.File, error) { <-stuck; return nil, unix.EIO }); !problem.Is(err, problem.ReasonOverloaded) {
+		t.Errorf("stuck: %v", err)
+	}
+	again, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := m.measureProcess(again, 1000, denied); !problem.Is(err, problem.ReasonOverloaded) {
+		t.Errorf("the same user: %v", err)
+	}
+	if _, err := m.measureProcess(t.Context(), 1001, denied); !errors.Is(err, unix.EACCES) {
+		t.Errorf("another user: %v", err)
+	}
+	close(stuck)
+	if _, err := m.measureProcess(t.Context(), 1000, denied); !errors.Is(err, unix.EACCES) {
+		t.Errorf("the user, later: %v", err)
+	}
+}
+
+// BenchmarkMeasureProcess is what a process costs whose executable was measured before.
+func BenchmarkMeasureProcess(b *testing.B) {
+	m := newMeasurer()
+	path, err := filepath.EvalSymlinks("/bin/sh")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := m.measureProcess(b.Context(), 1000, func() (*os.File, error) { return os.Open(path) }); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
