@@ -26,6 +26,7 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release/own"
 	"github.com/bailment/bailment/internal/run"
 	"github.com/bailment/bailment/internal/server"
 	"github.com/bailment/bailment/internal/sshsig"
@@ -222,8 +223,13 @@ attestation method needs, such as a join token, in its configuration.`,
 			if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 				return badBootstrap(cfg.Bootstrap, err)
 			}
+			statement, err := own.Own(thisVersion())
+			if err != nil {
+				return err
+			}
 			x, err := agent.New(agent.Config{
-				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
+				Statement: statement,
+				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
 				Methods: methods.All(), Version: thisVersion(), Logger: logger, Parents: cfg.Workloads.Parents,
 				Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
 			})

@@ -117,19 +117,39 @@ var two = attest.Methods{
 func TestAgentFindings(t *testing.T) {
 	const token = "attest: {files: {token: /t}}\n"
 	for text, want := range map[string]string{
-		"bootstrap: bailment1:x":                                                 "f.yaml:1:1: bootstrap: is not a bootstrap string",
-		"socket: agent.sock":                                                     "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
-		"attest: {files: {token: here}}":                                         "attest.files.token: \"here\" is not an absolute path",
-		"ops_listen: 127.0.0.1:8402":                                             "f.yaml:1:1: ops_listen: there is no such field",
-		"timeout: 30s":                                                           "f.yaml:1:1: timeout: there is no such field",
-		"attest: {files: {token: /a, token: b}}":                                 "f.yaml:1:",
-		token + "data: agent":                                                    "f.yaml:2:1: data: \"agent\" is not an absolute path",
-		token + "socket: /" + strings.Repeat("s", 107):                           "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
-		"attest: {method: join_token, files: {token: /t}}":                       "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean \"join-token\"?",
-		"attest: {files: {tokn: /t}}":                                            "attest.files.tokn: join-token has no use for it; it needs token: did you mean \"token\"?",
-		"data: /d":                                                               "attest.files: join-token needs a file for token: from an operator",
-		"attest: {method: x509, files: {certificate: /c}}":                       "attest.files: x509 needs a file for key: in PEM",
-		"attest: {method: x509, files: {key: k, token: /t}}":                     "3 findings",
+		"bootstrap: bailment1:x":                             "f.yaml:1:1: bootstrap: is not a bootstrap string",
+		"socket: agent.sock":                                 "f.yaml:1:1: socket: \"agent.sock\" is not an absolute path",
+		"attest: {files: {token: here}}":                     "attest.files.token: \"here\" is not an absolute path",
+		"ops_listen: 127.0.0.1:8402":                         "f.yaml:1:1: ops_listen: there is no such field",
+		"timeout: 30s":                                       "f.yaml:1:1: timeout: there is no such field",
+		"attest: {files: {token: /a, token: b}}":             "f.yaml:1:",
+		token + "data: agent":                                "f.yaml:2:1: data: \"agent\" is not an absolute path",
+		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
+		"attest: {method: join_token, files: {token: /t}}":   "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean \"join-token\"?",
+		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it takes token: did you mean \"token\"?",
+		"data: /d":                                           "attest.files: join-token needs a file for token: from an operator",
+		"attest: {method: x509, files: {certificate: /c}}":   "attest.files: x509 needs a file for key: in PEM",
+		"attest: {method: x509, files: {key: k, token: /t}}": "3 findings",
+	} {
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+	for _, text := range []string{token, token + "socket: /" + strings.Repeat("s", 106), "attest: {method: x509, files: {certificate: /c, key: /k}}"} {
+		a, err := ParseAgent("f.yaml", []byte(text), two)
+		if err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		if err := a.Validate(two); err != nil {
+			t.Errorf("%q: loaded, and not valid: %v", text, err)
+		}
+	}
+}
+
+// What is found out about processes, and from which kubelet.
+func TestWorkloadFindings(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
+	for text, want := range map[string]string{
 		token + "workloads: {parents: 9}":                                        "f.yaml:2:22: workloads.parents: is more than 8",
 		token + "kubelet: {node_name: a}":                                        "kubelet.address: is missing",
 		token + "kubelet: {address: 127.0.0.1:10250}":                            "f.yaml:2:11: kubelet.address: \"127.0.0.1:10250\" is not https://HOST:PORT",
@@ -143,15 +163,11 @@ func TestAgentFindings(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		token, token + "workloads: {parents: 8}", token + "kubelet: {address: 'http://127.0.0.1:10255'}",
-		token + "kubelet: {address: 'https://127.0.0.1:10250', token_file: /t, ca_file: /c, node_name: n}", token + "socket: /" + strings.Repeat("s", 106), "attest: {method: x509, files: {certificate: /c, key: /k}}",
+		token + "workloads: {parents: 8}", token + "kubelet: {address: 'http://127.0.0.1:10255'}",
+		token + "kubelet: {address: 'https://127.0.0.1:10250', token_file: /t, ca_file: /c, node_name: n}",
 	} {
-		a, err := ParseAgent("f.yaml", []byte(text), two)
-		if err != nil {
-			t.Fatalf("%q: %v", text, err)
-		}
-		if err := a.Validate(two); err != nil {
-			t.Errorf("%q: loaded, and not valid: %v", text, err)
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err != nil {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }
