@@ -95,9 +95,13 @@ func (m *measurer) measure(ctx context.Context, uid uint32, f *os.File, said loc
 
 // measureProcess measures what a process executes itself, for workload. A file that is larger than what is measured is no error here: the
 // process is already there, nobody chose this file to be hashed, and who it is may be clear without.
-func (m *measurer) measureProcess(ctx context.Context, uid uint32, open func() (*os.File, error)) (workload.Executable, error) {
+func (m *measurer) measureProcess(ctx context.Context, uid uint32, open func(flags int) (*os.File, error)) (workload.Executable, error) {
+	// What is known needs no turn, and no other goroutine: that is most of what it would cost.
+	if e, ok, err := m.remembered(uid, open); ok || err != nil {
+		return e.told(), err
+	}
 	e, err := m.inTurn(ctx, uid, func(ctx context.Context) (executable, error) {
-		f, err := open()
+		f, err := open(unix.O_RDONLY)
 		if err != nil {
 			return executable{}, err
 		}
@@ -112,6 +116,29 @@ func (m *measurer) measureProcess(ctx context.Context, uid uint32, open func() (
 		return m.look(ctx, uid, f)
 	})
 	return e.told(), err
+}
+
+// remembered is what is known of a file without reading it.
+func (m *measurer) remembered(uid uint32, open func(flags int) (*os.File, error)) (e executable, ok bool, err error) {
+	f, err := open(unix.O_PATH)
+	if err != nil {
+		return executable{}, false, err
+	}
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return executable{}, false, unmeasured("the descriptor is of no use")
+	}
+	err = raw.Control(func(fd uintptr) {
+		path, st, stable := glance(int(fd), uid)
+		if !stable {
+			return
+		}
+		var digest string
+		digest, ok = m.recall(stateOf(&st))
+		e = executable{path, digest, sourceMeasured}
+	})
+	return e, ok, err
 }
 
 func (e executable) told() workload.Executable {
@@ -195,12 +222,7 @@ func (m *measurer) look(ctx context.Context, uid uint32, f *os.File) (executable
 	}
 	var st unix.Stat_t
 	path, stable := "", false
-	if cerr := raw.Control(func(fd uintptr) {
-		if err = unix.Fstat(int(fd), &st); err == nil {
-			path = workload.Confirmed(int(fd), &st)
-			stable = path != "" && uid != 0 && onlyRoots(int(fd), &st)
-		}
-	}); cerr != nil || err != nil {
+	if cerr := raw.Control(func(fd uintptr) { path, st, stable = glance(int(fd), uid) }); cerr != nil || st.Mode == 0 {
 		return executable{}, unmeasured("the descriptor is of no use")
 	}
 	before := stateOf(&st)
@@ -227,6 +249,16 @@ func (m *measurer) look(ctx context.Context, uid uint32, f *os.File) (executable
 		m.keep(before, e.digest)
 	}
 	return e, nil
+}
+
+// glance looks at a file without reading it. Stable is one whose digest may be remembered for this user. A state of nothing is a
+// file that can't be looked at.
+func glance(fd int, uid uint32) (path string, st unix.Stat_t, stable bool) {
+	if unix.Fstat(fd, &st) != nil {
+		return "", unix.Stat_t{}, false
+	}
+	path = workload.Confirmed(fd, &st)
+	return path, st, path != "" && uid != 0 && onlyRoots(fd, &st)
 }
 
 func stateOf(st *unix.Stat_t) fileState {

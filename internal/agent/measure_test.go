@@ -195,8 +195,8 @@ func TestMeasuringProcesses(t *testing.T) {
 	m := newMeasurer()
 	dir := t.TempDir()
 	f := program(t, filepath.Join(dir, "app"), "one")
-	opens := func(path string) func() (*os.File, error) {
-		return func() (*os.File, error) { return os.Open(path) }
+	opens := func(path string) func(int) (*os.File, error) {
+		return func(flags int) (*os.File, error) { return os.OpenFile(path, flags, 0) }
 	}
 	e, err := m.measureProcess(t.Context(), 1000, opens(f.Name()))
 	if err != nil || e.Path != f.Name() || e.Source != workload.SourceMeasured || e.SHA256 != fmt.Sprintf("%x", sha256.Sum256([]byte("one"))) {
@@ -211,7 +211,7 @@ func TestMeasuringProcesses(t *testing.T) {
 	if _, err := m.measureProcess(t.Context(), 1000, opens(dir)); !problem.Is(err, problem.ReasonInvalid) {
 		t.Errorf("a directory: %v", err)
 	}
-	denied := func() (*os.File, error) { return nil, unix.EACCES }
+	denied := func(int) (*os.File, error) { return nil, unix.EACCES }
 	if _, err := m.measureProcess(t.Context(), 1000, denied); !errors.Is(err, unix.EACCES) {
 		t.Errorf("denied: %v", err)
 	}
@@ -221,19 +221,25 @@ func TestMeasuringProcesses(t *testing.T) {
 	defer cancel()
 	m = newMeasurer()
 	m.all = make(chan struct{}, 1)
-	if _, err := m.measureProcess(short, 1000, func() (*os.File, error) { <-stuck; return nil, unix.EIO }); !problem.Is(err, problem.ReasonOverloaded) {
+	if _, err := m.measureProcess(short, 1000, func(flags int) (*os.File, error) {
+		if flags&unix.O_PATH != 0 {
+			return os.OpenFile(f.Name(), flags, 0)
+		}
+		<-stuck
+		return nil, unix.EIO
+	}); !problem.Is(err, problem.ReasonOverloaded) {
 		t.Errorf("stuck: %v", err)
 	}
 	again, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := m.measureProcess(again, 1000, denied); !problem.Is(err, problem.ReasonOverloaded) {
+	if _, err := m.measureProcess(again, 1000, opens(f.Name())); !problem.Is(err, problem.ReasonOverloaded) {
 		t.Errorf("the same user: %v", err)
 	}
-	if _, err := m.measureProcess(t.Context(), 1001, denied); !errors.Is(err, unix.EACCES) {
+	if _, err := m.measureProcess(t.Context(), 1001, opens(f.Name())); err != nil {
 		t.Errorf("another user: %v", err)
 	}
 	close(stuck)
-	if _, err := m.measureProcess(t.Context(), 1000, denied); !errors.Is(err, unix.EACCES) {
+	if _, err := m.measureProcess(t.Context(), 1000, opens(f.Name())); err != nil {
 		t.Errorf("the user, later: %v", err)
 	}
 }
@@ -247,7 +253,7 @@ func BenchmarkMeasureProcess(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := m.measureProcess(b.Context(), 1000, func() (*os.File, error) { return os.Open(path) }); err != nil {
+		if _, err := m.measureProcess(b.Context(), 1000, func(flags int) (*os.File, error) { return os.OpenFile(path, flags, 0) }); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -46,10 +46,10 @@ func (p *Process) measure(ctx context.Context) (Executable, *fileState, error) {
 		return Executable{Source: SourceUnavailable}, nil, nil
 	}
 	var state fileState
-	e, err := p.in.cfg.Measure(ctx, p.peer.UID, func() (*os.File, error) {
+	e, err := p.in.cfg.Measure(ctx, p.peer.UID, func(flags int) (*os.File, error) {
 		var f *os.File
 		err := with(p.dir, func(dir int) error {
-			fd, err := openAt(dir, "exe", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+			fd, err := openAt(dir, "exe", flags|unix.O_NONBLOCK|unix.O_NOCTTY)
 			if err != nil {
 				return err
 			}

@@ -67,8 +67,8 @@ func asProcess(socket string) {
 }
 
 // plain measures without the agent's turns and memory.
-func plain(_ context.Context, _ uint32, open func() (*os.File, error)) (Executable, error) {
-	f, err := open()
+func plain(_ context.Context, _ uint32, open func(int) (*os.File, error)) (Executable, error) {
+	f, err := open(0)
 	if err != nil {
 		return Executable{}, err
 	}
@@ -484,7 +484,7 @@ func TestProcessOfAnotherPIDNamespace(t *testing.T) {
 
 // Where the agent may not look, there is no digest, and no refusal.
 func TestExecutableThatMayNotBeRead(t *testing.T) {
-	denied := func(context.Context, uint32, func() (*os.File, error)) (Executable, error) {
+	denied := func(context.Context, uint32, func(int) (*os.File, error)) (Executable, error) {
 		return Executable{}, &fs.PathError{Op: "open", Path: "exe", Err: unix.EACCES}
 	}
 	p := start(t).open(inspector(t, Config{Measure: denied}))
@@ -517,7 +517,7 @@ func TestMeasuringFails(t *testing.T) {
 		"no program any more": {unix.ENOENT, problem.ReasonProcessGone},
 		"no process any more": {unix.ESRCH, problem.ReasonProcessGone},
 	} {
-		p := start(t).open(inspector(t, Config{Measure: func(context.Context, uint32, func() (*os.File, error)) (Executable, error) {
+		p := start(t).open(inspector(t, Config{Measure: func(context.Context, uint32, func(int) (*os.File, error)) (Executable, error) {
 			return Executable{}, c.err
 		}}))
 		_, err := p.Claims(t.Context())
@@ -691,8 +691,8 @@ func TestClaimsAreListed(t *testing.T) {
 func BenchmarkClaims(b *testing.B) {
 	o := start(b)
 	digest := o.digest
-	cached := func(_ context.Context, _ uint32, open func() (*os.File, error)) (Executable, error) {
-		f, err := open()
+	cached := func(_ context.Context, _ uint32, open func(int) (*os.File, error)) (Executable, error) {
+		f, err := open(0)
 		if err != nil {
 			return Executable{}, err
 		}

@@ -48,9 +48,10 @@ type Executable struct {
 }
 
 // Measure hashes the file that open opens, on behalf of a user, and closes it. It takes turns, so that one user's files delay nobody
-// else; open is called in that user's turn, because opening a file can hang as well as reading it. An error of open is
-// returned as it is. It is called by many at once.
-type Measure func(ctx context.Context, uid uint32, open func() (*os.File, error)) (Executable, error)
+// else: reading a file can hang, and so can opening it. With O_PATH as flags open asks the file system nothing, and what comes is
+// good for looking at, and for finding what was measured before; with 0 it is opened for reading, in that user's turn. An error
+// of open is returned as it is. It is called by many at once.
+type Measure func(ctx context.Context, uid uint32, open func(flags int) (*os.File, error)) (Executable, error)
 
 // Pods knows the pods of this machine. Find waits, as long as ctx lets it, for a container that is not listed yet.
 type Pods interface {
