@@ -82,7 +82,7 @@ var table = []archtest.Row{
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/agent/localapi internal/agent/workloadapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"internal/agent", "api/... client verify internal/agent/localapi internal/agent/workloadapi internal/spiffe internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
