@@ -128,9 +128,11 @@ func (p *process) Claims(ctx context.Context) (map[string]any, error) {
 	if p.peer.PID > 0 {
 		f, err := os.Open(p.exePath())
 		switch {
-		case errors.Is(err, os.ErrPermission): // an agent that is not root sees the files of its own user's processes only
 		case err != nil:
-			return nil, gone()
+			// An agent that is not root sees the files of its own user's processes only.
+			if err := p.Same(); err != nil {
+				return nil, err
+			}
 		default:
 			defer f.Close()
 			var st unix.Stat_t
