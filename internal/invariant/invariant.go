@@ -12,6 +12,8 @@
 //
 // Its place: pure, beside state and policy. Package control runs it in the background, package audit over a whole ledger. A Checker
 // is used by one goroutine at a time.
+//
+//arch:allow package-lines: the rules judge one model together; to split them would export it
 package invariant
 
 import (

@@ -246,7 +246,10 @@ func Discovery(issuer string) ([]byte, error) {
 		Algorithms    []string `json:"id_token_signing_alg_values_supported"`
 		Claims        []string `json:"claims_supported"`
 	}{
-		issuer, issuer + KeysPath, []string{"id_token"}, []string{"public"}, []string{Algorithm},
+		issuer, issuer + KeysPath,
+		[]string{"id_token"},
+		[]string{"public"},
+		[]string{Algorithm},
 		[]string{"iss", "sub", "aud", "exp", "iat", "jti"},
 	})
 }
