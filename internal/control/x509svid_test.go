@@ -173,7 +173,9 @@ func TestConformanceFindsFaults(t *testing.T) {
 		func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] },
 		func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) },
 		func(c *x509.Certificate) { c.EmailAddresses = []string{"a@b"} },
-		func(c *x509.Certificate) { c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}} },
+		func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}}
+		},
 		func(c *x509.Certificate) { c.BasicConstraintsValid = false },
 	} {
 		if len(leafFaults(make(change, false))) == 0 {
