@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -52,7 +54,8 @@ func environmentOf(name, spiffe string) []byte {
 // OpenID Connect.
 func TestDocumentsForOthers(t *testing.T) {
 	const name = "localhost" // so that the URL's host is the name to ask for
-	h := servertest.Start(t, servertest.Options{Name: name, Files: with(policy.Files{"environment.yaml": environmentOf(name, `{refreshHint: 2m, jwt: {issuer: "https://oidc.example/e"}}`)})})
+	var logged bytes.Buffer
+	h := servertest.Start(t, servertest.Options{Name: name, Logger: slog.New(slog.NewTextHandler(&locked{w: &logged}, &slog.HandlerOptions{Level: slog.LevelDebug})), Files: with(policy.Files{"environment.yaml": environmentOf(name, `{refreshHint: 2m, jwt: {issuer: "https://oidc.example/e"}}`)})})
 	app := h.App("web-1")
 	issued, err := app.Spiffe.IssueJWT(t.Context(), &pb.IssueJWTRequest{Audience: []string{"sts.example"}})
 	if err != nil {
@@ -138,6 +141,17 @@ func TestDocumentsForOthers(t *testing.T) {
 	if claims.Subject != "spiffe://localhost/workload/app" {
 		t.Fatal(claims.Subject)
 	}
+	// The token is a secret: a refusal that quotes it doesn't reach the log, and its entry hasn't got it.
+	if _, err := app.Spiffe.IssueJWT(t.Context(), &pb.IssueJWTRequest{Audience: []string{issued.Token}}); servertest.Reason(err) != "invalid" {
+		t.Fatal(err)
+	}
+	if err := h.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if signature := issued.Token[strings.LastIndexByte(issued.Token, '.')+1:]; bytes.Contains(logged.Bytes(), []byte(signature)) {
+		t.Fatal("the token was logged")
+	}
+	h.Begin()
 	// Nothing is there to post to, and an environment without an issuer has no discovery document.
 	if res, err := c.Post(h.URL()+"/spiffe/bundle", "application/json", strings.NewReader("{}")); err != nil || res.StatusCode != http.StatusNotFound {
 		t.Fatal(res.StatusCode, err)
@@ -152,6 +166,18 @@ func TestDocumentsForOthers(t *testing.T) {
 	if res, body := get("/keys", ""); res.StatusCode != http.StatusOK || strings.TrimSpace(string(body)) != `{"keys":[]}` {
 		t.Fatalf("without a token so far: %d %s", res.StatusCode, body)
 	}
+}
+
+// locked is a writer for several.
+type locked struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // side is a workload of one environment, with the bundles that it was told.
