@@ -19,8 +19,8 @@ const (
 	keepAgain   = time.Second
 	keepSeldom  = 15 * time.Second
 	keepTimeout = 30 * time.Second
-	// lastPart of a session's life is for giving everything back, where it can't be renewed: a twentieth, and a minute at most.
-	lastPart = 20
+	// lastPart of the time that there was for renewing a session is for giving everything back, where it can't be renewed; a minute at most.
+	lastPart = 10
 	mostLast = time.Minute
 )
 
@@ -124,7 +124,7 @@ func again(p *problem.Problem) time.Duration {
 
 // lastMoment is when a session that was not renewed must be used to give back.
 func lastMoment(s *client.Session) time.Time {
-	return s.Expires.Add(-min(s.Expires.Sub(s.Certificate.Leaf.NotBefore)/lastPart, mostLast))
+	return s.Expires.Add(-min(s.Expires.Sub(s.RenewAfter)/lastPart, mostLast))
 }
 
 // renew gets the next session, by the way that the method declares.
