@@ -47,6 +47,7 @@ type Config struct {
 	Socket    string            // path of the local API's socket; its directory is made as 0755
 	Method    string            // attestation method
 	Needs     map[string]string // files that hold what the method needs, by the need's name; read at each attestation
+	Values    map[string]string // what the method needs that is no file
 	Methods   attest.Methods    // the table of methods
 	Version   string            // of this program, told to the server
 	Logger    *slog.Logger      // nil: none
@@ -119,13 +120,15 @@ func New(cfg Config) (*Agent, error) {
 	known := make(map[string]bool)
 	for _, n := range m.Needs {
 		known[n.Name] = true
-		if cfg.Needs[n.Name] == "" && !n.Optional {
+		if cfg.Needs[n.Name] == "" && !n.Optional && !n.Literal {
 			return nil, problem.New(problem.ReasonInvalid, "attestation method %s needs a file for %q: %s", m.Name, n.Name, n.Doc)
 		}
 	}
-	for name := range cfg.Needs {
-		if !known[name] {
-			return nil, problem.New(problem.ReasonInvalid, "attestation method %s has no use for %q", m.Name, name)
+	for _, given := range []map[string]string{cfg.Needs, cfg.Values} {
+		for name := range given {
+			if !known[name] {
+				return nil, problem.New(problem.ReasonInvalid, "attestation method %s has no use for %q", m.Name, name)
+			}
 		}
 	}
 	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {

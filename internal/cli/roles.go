@@ -222,7 +222,7 @@ attestation method needs, such as a join token, in its configuration.`,
 				return badBootstrap(cfg.Bootstrap, err)
 			}
 			x, err := agent.New(agent.Config{
-				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
+				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
 				Methods: methods.All(), Version: thisVersion(), Logger: logger,
 			})
 			if err != nil {

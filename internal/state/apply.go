@@ -210,6 +210,9 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 		s.Once.set(e.Challenge, e.ChallengeTo)
 		s.enqueue(e.ChallengeTo, qOnce, e.Challenge)
 	}
+	if s.Gone.Has(e.Identity) {
+		return fmt.Errorf("%s was decommissioned", e.Identity)
+	}
 	if e.Token != "" {
 		t, ok := s.Tokens.Get(e.Token)
 		if !ok || (!t.SpentBy.IsZero() && t.SpentBy != e.Key) {
