@@ -39,9 +39,11 @@ var table = []archtest.Row{
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/jwt", "internal/problem internal/authority internal/attest", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
+	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
 	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},

@@ -1,0 +1,11 @@
+package issuers
+
+// ParseKeys is for the fuzzer.
+var ParseKeys = parseKeys
+
+// Len is how many issuers are kept.
+func (k *Keys) Len() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.issuers)
+}
