@@ -8,7 +8,7 @@
 // once, is told with the moment at which it is dead anyway: its lease's end, or its session's. While the program runs, session and leases are renewed; a session
 // that can't be is given back, with the leases, before it ends.
 //
-// A token of the platform goes to the server only if its audience is this environment's, and never into an argument, a log, or the program's
+// A token of the platform goes to the server only (the attester sees to it that its audience is this environment's), and never into an argument, a log, or the program's
 // environment, from which the variables that give a right to tokens are taken. Values reach the program as with package run; they are printed nowhere but to
 // a platform that takes them out of its logs, by its own protocol, and only where its log is what is written to.
 //
@@ -41,14 +41,13 @@ const DefaultGrace = 5 * time.Second
 
 // Config of a job's run. All fields without "may be" are compulsory.
 type Config struct {
-	Bootstrap string    // the environment
-	Platform  *Platform // from Detect
-	Audience  string    // that the token must have, instead of the one that binds it; may be empty
-	// Attester makes the evidence; nil: the evidence is the platform's token.
-	Attester attest.Attester
-	// Renewal is how the method's sessions are renewed.
-	Renewal  attest.RenewalKind
-	Version  string // of this program
+	Bootstrap string // the environment
+	Method    string // of attestation
+	Attester  attest.Attester
+	Renewal   attest.RenewalKind // the method's
+	Platform  Platform           // the method's
+	Version   string             // of this program
+	// Watchdog is the argv of what calls Spawn with the argv of what calls Watch.
 	Watchdog []string
 	Command  []string
 	Env      []string // this process's, as os.Environ gives it
@@ -220,11 +219,7 @@ func (j *job) prove(ctx context.Context) (*client.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	var a client.Attester = attester{j.Platform, j.Audience}
-	if j.Attester != nil {
-		a = j.Attester
-	}
-	return j.open.Attest(ctx, j.Platform.Method, a, key, j.Version)
+	return j.open.Attest(ctx, j.Method, j.Attester, key, j.Version)
 }
 
 // nextKey is the key of the session to come, the same until there is one.
@@ -281,8 +276,7 @@ func (j *job) install(s *client.Session) error {
 		return err
 	}
 	j.session, j.next = s, nil
-	if j.Platform.Token != nil && j.Platform.Token.Fixed() && j.Renewal == attest.RenewByEvidence {
-		// A token that is the same each time is good for the key that it was first used with.
+	if j.Platform.SameToken && j.Renewal == attest.RenewByEvidence {
 		if key, ok := s.Certificate.PrivateKey.(crypto.Signer); ok {
 			j.next = key
 		}

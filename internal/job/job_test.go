@@ -37,14 +37,15 @@ const (
 	watchArg  = "as-watchdog"
 )
 
-// fake is a platform's token, without a signature: the fake server takes any.
-type fake struct{ fixed bool }
+// fake is an attester whose evidence is a token without a signature: the fake server takes any.
+type fake struct{}
 
-func (f fake) Fixed() bool { return f.fixed }
-
-func (f fake) Token(_ context.Context, audience string) (string, error) {
-	payload, err := json.Marshal(map[string]any{"aud": audience, "sub": "token-of-this-test"})
-	return "e30." + base64.RawURLEncoding.EncodeToString(payload) + ".e30", err
+func (fake) Attest(_ context.Context, b attest.Binding) ([]byte, error) {
+	payload, err := json.Marshal(map[string]any{"aud": b.KeyAudience(), "sub": "token-of-this-test"})
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]string{"token": "e30." + base64.RawURLEncoding.EncodeToString(payload) + ".e30"})
 }
 
 // TestMain lets the test binary be `bailment ci run`, and its watchdog.
@@ -95,8 +96,8 @@ func asJob() int {
 	_ = os.Unsetenv("JOB_TEST") // its children are not jobs
 	c := job.Config{
 		Bootstrap: s.Bootstrap, Version: "test", Command: os.Args[1:], Env: os.Environ(), Secrets: s.Secrets,
-		Platform: &job.Platform{Name: "test", Title: "the test", Method: s.Method, Token: fake{s.Fixed}, Hidden: []string{"TOKEN_RIGHT"}, Masks: s.Masks},
-		Renewal:  attest.RenewByEvidence, Watchdog: []string{"/proc/self/exe", spawnArg, s.Tag}, KeepOIDC: s.KeepOIDC,
+		Method: s.Method, Attester: fake{}, Platform: job.Platform{Title: "the test", SameToken: s.Fixed, Hidden: []string{"TOKEN_RIGHT"}, Masks: s.Masks},
+		Renewal: attest.RenewByEvidence, Watchdog: []string{"/proc/self/exe", spawnArg, s.Tag}, KeepOIDC: s.KeepOIDC,
 		Wait: s.Wait, Patience: s.Patience, Grace: s.Grace, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Note: func(text string) { fmt.Fprintln(os.Stderr, "note: "+text) }, Warn: func(text string) { fmt.Fprintln(os.Stderr, "warn: "+text) },
 	}

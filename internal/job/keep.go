@@ -207,3 +207,15 @@ func (j *job) lose(k *kept, p *problem.Problem) {
 	k.lost = true
 	j.Warn(fmt.Sprintf("the lease of %s is over while the program runs: %s", k.Secret, p.Message))
 }
+
+// pause reports whether all of d passed.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -2,12 +2,13 @@ package job
 
 import (
 	"context"
-	"crypto"
-	"time"
+	"crypto/rand"
+	"encoding/json"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/jwt"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -15,27 +16,21 @@ import (
 // Question is what Whoami asks about.
 type Question struct {
 	Bootstrap string
-	Platform  *Platform
-	Audience  string // instead of the one that binds the token; may be empty
-	Version   string
-	// Attest asks the server too: with a token that is the same each time, no other run of this job gets a session with it then.
-	Attest bool
+	Method    string
+	Attester  attest.Attester
+	// Offline: the server is not asked.
+	Offline bool
 }
 
-// Answer is what a job is, by its platform and by the server. It never holds the token.
+// Answer is what a job is, by its token and by the server. It never holds the token.
 type Answer struct {
-	Platform string    `json:"platform"`
-	Method   string    `json:"method"`
-	Audience string    `json:"audience"` // that a token must have here
-	Single   bool      `json:"single"`   // the platform gives the same token each time
-	Claims   Claims    `json:"claims"`   // what the token says; nothing of it is checked here
-	Problem  string    `json:"problem"`  // why the token would not be shown to the server
-	Identity string    `json:"identity"` // that the server gives; empty: it was not asked
-	Strength string    `json:"assurance"`
-	Expires  time.Time `json:"expires"` // of the session, had it not been given back
+	Method   string
+	Audience string         // that the token has
+	Claims   map[string]any // what the token says; nothing of it is checked here
+	Server   *v1.AppraiseResponse
 }
 
-// AudienceFor is the audience that a platform with a fixed audience must be told, by a bootstrap string.
+// AudienceFor is the audience that a platform must be told which fixes it in the job's definition, by a bootstrap string.
 func AudienceFor(bootstrap string) (string, error) {
 	b, err := identity.ParseBootstrap(bootstrap)
 	if err != nil {
@@ -44,7 +39,8 @@ func AudienceFor(bootstrap string) (string, error) {
 	return attest.Binding{Genesis: b.Genesis}.EnvironmentAudience(), nil
 }
 
-// Whoami gets a token as Run does, and says what it says. Asked to, it attests with it, and gives the session back at once.
+// Whoami gets a token as Run does, and says what it says and, unless it is Offline, what the server would make of it. Nothing is opened: a token of single use
+// stays unused.
 func Whoami(ctx context.Context, q Question) (*Answer, error) {
 	b, err := identity.ParseBootstrap(q.Bootstrap)
 	if err != nil {
@@ -54,54 +50,61 @@ func Whoami(ctx context.Context, q Question) (*Answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	binding := attest.Binding{Genesis: b.Genesis}
-	if binding.SessionKey, err = attest.Thumbprint(key.Public()); err != nil {
-		return nil, err
+	looking := &looking{Attester: q.Attester}
+	a := &Answer{Method: q.Method}
+	if q.Offline {
+		thumb, err := attest.Thumbprint(key.Public())
+		if err != nil {
+			return nil, err
+		}
+		// No server gave this challenge; the audiences of jobs' tokens don't depend on it.
+		binding := attest.Binding{Method: q.Method, Genesis: b.Genesis, Nonce: make([]byte, attest.MinNonce), SessionKey: thumb}
+		rand.Read(binding.Nonce) // it never fails (crypto/rand, Go 1.24)
+		if _, err := looking.Attest(ctx, binding); err != nil {
+			return nil, err
+		}
+	} else {
+		t, err := client.Bootstrap(ctx, q.Bootstrap, client.Options{})
+		if err != nil {
+			return nil, err
+		}
+		c, err := client.Dial(t, client.Options{})
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		if a.Server, err = c.Appraise(ctx, q.Method, looking, key); err != nil {
+			a.read(looking.token)
+			return a, err
+		}
 	}
-	a := &Answer{Platform: q.Platform.Name, Method: q.Platform.Method, Audience: q.Audience, Single: q.Platform.Token.Fixed()}
-	if a.Audience == "" {
-		a.Audience = q.Platform.AudienceOf(binding)
-	}
-	token, claims, err := attester{q.Platform, q.Audience}.token(ctx, binding)
-	a.Claims = claims
-	switch {
-	case problem.Is(err, problem.ReasonAudience):
-		a.Problem = problem.As(err).Message
-		return a, err
-	case err != nil:
-		return nil, err
-	}
-	if q.Attest {
-		err = a.ask(ctx, q, token, key)
-	}
-	return a, err
+	a.read(looking.token)
+	return a, nil
 }
 
-// evidence is evidence that there is already.
-type evidence []byte
+// read shows what a token says. A method whose evidence is no token shows nothing.
+func (a *Answer) read(token string) {
+	claims, err := jwt.Unverified([]byte(token))
+	if err != nil {
+		return
+	}
+	a.Claims = claims
+	a.Audience, _ = claims["aud"].(string)
+}
 
-func (e evidence) Attest(context.Context, attest.Binding) ([]byte, error) { return e, nil }
+// looking is an attester whose evidence is looked at.
+type looking struct {
+	attest.Attester
+	token string
+}
 
-func (a *Answer) ask(ctx context.Context, q Question, token string, key crypto.Signer) error {
-	t, err := client.Bootstrap(ctx, q.Bootstrap, client.Options{})
-	if err != nil {
-		return err
+func (l *looking) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
+	evidence, err := l.Attester.Attest(ctx, b)
+	var is struct {
+		Token string `json:"token"`
 	}
-	open, err := client.Dial(t, client.Options{})
-	if err != nil {
-		return err
+	if err == nil && json.Unmarshal(evidence, &is) == nil {
+		l.token = is.Token
 	}
-	defer open.Close()
-	s, err := open.Attest(ctx, q.Platform.Method, evidence(token), key, q.Version)
-	if err != nil {
-		return err
-	}
-	a.Identity, a.Strength, a.Expires = s.Identity, s.Assurance, s.Expires
-	c, err := client.Dial(t, client.Options{Credentials: s.Credentials()})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_, err = c.Attestation.Logout(ctx, &v1.LogoutRequest{})
-	return err
+	return evidence, err
 }
