@@ -77,7 +77,7 @@ var table = []archtest.Row{
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
-	{"internal/job", "api/... client internal/attest internal/problem internal/identity internal/run", "golang.org/x/sys"},
+	{"internal/job", "api/... client internal/attest internal/attest/ci internal/attest/jwt internal/problem internal/identity internal/run", "golang.org/x/sys"},
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
