@@ -31,6 +31,8 @@ var table = []archtest.Row{
 	{"internal/hardening", "internal/problem", "golang.org/x/sys"},
 	{"internal/canary", "", ""},
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
+	{"internal/release", "internal/problem internal/sshsig", "golang.org/x/crypto"},
+	{"internal/release/own", "internal/problem internal/release internal/sshsig", ""},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/policy", "internal/problem internal/identity internal/authority internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
@@ -40,9 +42,15 @@ var table = []archtest.Row{
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/jwt", "internal/problem internal/authority internal/attest", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
+	{"internal/attest/jwt/jwttest", "internal/problem internal/attest", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/platform", "internal/problem internal/identity internal/authority internal/attest internal/attest/jwt", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/ci", "internal/problem internal/attest internal/attest/jwt internal/attest/platform internal/attest/k8s", ""},
+	{"internal/attest/gcp", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
+	{"internal/attest/k8s", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
-	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
+	{"internal/attest/methods", "internal/attest internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509", ""},
 	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
@@ -98,10 +106,11 @@ var table = []archtest.Row{
 	{
 		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/run internal/job internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
-			"internal/problem internal/identity internal/spelling",
+			"internal/problem internal/identity internal/release/... internal/spelling",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},
+	{"cmd/release", "internal/problem internal/release internal/sshsig", "golang.org/x/crypto"},
 
 	// Tests of the whole binary.
 	{"test/e2e", "", ""},

@@ -367,6 +367,9 @@ func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
 // renew decides a renewal at the head.
 func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
 	path := old.ID.Path()
+	if strings.HasPrefix(path, identity.PrefixCI) {
+		return t.renewJob(old, c, key, may)
+	}
 	id, ok := t.s.Identities.Get(path)
 	if !ok {
 		return nil, problem.New(problem.ReasonSessionUnknown, "there is no enrolment of %s any more", path)

@@ -32,6 +32,10 @@ func (c *Checker) once(st *step, fail failure) {
 		if t := c.m.tokens[e.Token]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
 			fail("join token %q was used by another key", e.Token)
 		}
+	case *state.EvidenceUsed:
+		if u := c.m.uses[e.Use]; u != nil {
+			fail("the evidence was used by session %d before", u.session)
+		}
 	case *state.TokenCreated:
 		if c.m.tokens[e.ID] != nil {
 			fail("join token %q exists", e.ID)
@@ -134,6 +138,19 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 	case *state.BundleInForce:
 		if ch := c.complete(e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
 			fail("change %d is about another bundle", e.Change)
+		}
+	case *state.EvidenceForgotten:
+		if ch := c.complete(e.Change, "evidence.forget", fail); ch != nil && ch.target != e.Use {
+			fail("change %d is about other evidence", e.Change)
+		}
+		if c.m.uses[e.Use] == nil {
+			fail("the evidence was not used")
+		}
+	case *state.IdentityDecommissioned:
+		c.ended(st, e, fail)
+	case *state.SessionOpened:
+		if path := c.goneFor(e.Identity, e.Node); path != "" {
+			fail("%s was decommissioned by entry %d", path, c.m.gone[path])
 		}
 	case *state.HoldLifted:
 		if ch := c.complete(e.Change, "hold.lift", fail); ch != nil && ch.target != target(e.Scope, e.Hold) {
@@ -281,6 +298,10 @@ func (c *Checker) separated(st *step, fail failure) {
 	case *state.BundleInForce:
 		c.enough(e.Change, fail)
 	case *state.HoldLifted:
+		c.enough(e.Change, fail)
+	case *state.EvidenceForgotten:
+		c.enough(e.Change, fail)
+	case *state.IdentityDecommissioned:
 		c.enough(e.Change, fail)
 	case *state.RevocationRecorded:
 		if e.Change != 0 {

@@ -1,8 +1,5 @@
 package issuers
 
-// ParseKeys is for the fuzzer.
-var ParseKeys = parseKeys
-
 // Len is how many issuers are kept.
 func (k *Keys) Len() int {
 	k.mu.Lock()

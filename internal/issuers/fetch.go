@@ -23,8 +23,6 @@ import (
 // Limits on what an issuer may answer.
 const (
 	maxDiscovery = 64 << 10
-	maxKeySet    = 512 << 10
-	maxKeys      = 64
 	maxHeaders   = 32 << 10
 	maxURL       = 2048
 )
@@ -44,11 +42,11 @@ func fetch(ctx context.Context, dial dialer, a authority.Authority) (*jose.JSONW
 			return nil, 0, fmt.Errorf("the issuer's discovery document: %w", err)
 		}
 	}
-	body, header, err := get(ctx, client, where, maxKeySet)
+	body, header, err := get(ctx, client, where, authority.MaxKeySet)
 	if err != nil {
 		return nil, 0, fmt.Errorf("the issuer's keys: %w", err)
 	}
-	set, err := parseKeys(body)
+	set, err := authority.ParseKeys(body)
 	if err != nil {
 		return nil, 0, fmt.Errorf("the issuer's keys: %w", err)
 	}
@@ -137,57 +135,6 @@ func get(ctx context.Context, client *http.Client, where string, most int64) ([]
 		return nil, nil, fmt.Errorf("the answer has more than %d bytes", most)
 	}
 	return body, response.Header, nil
-}
-
-// parseKeys reads a JWK set (RFC 7517 §5). Keys that are of no use here (symmetric, for encryption, of an unknown type) are left out, as it
-// asks for; a private key is not: whoever publishes it has none any more.
-func parseKeys(body []byte) (*jose.JSONWebKeySet, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(body, &members); err != nil {
-		return nil, errors.New("they are not a JSON object")
-	}
-	var texts []json.RawMessage
-	if err := json.Unmarshal(members["keys"], &texts); err != nil {
-		return nil, errors.New(`there is no list "keys"`)
-	}
-	if len(texts) > maxKeys {
-		return nil, fmt.Errorf("there are more than %d", maxKeys)
-	}
-	set := new(jose.JSONWebKeySet)
-	for _, text := range texts {
-		key, err := parseKey(text)
-		if err != nil {
-			return nil, err
-		}
-		if key != nil {
-			set.Keys = append(set.Keys, *key)
-		}
-	}
-	if len(set.Keys) == 0 {
-		return nil, errors.New("there is none that is of use here")
-	}
-	return set, nil
-}
-
-// parseKey gives nil for a key that is of no use here. It looks for private members itself, since go-jose would read a private key.
-func parseKey(text []byte) (*jose.JSONWebKey, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(text, &members); err != nil {
-		return nil, errors.New("one is not a JSON object")
-	}
-	for _, private := range []string{"d", "p", "q", "dp", "dq", "qi", "oth", "priv"} {
-		if _, ok := members[private]; ok {
-			return nil, errors.New("there is a private key among them")
-		}
-	}
-	if _, symmetric := members["k"]; symmetric {
-		return nil, nil
-	}
-	key := new(jose.JSONWebKey)
-	if json.Unmarshal(text, key) != nil || !key.Valid() || key.Use != "" && key.Use != "sig" || authority.Weakness(key.Key) != "" {
-		return nil, nil
-	}
-	return key, nil
 }
 
 // keep is how long an answer is good by its Cache-Control (RFC 9111 §5.2.2), within our own bounds.
