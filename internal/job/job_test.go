@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -59,6 +60,8 @@ func TestMain(m *testing.M) {
 		if err := job.Watch(func(text string) { fmt.Fprintln(os.Stderr, "watchdog: "+text) }); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
+	case len(os.Args) > 2 && os.Args[1] == "as-runner":
+		os.Exit(asRunner(os.Args[2:]))
 	case os.Getenv("JOB_TEST") != "":
 		os.Exit(asJob())
 	default:
@@ -70,6 +73,20 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
+}
+
+// unwrapped hides that a stream is a file, so that there is a pipe between.
+type unwrapped struct{ io.Writer }
+
+// asRunner runs a step and reads what it writes, as a runner does.
+func asRunner(command []string) int {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdout, cmd.Stderr = unwrapped{os.Stdout}, unwrapped{os.Stderr}
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
 }
 
 // settings are what a test tells its job.

@@ -177,10 +177,14 @@ func TestMasks(t *testing.T) {
 		stdout, file string // what must be in the step's log, and in the file
 		stderr       bool   // the masks go there
 	}{
-		"the step's own": {`"$0" echo done; true`, masks + "done\n", "", false},
-		"into a file":    {`"$0" echo done > "$1"; true`, "", "done\n", true},
-		"a pipeline":     {`"$0" echo done | cat > "$1"; true`, "", "done\n", true},
-		"both away":      {`"$0" echo done > "$1" 2> "$1.err"; true`, "", "done\n", false},
+		"the step's own":          {`"$0" echo done; true`, masks + "done\n", "", false},
+		"into a file":             {`"$0" echo done > "$1"; true`, "", "done\n", true},
+		"a pipeline":              {`"$0" echo done | cat > "$1"; true`, "", "done\n", true},
+		"both away":               {`"$0" echo done > "$1" 2> "$1.err"; true`, "", "done\n", false},
+		"the runner's, by exec":   {`exec "$0" echo done`, masks + "done\n", "", false},
+		"captured":                {`text=$("$0" echo done); test "$text" = done && echo captured`, "captured\n", "", true},
+		"exec, and into a file":   {`exec "$0" echo done > "$1"`, "", "done\n", true},
+		"exec, and into a filter": {`exec "$0" echo done > >(cat > "$1")`, "", "done\n", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -189,7 +193,14 @@ func TestMasks(t *testing.T) {
 			cmd, _ := h.command(func(s *settings) {
 				s.Masks, s.Secrets = true, append(s.Secrets, run.Secret{Name: "db/other", Env: "OTHER"})
 			})
-			shell := exec.Command("sh", "-c", c.script, h.self, file)
+			// As a runner starts a step: a process of that name that reads what the step's shell writes.
+			worker := filepath.Join(t.TempDir(), "Runner.Worker")
+			if err := os.Link(h.self, worker); err != nil {
+				if err := exec.Command("cp", h.self, worker).Run(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			shell := exec.Command(worker, "as-runner", "bash", "-c", c.script, h.self, file)
 			stdout, stderr := new(output), new(output)
 			shell.Env, shell.Stdout, shell.Stderr = cmd.Env, stdout, stderr
 			h.launch(shell)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -51,17 +52,29 @@ func (j *job) mask(values [][]byte) error {
 	return nil
 }
 
-// stepsLog is the first of the streams that is a pipe which the parent has as one of its outputs too: a runner reads both outputs of the step's
-// shell, and looks for its commands in both. A stream that was redirected is another file than the shell's.
+// runner is the name of the process that runs a job's steps (proc(5), comm).
+const runner = "Runner.Worker"
+
+// stepsLog is the first of the streams that is a pipe to the runner, which reads both outputs of a step and looks for its commands in both. That is so if the parent, a
+// step's shell, has the same pipe as one of its outputs: a stream that was redirected is another file than the shell's. If the shell was replaced (exec), the parent
+// is the runner, and has the pipe's other end. In a container the runner is outside, so that there is no parent at all.
 func stepsLog(parent int, streams ...*os.File) *os.File {
 	for _, f := range streams {
 		var ours unix.Stat_t
 		if f == nil || unix.Fstat(int(f.Fd()), &ours) != nil || ours.Mode&unix.S_IFMT != unix.S_IFIFO && ours.Mode&unix.S_IFMT != unix.S_IFSOCK {
 			continue
 		}
-		for _, fd := range []int{1, 2} {
+		if parent == 0 {
+			return f
+		}
+		pattern := fmt.Sprintf("/proc/%d/fd/[12]", parent)
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent)); err == nil && string(name) == runner+"\n" {
+			pattern = fmt.Sprintf("/proc/%d/fd/*", parent)
+		}
+		all, _ := filepath.Glob(pattern) // the pattern is not malformed
+		for _, path := range all {
 			var theirs unix.Stat_t
-			if unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", parent, fd), &theirs) == nil && theirs.Dev == ours.Dev && theirs.Ino == ours.Ino {
+			if unix.Stat(path, &theirs) == nil && theirs.Dev == ours.Dev && theirs.Ino == ours.Ino {
 				return f
 			}
 		}
