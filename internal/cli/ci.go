@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -278,9 +279,21 @@ func (a *app) showWhoami(answer *job.Answer) error {
 			t.add("try", v.Try)
 		}
 		for _, name := range slices.Sorted(maps.Keys(v.Claims)) {
-			t.add("token "+name, v.Claims[name])
+			t.add("token "+name, claimText(v.Claims[name]))
 		}
 	})
+}
+
+// claimText is a claim as the token has it, a text without its quotes.
+func claimText(v any) string {
+	if s, ok := v.(string); ok {
+		return s
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(b)
 }
 
 func (a *app) ciAudienceCommand() *cobra.Command {

@@ -52,6 +52,43 @@ func newService(t *testing.T, method string) *service {
 	return &service{t: t, method: method, issuer: jwttest.New(t, shape.Issuer, jose.RS256), claims: shape.Claims}
 }
 
+// begins serves the tokens of GitHub's job, and gives what a runner puts into the environment.
+func (s *service) begins() []string {
+	idp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+requestWord {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"count": 1, "value": s.token(r.URL.Query().Get("audience"))})
+	}))
+	s.t.Cleanup(idp.Close)
+	return []string{"GITHUB_ACTIONS=true", "ACTIONS_ID_TOKEN_REQUEST_URL=" + idp.URL + "/?api-version=2.0", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=" + requestWord}
+}
+
+// pinKeys gives a page's authority the keys of the test's issuer: the service's own are asked for over the network.
+const pinKeys = `printf "  keys: '%s'\n" "$KEYS" >> env/authorities/"$SERVICE".yaml`
+
+// jobOf is an operator's place that is a job of a service too.
+func jobOf(method string) func(t *testing.T, name string) reader {
+	return func(t *testing.T, name string) reader {
+		t.Helper()
+		r, s := served(t, name)
+		svc := newService(t, method)
+		keys, err := json.Marshal(svc.issuer.Keys())
+		s.Check(err)
+		r.env = append(r.env, "KEYS="+string(keys), "SERVICE="+method)
+		if method == "github" {
+			r.env = append(r.env, svc.begins()...)
+			return r
+		}
+		svc.issuer.URL = "https://gitlab.com"
+		svc.claims = jwttest.With(svc.claims, map[string]any{"ref_protected": "true", "pipeline_source": "push"})
+		audience := attest.Binding{Genesis: s.Genesis}.EnvironmentAudience()
+		r.env = append(r.env, "GITLAB_CI=true", "BAILMENT_ID_TOKEN="+svc.token(audience))
+		return r
+	}
+}
+
 // token is one for an audience, made now.
 func (s *service) token(audience string) string {
 	n := s.asked.Add(1)
@@ -121,18 +158,10 @@ spec: {actions: [secret.write], identities: [/human/alice], secrets: ['ci/*']}
 	if _, err := j.admin.Secrets.Put(t.Context(), &bailmentv1.PutRequest{Secret: "ci/deploy", Value: []byte(deployKey)}); err != nil {
 		t.Fatal(err)
 	}
-	idp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer "+requestWord {
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"count": 1, "value": j.github.token(r.URL.Query().Get("audience"))})
-	}))
-	t.Cleanup(idp.Close)
 	boot, err := j.Bootstrap()
 	j.Check(err)
 	base := []string{"PATH=" + filepath.Dir(j.Bin) + ":" + os.Getenv("PATH"), "BAILMENT_BOOTSTRAP=" + boot, "GORACE=atexit_sleep_ms=0"}
-	j.env = append(base, "GITHUB_ACTIONS=true", "ACTIONS_ID_TOKEN_REQUEST_URL="+idp.URL+"/?api-version=2.0", "ACTIONS_ID_TOKEN_REQUEST_TOKEN="+requestWord)
+	j.env = append(base, j.github.begins()...)
 	return j
 }
 
