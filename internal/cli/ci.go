@@ -119,15 +119,15 @@ func (a *app) asked() (string, error) {
 	return a.moved(a.flags.bootstrap)
 }
 
-const ciRunLong = `Proves by the ID token of its CI service what this job is, and runs a program with the secrets that
-the job was granted: in its environment, or in files on memory-backed storage. There is no agent,
-and nothing is kept on the machine.
+const ciRunLong = `Proves by the ID token of its CI service what this job is, and runs a program with the secrets
+that the job was granted: in its environment, or in files on memory-backed storage. There is no
+agent, and nothing is kept on the machine.
 
 Whatever ends the job, leases and session are given back: when the program ends; when this process
-gets SIGHUP, SIGINT, SIGQUIT or SIGTERM, which the program gets first, and --grace later SIGKILL with
-its process group; when the step's shell dies; and when this process is killed, by a second process
-that watches it. What can't be given back is named, with the time at which it is dead anyway. While
-the program runs, session and leases are renewed.
+gets SIGHUP, SIGINT, SIGQUIT or SIGTERM, which the program gets first, and --grace later SIGKILL
+with its process group; when the step's shell dies; and when this process is killed, by a second
+process that watches it. What can't be given back is named, with the time at which it is dead
+anyway. While the program runs, session and leases are renewed.
 
 The program does not see the variables by which a job can ask for tokens, unless with --keep-oidc.
 On GitHub the values are masked in the job's log, if the output is the step's own; they are
