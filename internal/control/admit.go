@@ -16,7 +16,7 @@ import (
 // admit decides the attestation of a node or job at the head.
 func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
 	match, err := t.prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
-	if problem.Is(err, problem.ReasonPosture) {
+	if err != nil && match.Path != "" {
 		return nil, t.worse(method, p, match, err)
 	}
 	if err != nil {

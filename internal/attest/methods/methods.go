@@ -8,6 +8,7 @@ package methods
 
 import (
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/aws"
 	"github.com/bailment/bailment/internal/attest/ci"
 	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
@@ -19,6 +20,7 @@ import (
 func All() attest.Methods {
 	return attest.Methods{
 		jointoken.Method(),
+		aws.Method(),
 		k8s.Method(),
 		k8s.JobMethod(),
 		ci.GitLab(),
