@@ -85,3 +85,40 @@ func TestStartOf(t *testing.T) {
 		t.Error("a process that there can't be")
 	}
 }
+
+// What is read of a process that was killed in the middle of writing never makes a holding that was not written whole.
+func FuzzListen(f *testing.F) {
+	whole, err := json.Marshal(holding{Identity: "/ci/x", Key: []byte("k"), Leases: []lease{{ID: 7, Secret: "a"}}, Asked: []ask{{Key: "k"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range []string{"", "{}\n", string(whole) + "\n", string(whole[:len(whole)-1]), "null\n", "[]\n" + string(whole) + "\n{"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if h := listen(strings.NewReader(text)); h != nil {
+			if _, err := json.Marshal(h); err != nil {
+				t.Error(err)
+			}
+			h.held()
+		}
+	})
+}
+
+// Whatever the value, each line is one command, and no line of a value becomes a command of its own.
+func FuzzMaskCommands(f *testing.F) {
+	for _, s := range []string{"", "a", "%0A", "one\ntwo2\r\n::set-output name=x::y", "\r\r\n", "{\n}\n", "::add-mask::x"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, value []byte) {
+		out := string(maskCommands([][]byte{value}))
+		if out == "" {
+			return
+		}
+		for line := range strings.Lines(out) {
+			if !strings.HasPrefix(line, "::add-mask::") || !strings.HasSuffix(line, "\n") || strings.ContainsRune(line, '\r') || len(line) <= len("::add-mask::\n") {
+				t.Errorf("%q of %q", line, value)
+			}
+		}
+	})
+}

@@ -214,15 +214,39 @@ func (h *house) begin(change func(*settings), script string) (*exec.Cmd, *output
 	return cmd, out
 }
 
+// launch starts a session of processes, which is gone when the test ends, whatever became of the job.
 func (h *house) launch(cmd *exec.Cmd) {
 	h.Helper()
+	cmd.SysProcAttr, cmd.WaitDelay = &syscall.SysProcAttr{Setsid: true}, waitDelay
 	if err := cmd.Start(); err != nil {
 		h.Fatal(err)
 	}
+	session := cmd.Process.Pid
 	h.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		for _, pid := range members(session) {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
 		_ = cmd.Wait()
 	})
+}
+
+// waitDelay is how long a test waits for who holds a job's streams after its end: more than a watchdog ever needs here.
+const waitDelay = 20 * time.Second
+
+// members are the processes of a session.
+func members(session int) []int {
+	found, _ := filepath.Glob("/proc/[0-9]*")
+	var out []int
+	for _, path := range found {
+		pid, err := strconv.Atoi(filepath.Base(path))
+		if err != nil {
+			continue
+		}
+		if sid, err := unix.Getsid(pid); err == nil && sid == session {
+			out = append(out, pid)
+		}
+	}
+	return out
 }
 
 func (h *house) eventually(what string, ok func() bool) {
@@ -261,7 +285,7 @@ func (h *house) wait(cmd *exec.Cmd) int {
 	err := cmd.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		h.Fatal(err)
+		h.Fatal(err) // a WaitDelay too: somebody lives on
 	}
 	return cmd.ProcessState.ExitCode()
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/sys/unix"
 
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
@@ -184,12 +185,31 @@ func (j *jobs) step(env []string, script string) *exec.Cmd {
 	j.log = new(bytes.Buffer)
 	cmd := exec.Command("bash", "-e", "-c", strings.ReplaceAll(script, "bailment ", j.Bin+" ")+"\n:")
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, j, j
+	cmd.SysProcAttr, cmd.WaitDelay = &syscall.SysProcAttr{Setsid: true}, 30*time.Second
 	j.Check(cmd.Start())
 	j.T.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		for _, pid := range sessionOf(cmd.Process.Pid) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
 		_ = cmd.Wait()
 	})
 	return cmd
+}
+
+// sessionOf are the processes of a step, but for its watchdog, which ends by itself when they have.
+func sessionOf(session int) []int {
+	found, _ := filepath.Glob("/proc/[0-9]*")
+	var out []int
+	for _, path := range found {
+		var pid int
+		if _, err := fmt.Sscan(filepath.Base(path), &pid); err != nil {
+			continue
+		}
+		if sid, err := unix.Getsid(pid); err == nil && sid == session {
+			out = append(out, pid)
+		}
+	}
+	return out
 }
 
 func (j *jobs) until(what string, ok func() bool) {
