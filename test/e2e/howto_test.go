@@ -73,6 +73,15 @@ var pages = map[string]page{
 			"bailment node token web-1": alice,
 		},
 	},
+	"ci-github.md": {
+		presumes: jobOf("github"), answers: 1, promises: 11,
+		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
+	},
+	"ci-gitlab.md": {
+		presumes: jobOf("gitlab"), answers: 1, promises: 8,
+		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
+	},
+	"ci-others.md":   {presumes: serving, promises: 2},
 	"rotate-keys.md": {presumes: leasing, promises: 5},
 	"spiffe-workloads.md": {
 		presumes: speaking, promises: 5, after: func(string) string { return "kill \"$(cat agent.pid)\"; wait\n" },
