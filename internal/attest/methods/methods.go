@@ -9,6 +9,7 @@ package methods
 import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -17,5 +18,6 @@ func All() attest.Methods {
 	return attest.Methods{
 		jointoken.Method(),
 		x509.Method(),
+		sshhost.Method(),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	cx509 "crypto/x509"
@@ -18,10 +19,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/methods"
+	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/x509"
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -38,7 +43,7 @@ type fixture struct {
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
 func fixtures(t *testing.T) map[string]fixture {
-	return map[string]fixture{jointoken.Name: joinToken(t), x509.Name: certificate(t)}
+	return map[string]fixture{jointoken.Name: joinToken(t), x509.Name: certificate(t), sshhost.Name: hostKey(t)}
 }
 
 func joinToken(t *testing.T) fixture {
@@ -91,6 +96,41 @@ func certificate(t *testing.T) fixture {
 	return fixture{
 		attest.Material{x509.NeedCertificate: block("CERTIFICATE", cert.Raw), x509.NeedKey: block("PRIVATE KEY", der)},
 		x509.Params{Authorities: authorities},
+	}
+}
+
+func hostKey(t *testing.T) fixture {
+	issue := func() (ed25519.PrivateKey, ssh.Signer) {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signer, err := ssh.NewSignerFromKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key, signer
+	}
+	_, ca := issue()
+	key, host := issue()
+	cert := &ssh.Certificate{
+		Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"web-1"},
+		ValidAfter: uint64(now.Add(-time.Hour).Unix()), ValidBefore: uint64(now.Add(time.Hour).Unix()),
+	}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	params, err := sshhost.NewParams([]authority.Authority{{Name: "corp", SSHKeys: []ssh.PublicKey{ca.PublicKey()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{
+		attest.Material{sshhost.NeedKey: pem.EncodeToMemory(block), sshhost.NeedCertificate: ssh.MarshalAuthorizedKey(cert)},
+		params,
 	}
 }
 
