@@ -38,6 +38,7 @@ import (
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/hardening"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 )
 
 // Config of an agent.
@@ -50,7 +51,9 @@ type Config struct {
 	Values    map[string]string // what the method needs that is no file
 	Methods   attest.Methods    // the table of methods
 	Version   string            // of this program, told to the server
-	Logger    *slog.Logger      // nil: none
+	// Statement is what this program can say of itself; its zero value: its version only.
+	Statement release.Statement
+	Logger    *slog.Logger // nil: none
 	Limits    Limits
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)

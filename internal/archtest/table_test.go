@@ -35,16 +35,21 @@ var table = []archtest.Row{
 	{"internal/release/own", "internal/problem internal/release internal/sshsig", ""},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/policy", "internal/problem internal/identity internal/authority internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/policy", "internal/problem internal/identity internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/jwt", "internal/problem internal/authority internal/attest", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
+	{"internal/attest/cms", "internal/problem", "golang.org/x/crypto"},
+	{"internal/attest/cms/cmstest", "internal/attest/cms", "github.com/smallstep/pkcs7"},
+	{"internal/attest/metadata", "internal/problem", ""},
+	{"internal/attest/aws", "internal/problem internal/identity internal/authority internal/attest internal/attest/cms internal/attest/metadata", "github.com/go-json-experiment/json"},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/sshhost", "internal/problem internal/identity internal/authority internal/sshsig internal/attest", "golang.org/x/crypto"},
-	{"internal/attest/methods", "internal/attest internal/attest/sshhost internal/attest/jointoken internal/attest/x509", ""},
+	{"internal/attest/methods", "internal/attest internal/attest/sshhost internal/attest/aws internal/attest/jointoken internal/attest/x509", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
 	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},
@@ -56,11 +61,11 @@ var table = []archtest.Row{
 	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
 
 	// The use cases, and what watches them.
-	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
+	{"internal/invariant", "internal/problem internal/identity internal/policy internal/release internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
-			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
-		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
+		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
+			"internal/attest internal/attest/jointoken internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
+		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time github.com/go-jose/go-jose/v4",
 	},
 
 	{
@@ -73,7 +78,7 @@ var table = []archtest.Row{
 	{"client", "api/... verify internal/attest internal/ceremony internal/durable internal/problem internal/identity internal/seal", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/net"},
 	{"client/clienttest", "api/... client verify internal/...", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/crypto"},
 	{
-		"internal/rpc", "api/... internal/cache internal/canary internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
+		"internal/rpc", "api/... internal/cache internal/canary internal/control internal/release internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/time golang.org/x/net",
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
@@ -81,7 +86,7 @@ var table = []archtest.Row{
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{

@@ -99,6 +99,8 @@ func ParseFor(method string, text []byte) ([]*x509.Certificate, error) {
 
 func check(c *x509.Certificate, pinned bool) error {
 	switch why := Weakness(c.PublicKey); {
+	case pinned && why == "" && c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return fmt.Errorf("the key of the certificate of %.80q may not make signatures", c.Subject.String())
 	case pinned && why == "":
 	case !pinned && (!c.BasicConstraintsValid || !c.IsCA):
 		return fmt.Errorf("the certificate of %.80q is not a CA's", c.Subject.String())

@@ -26,6 +26,7 @@ func (c *compiler) environment() {
 			c.found.add(d.name.at, "%v", err)
 		}
 		c.settings(s)
+		c.agents(s)
 		c.authorities(s)
 	})
 }

@@ -75,6 +75,12 @@ type (
 		Nodes struct {
 			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. Shortening it reaches the nodes that there are with their next renewal; lengthening it does not. 1h to 17520h."`
 		} `yaml:"nodes" doc:"Machines."`
+		Agents struct {
+			Signers  []text `yaml:"signers" doc:"SSH public keys that sign releases. Agents show a release's manifest that one of them signed."`
+			Minimum  text   `yaml:"minimum" doc:"No older agent runs: a version such as 1.4.0. It is lowered by a named rollback only."`
+			Require  text   `yaml:"require" enum:"any,signed,measured" doc:"What is asked of agents: any (development only, and its default), signed (default in production), or measured: their platform must have measured the program that they are."`
+			Rollback text   `yaml:"rollback" doc:"Names the rollback by which this bundle lowers minimum or require, such as an incident's number. Each one is named anew."`
+		} `yaml:"agents" doc:"Which agents may run."`
 		Authorities []rootsSpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
 	}
 

@@ -31,6 +31,7 @@ type Environment struct {
 	BlastLimit   int // identities one operator may cut off at once without a quorum
 	Limits       Limits
 	NodeLifetime time.Duration // hard lifetime of an enrolment
+	Agents       Agents
 }
 
 // Sessions are the lifetimes of sessions by the kind of identity.

@@ -154,6 +154,10 @@ type Session struct {
 	Closed    bool           `json:"closed,omitempty"`
 	// Generation is that of the bundle whose rules gave the identity. A decision under another asks them again.
 	Generation uint64 `json:"generation,omitempty"`
+	// Of a job's session only, since many jobs of one repository are one identity at a time: the hard end of the job's enrolment, and the key
+	// that renewed this session.
+	Lifetime Millis `json:"lifetime,omitempty"`
+	Heir     Digest `json:"heir,omitzero"`
 }
 
 // Identity is what the environment knows of an attested identity.

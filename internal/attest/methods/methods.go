@@ -8,6 +8,7 @@ package methods
 
 import (
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/aws"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/x509"
@@ -17,6 +18,7 @@ import (
 func All() attest.Methods {
 	return attest.Methods{
 		jointoken.Method(),
+		aws.Method(),
 		x509.Method(),
 		sshhost.Method(),
 	}

@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	cx509 "crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -19,14 +21,15 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/authority"
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -43,7 +46,10 @@ type fixture struct {
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
 func fixtures(t *testing.T) map[string]fixture {
-	return map[string]fixture{jointoken.Name: joinToken(t), x509.Name: certificate(t), sshhost.Name: hostKey(t)}
+	return map[string]fixture{
+		jointoken.Name: joinToken(t), aws.Name: awsInstance(t), x509.Name: certificate(t),
+		sshhost.Name: hostKey(t),
+	}
 }
 
 func joinToken(t *testing.T) fixture {
@@ -99,39 +105,24 @@ func certificate(t *testing.T) fixture {
 	}
 }
 
-func hostKey(t *testing.T) fixture {
-	issue := func() (ed25519.PrivateKey, ssh.Signer) {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
+func awsInstance(t *testing.T) fixture {
+	signer := cmstest.Issue(t, "Amazon Web Services LLC", 1, cmstest.Key(0), nil, nil)
+	document := `{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-west-1a","imageId":"ami-5fb8c835",` +
+		`"instanceId":"i-1234567890abcdef0","instanceType":"t2.micro","pendingTime":"2026-11-22T11:55:00Z","privateIp":"10.0.0.1","region":"eu-west-1"}`
+	message := cmstest.Message(t, []byte(document), cmstest.SHA256, true, signer)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			_, _ = w.Write([]byte("token"))
+			return
 		}
-		signer, err := ssh.NewSignerFromKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key, signer
-	}
-	_, ca := issue()
-	key, host := issue()
-	cert := &ssh.Certificate{
-		Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"web-1"},
-		ValidAfter: uint64(now.Add(-time.Hour).Unix()), ValidBefore: uint64(now.Add(time.Hour).Unix()),
-	}
-	if err := cert.SignCert(rand.Reader, ca); err != nil {
-		t.Fatal(err)
-	}
-	block, err := ssh.MarshalPrivateKey(key, "")
+		_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(message)))
+	}))
+	t.Cleanup(service.Close)
+	regions, err := aws.RegionsOf([]authority.Authority{{Name: "eu-west-1", Certificates: []*cx509.Certificate{signer.Certificate}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	params, err := sshhost.NewParams([]authority.Authority{{Name: "corp", SSHKeys: []ssh.PublicKey{ca.PublicKey()}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fixture{
-		attest.Material{sshhost.NeedKey: pem.EncodeToMemory(block), sshhost.NeedCertificate: ssh.MarshalAuthorizedKey(cert)},
-		params,
-	}
+	return fixture{attest.Material{aws.NeedEndpoint: []byte(service.URL)}, aws.Params{Regions: regions}}
 }
 
 func TestTable(t *testing.T) {
@@ -150,6 +141,8 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s declares no renewal", m.Name)
 		case m.Renewal.Kind == attest.RenewByPossession && !m.Renewal.HardLifetime:
 			t.Errorf("%s is renewed without evidence for ever", m.Name)
+		case m.Unbound && !identity.Token.AtLeast(m.Assurance):
+			t.Errorf("%s is not bound, and says %s", m.Name, m.Assurance)
 		}
 		seen[m.Name] = true
 		checkReadme(t, m)
@@ -164,10 +157,14 @@ func checkReadme(t *testing.T, m attest.Method) {
 		t.Errorf("%s has no README: %v", m.Name, err)
 		return
 	}
-	for _, want := range []string{
+	wants := []string{
 		"## Proves", "## Does not prove", "## How it can be stolen or replayed", "## Renewal", "## Evidence",
 		"`" + m.Assurance.String() + "`", "`" + string(m.Renewal.Kind) + "`",
-	} {
+	}
+	if m.Unbound {
+		wants = append(wants, "the evidence is not bound", "present it once to each environment")
+	}
+	for _, want := range wants {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%s/README.md lacks %q", dir, want)
 		}
@@ -234,9 +231,13 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 		f(&in)
 		return in
 	}
-	refuse("other nonce", change(func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) }), problem.ReasonBadProof)
-	refuse("other session key", change(func(in *attest.Input) { in.Binding.SessionKey = array(8) }), problem.ReasonBadProof)
-	refuse("other environment", change(func(in *attest.Input) { in.Binding.Genesis = array(2) }), problem.ReasonBadProof, problem.ReasonTokenForeign)
+	if m.Unbound {
+		checkUnbound(t, m, good, res)
+	} else {
+		refuse("other nonce", change(func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) }), problem.ReasonBadProof)
+		refuse("other session key", change(func(in *attest.Input) { in.Binding.SessionKey = array(8) }), problem.ReasonBadProof)
+		refuse("other environment", change(func(in *attest.Input) { in.Binding.Genesis = array(2) }), problem.ReasonBadProof, problem.ReasonTokenForeign)
+	}
 	refuse("other method", change(func(in *attest.Input) { in.Binding.Method = other }), problem.ReasonInternal)
 	refuse("no params", change(func(in *attest.Input) { in.Params = nil }), problem.ReasonInternal)
 	refuse("no time", change(func(in *attest.Input) { in.Now = time.Time{} }), problem.ReasonInternal)
@@ -261,6 +262,19 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	}
 	if _, err := table.NewAttesterFrom(m.Name, attest.Material{"nonsense": []byte("x")}); err == nil {
 		t.Error("material that nobody needs was accepted")
+	}
+}
+
+// checkUnbound holds a method that says its evidence is not bound to what makes up for it: one use for ever, the same whoever shows it, and
+// no assurance above that of a single-use token. A method whose evidence is bound may not say that it isn't.
+func checkUnbound(t *testing.T, m attest.Method, good attest.Input, res attest.Result) {
+	t.Helper()
+	if res.Once == "" || !res.OnceUntil.IsZero() || !identity.Token.AtLeast(res.Assurance) {
+		t.Errorf("evidence that is not bound gives %+v", res)
+	}
+	good.Binding.Genesis, good.Binding.Nonce, good.Binding.SessionKey = array(2), bytes.Repeat([]byte{8}, 32), array(8)
+	if again, err := m.Verify(good); err != nil || !reflect.DeepEqual(again, res) {
+		t.Errorf("it is bound to something: %+v, %v", again, err)
 	}
 }
 
