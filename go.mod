@@ -26,6 +26,11 @@ require (
 )
 
 require (
+	github.com/google/logger v1.1.1 // indirect
+	go.uber.org/multierr v1.11.0 // indirect
+)
+
+require (
 	cel.dev/expr v0.25.3 // indirect
 	github.com/antlr4-go/antlr/v4 v4.13.1 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect

@@ -10,6 +10,7 @@ import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
@@ -21,5 +22,6 @@ func All() attest.Methods {
 		aws.Method(),
 		x509.Method(),
 		sshhost.Method(),
+		sevsnp.Method(),
 	}
 }

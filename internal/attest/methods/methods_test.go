@@ -26,6 +26,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/methods"
+	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/authority"
@@ -48,7 +49,7 @@ type fixture struct {
 func fixtures(t *testing.T) map[string]fixture {
 	return map[string]fixture{
 		jointoken.Name: joinToken(t), aws.Name: awsInstance(t), x509.Name: certificate(t),
-		sshhost.Name: hostKey(t),
+		sshhost.Name: hostKey(t), sevsnp.Name: confidentialAMD(t),
 	}
 }
 
@@ -195,6 +196,9 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	a, err := table.NewAttesterFrom(m.Name, f.material)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s, ok := f.params.(inSoftware); ok {
+		a, f.params = s.attester, s.params
 	}
 	b := attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
 	ev, err := a.Attest(context.Background(), b)

@@ -1,0 +1,33 @@
+package methods_test
+
+import (
+	"testing"
+
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/sevsnp"
+	"github.com/bailment/bailment/internal/attest/sevsnp/snptest"
+	"github.com/bailment/bailment/internal/authority"
+)
+
+// inSoftware is the params of a fixture whose material would need hardware: this attester stands for the one made from it.
+type inSoftware struct {
+	params   any
+	attester attest.Attester
+}
+
+// A CPU in software; the kernel's directory is an empty one, which is enough to be opened.
+func confidentialAMD(t *testing.T) fixture {
+	chip := snptest.New(t, now, snptest.Maker{})
+	params, err := sevsnp.NewParams([]authority.Authority{{Name: "amd", Certificates: chip.Roots}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := sevsnp.NewAttester(chip, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{
+		attest.Material{sevsnp.NeedTSM: []byte(t.TempDir()), sevsnp.NeedCertificate: chip.Certificate.Raw},
+		inSoftware{params, a},
+	}
+}
