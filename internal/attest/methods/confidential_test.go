@@ -1,11 +1,14 @@
 package methods_test
 
 import (
+	cx509 "crypto/x509"
 	"testing"
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sevsnp/snptest"
+	"github.com/bailment/bailment/internal/attest/tdx"
+	"github.com/bailment/bailment/internal/attest/tdx/tdxtest"
 	"github.com/bailment/bailment/internal/authority"
 )
 
@@ -30,4 +33,13 @@ func confidentialAMD(t *testing.T) fixture {
 		attest.Material{sevsnp.NeedTSM: []byte(t.TempDir()), sevsnp.NeedCertificate: chip.Certificate.Raw},
 		inSoftware{params, a},
 	}
+}
+
+func confidentialIntel(t *testing.T) fixture {
+	platform := tdxtest.New(t, now, tdxtest.Maker{})
+	params, err := tdx.NewParams([]authority.Authority{{Name: "intel", Certificates: []*cx509.Certificate{platform.Root}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{attest.Material{tdx.NeedTSM: []byte(t.TempDir())}, inSoftware{params, tdx.NewAttester(platform)}}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
+	"github.com/bailment/bailment/internal/attest/tdx"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -23,5 +24,6 @@ func All() attest.Methods {
 		x509.Method(),
 		sshhost.Method(),
 		sevsnp.Method(),
+		tdx.Method(),
 	}
 }

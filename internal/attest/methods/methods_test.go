@@ -28,6 +28,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
+	"github.com/bailment/bailment/internal/attest/tdx"
 	"github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
@@ -49,7 +50,7 @@ type fixture struct {
 func fixtures(t *testing.T) map[string]fixture {
 	return map[string]fixture{
 		jointoken.Name: joinToken(t), aws.Name: awsInstance(t), x509.Name: certificate(t),
-		sshhost.Name: hostKey(t), sevsnp.Name: confidentialAMD(t),
+		sshhost.Name: hostKey(t), sevsnp.Name: confidentialAMD(t), tdx.Name: confidentialIntel(t),
 	}
 }
 
