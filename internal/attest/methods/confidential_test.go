@@ -7,10 +7,16 @@ import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sevsnp/snptest"
+	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/tdx"
 	"github.com/bailment/bailment/internal/attest/tdx/tdxtest"
 	"github.com/bailment/bailment/internal/authority"
 )
+
+// machines are the fixtures of methods whose evidence is by a key of the machine's own.
+func machines(t *testing.T) map[string]fixture {
+	return map[string]fixture{sshhost.Name: hostKey(t), sevsnp.Name: confidentialAMD(t), tdx.Name: confidentialIntel(t)}
+}
 
 // inSoftware is the params of a fixture whose material would need hardware: this attester stands for the one made from it.
 type inSoftware struct {

@@ -9,7 +9,10 @@ package methods
 import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/ci"
+	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/k8s"
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/tdx"
@@ -21,7 +24,15 @@ func All() attest.Methods {
 	return attest.Methods{
 		jointoken.Method(),
 		aws.Method(),
+		k8s.Method(),
+		k8s.JobMethod(),
+		ci.GitLab(),
 		x509.Method(),
+		ci.OIDC(),
+		ci.CircleCI(),
+		ci.Buildkite(),
+		ci.GitHub(),
+		gcp.Method(),
 		sshhost.Method(),
 		sevsnp.Method(),
 		tdx.Method(),
