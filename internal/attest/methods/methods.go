@@ -13,6 +13,9 @@ import (
 	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/k8s"
+	"github.com/bailment/bailment/internal/attest/sevsnp"
+	"github.com/bailment/bailment/internal/attest/sshhost"
+	"github.com/bailment/bailment/internal/attest/tdx"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -30,5 +33,8 @@ func All() attest.Methods {
 		ci.Buildkite(),
 		ci.GitHub(),
 		gcp.Method(),
+		sshhost.Method(),
+		sevsnp.Method(),
+		tdx.Method(),
 	}
 }

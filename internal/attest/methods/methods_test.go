@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -55,6 +56,7 @@ func fixtures(t *testing.T) map[string]fixture {
 	for _, m := range platformtest.Methods() {
 		all[m.Name] = token(t, m)
 	}
+	maps.Copy(all, machines(t))
 	return all
 }
 
@@ -227,6 +229,9 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	a, err := table.NewAttesterFrom(m.Name, f.material)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s, ok := f.params.(inSoftware); ok {
+		a, f.params = s.attester, s.params
 	}
 	b := attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
 	ev, err := a.Attest(context.Background(), b)
