@@ -9,6 +9,7 @@ package methods
 import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/azure"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
@@ -19,5 +20,6 @@ func All() attest.Methods {
 		jointoken.Method(),
 		aws.Method(),
 		x509.Method(),
+		azure.Method(),
 	}
 }
