@@ -104,8 +104,8 @@ var table = []archtest.Row{
 	{
 		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
-			"internal/problem internal/identity internal/spelling",
-		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
+			"internal/problem internal/identity internal/authority internal/spelling",
+		"github.com/go-jose/go-jose/v4 github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},
 
