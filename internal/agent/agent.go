@@ -34,10 +34,12 @@ import (
 
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workloadapi"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/hardening"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 )
 
 // Config of an agent.
@@ -50,8 +52,12 @@ type Config struct {
 	Values    map[string]string // what the method needs that is no file
 	Methods   attest.Methods    // the table of methods
 	Version   string            // of this program, told to the server
-	Logger    *slog.Logger      // nil: none
+	// Statement is what this program can say of itself; its zero value: its version only.
+	Statement release.Statement
+	Logger    *slog.Logger // nil: none
 	Limits    Limits
+	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
+	WorkloadAPI string
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -104,6 +110,7 @@ type Agent struct {
 	wake     chan struct{} // next, dead or session changed
 	runs     runs
 	measurer *measurer
+	spiffe   *workloadapi.Server
 	stopping <-chan struct{} // closed when the agent stops; set before anybody can ask
 }
 
@@ -131,12 +138,20 @@ func New(cfg Config) (*Agent, error) {
 			}
 		}
 	}
-	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {
-		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory and socket are absolute paths")
+	if !filepath.IsAbs(cfg.StateDir) {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory is an absolute path")
 	}
-	if len(cfg.Socket) > localapi.MaxSocket {
-		return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", cfg.Socket, len(cfg.Socket), localapi.MaxSocket).
-			WithFix("name a shorter path as `socket` in the agent's configuration")
+	for setting, socket := range map[string]string{"socket": cfg.Socket, "workload_api": cfg.WorkloadAPI} {
+		if socket != "" && !filepath.IsAbs(socket) {
+			return nil, problem.New(problem.ReasonInvalid, "the agent's sockets are absolute paths")
+		}
+		if len(socket) > localapi.MaxSocket {
+			return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", socket, len(socket), localapi.MaxSocket).
+				WithFix("name a shorter path as `%s` in the agent's configuration", setting)
+		}
+	}
+	if cfg.Socket != "" && cfg.Socket == cfg.WorkloadAPI {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's two sockets have one path").WithFix("name another path as `workload_api` in the agent's configuration")
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
@@ -144,6 +159,7 @@ func New(cfg Config) (*Agent, error) {
 		measurer: newMeasurer(),
 	}
 	a.runs.init()
+	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})
 	return a, nil
 }
 
@@ -161,7 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel(nil)
 	var work sync.WaitGroup
 	if a.cfg.Socket != "" {
-		l, err := a.listen()
+		l, err := a.listenAt(a.cfg.Socket, "socket")
 		if err != nil {
 			return err
 		}
@@ -170,6 +186,19 @@ func (a *Agent) Run(ctx context.Context) error {
 				cancel(err)
 			}
 		})
+	}
+	if a.cfg.WorkloadAPI != "" {
+		l, err := a.listenWorkloads()
+		if err != nil {
+			return err
+		}
+		work.Go(func() {
+			if err := a.spiffe.Serve(ctx, l); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	if a.cfg.Socket != "" || a.cfg.WorkloadAPI != "" {
 		// Ready means that processes can ask. Whether they get what they want is a matter of state: to wait here for
 		// a server that is away would have the service manager kill the one who waits for it.
 		a.notify(daemon.SdNotifyReady)
@@ -209,13 +238,14 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	return func() { lock.Close() }, nil
 }
 
-func (a *Agent) listen() (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(a.cfg.Socket), 0o755); err != nil {
-		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
+// listenAt makes a socket that all users of the machine may ask at.
+func (a *Agent) listenAt(path, setting string) (*localapi.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, unplaced(err, "socket", path, setting)
 	}
-	l, err := localapi.Listen(a.cfg.Socket, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
+	l, err := localapi.Listen(path, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
 	if err != nil {
-		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
+		return nil, unplaced(err, "socket", path, setting)
 	}
 	return l, nil
 }

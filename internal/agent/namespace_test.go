@@ -15,12 +15,13 @@ import (
 	"github.com/bailment/bailment/internal/agent/localapi"
 )
 
-// TestMain lets the test binary be a stranger in namespaces of his own.
+// TestMain lets the test binary be a stranger in namespaces of his own, or a workload.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("AGENT_TEST_MOUNT"); dir != "" {
 		fmt.Println(pretend(dir, os.Getenv("AGENT_TEST_SOCKET")))
 		return
 	}
+	beWorkload(os.Getenv("WORKLOAD_ROLE"))
 	os.Exit(m.Run())
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release/own"
 	"github.com/bailment/bailment/internal/run"
 	"github.com/bailment/bailment/internal/server"
 	"github.com/bailment/bailment/internal/sshsig"
@@ -204,7 +205,10 @@ func (a *app) agentCommand() *cobra.Command {
 		Use: "agent", Short: "Attest this machine and serve its processes", Args: cobra.NoArgs,
 		Long: `Proves what this machine is, keeps its certificate fresh, and answers the processes on it over
 a Unix socket, until it is told to stop. It needs the bootstrap string and what the
-attestation method needs, such as a join token, in its configuration.`,
+attestation method needs, such as a join token, in its configuration.
+
+A second socket, spiffe.sock beside the first one, is that of the SPIFFE Workload API and of
+Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=unix://PATH.`,
 		Example: "  bailment agent --config /etc/bailment/agent.yaml\n  bailment agent status",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.LoadAgent(file, methods.All())
@@ -221,9 +225,14 @@ attestation method needs, such as a join token, in its configuration.`,
 			if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 				return badBootstrap(cfg.Bootstrap, err)
 			}
+			statement, err := own.Own(thisVersion())
+			if err != nil {
+				return err
+			}
 			x, err := agent.New(agent.Config{
+				Statement: statement,
 				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
-				Methods: methods.All(), Version: thisVersion(), Logger: logger,
+				WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 			})
 			if err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
@@ -15,7 +16,7 @@ import (
 // admit decides the attestation of a node or job at the head.
 func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
 	match, err := t.prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
-	if problem.Is(err, problem.ReasonPosture) {
+	if err != nil && match.Path != "" {
 		return nil, t.worse(method, p, match, err)
 	}
 	if err != nil {
@@ -105,6 +106,9 @@ func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (firs
 		return false, problem.New(problem.ReasonTokenSpent, "this evidence was used by another key")
 	}
 	// The same key asks again: the same enrolment, not a second one.
+	if strings.HasPrefix(ev.Identity, identity.PrefixCI) {
+		return false, t.sameJob(ev, use)
+	}
 	id, ok := t.s.Identities.Get(ev.Identity)
 	switch {
 	case !ok || ev.Identity != use.Identity || id.Root != use.Session:
@@ -119,6 +123,62 @@ func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (firs
 		ev.Lifetime = t.lifetime(id)
 	}
 	return false, nil
+}
+
+// sameJob is a job that asks again with the same evidence and key. Other jobs of its repository have the same identity at the same time, so
+// what counts is the session that the evidence opened, and not the identity's newest.
+func (t *turn) sameJob(ev *state.SessionOpened, use *state.Use) error {
+	x, ok := t.s.Sessions.Get(use.Session)
+	switch {
+	case !ok || ev.Identity != use.Identity:
+		return problem.New(problem.ReasonTokenSpent, "what this evidence opened was over long before")
+	case x.Closed:
+		return problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", x.Identity)
+	case !x.Heir.IsZero():
+		return problem.New(problem.ReasonTokenSpent, "session %d, which this evidence opened, was renewed since", x.Index)
+	}
+	ev.Root, ev.Redelivery, ev.Lifetime = use.Session, true, x.Lifetime
+	return nil
+}
+
+// renewJob decides a renewal by possession of a job's session. The newest session of the job is the one that has no heir.
+func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
+	path := old.ID.Path()
+	x, ok := t.s.Sessions.Get(old.Index)
+	if !ok {
+		return nil, problem.New(problem.ReasonSessionUnknown, "session %d of %s was over long before", old.Index, path)
+	}
+	method, err := t.e.cfg.Methods.Find(x.Method)
+	switch {
+	case err != nil || method.Renewal.Kind != attest.RenewByPossession:
+		return nil, problem.New(problem.ReasonInvalid, "method %s is renewed by fresh evidence", x.Method)
+	case x.Identity != path || x.Key != old.Key:
+		return nil, errNotIssued
+	case x.Closed:
+		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
+	case t.now >= x.Lifetime:
+		return nil, problem.New(problem.ReasonLifetimeOver, "the job's enrolment as %s ended at %s", path, x.Lifetime)
+	case !x.Heir.IsZero() && x.Heir != key.thumb:
+		// No hold: it would stop all jobs of the repository, and this job's sessions end soon anyway.
+		return nil, problem.New(problem.ReasonForked, "session %d of %s was renewed by another key", x.Index, path)
+	}
+	claims, err := policy.PrepareClaims(x.Claims)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "reading the job's claims")
+	}
+	match, err := t.prog.IdentifyNode(x.Method, authorityOf(x.Anchor), claims)
+	if err != nil {
+		return nil, err
+	}
+	if match.Path != path {
+		return nil, problem.New(problem.ReasonNoIdentity, "the bundle in force makes these claims %s, not %s", match.Path, path)
+	}
+	ev := state.SessionOpened{
+		Via: viaRenew, Identity: path, Method: x.Method, Anchor: x.Anchor, Assurance: x.Assurance, Root: x.Root, From: x.Index,
+		Counter: x.Counter + 1, Lifetime: x.Lifetime, Claims: x.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
+		Redelivery: !x.Heir.IsZero(),
+	}
+	return t.open(opening{event: ev, ttl: match.Session, may: may}, key)
 }
 
 // worse decides what becomes of a machine that proved what its rule does not allow. It is quarantined only if it is enrolled, and proved

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
+	"maps"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -210,12 +212,22 @@ func (t *turn) openable(ev *state.SessionOpened) error {
 // finish signs the certificate, after the entry.
 func (e *Environment) finish(o *Opened, k sessionKey, proof *ledger.Proof) (*Opened, error) {
 	o.Proof = proof
-	leaf, chain, err := e.keys.Load().SignSVID(o.Identity, k.public, o.serial, proof.Time, o.Expires)
+	leaf, chain, err := e.signing().SignSVID(o.Identity, k.public, o.serial, proof.Time, o.Expires)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the certificate")
 	}
 	o.Chain = append([][]byte{leaf}, chain...)
 	return o, nil
+}
+
+// signing are the keys to sign with what was just entered: those of the newest state, if they can be had. So a CA signs nothing
+// whose entry comes after that of the next CA, and can be withdrawn when all from before is over.
+func (e *Environment) signing() *custody.Keys {
+	k, err := e.currentKeys(e.run, e.log.State())
+	if err != nil {
+		return e.keys.Load() // the loop that loads them says why
+	}
+	return k
 }
 
 // serialTag binds a certificate's serial number to the session, identity and key that it is for.
@@ -246,6 +258,7 @@ type AttestRequest struct {
 	Challenge []byte
 	Evidence  []byte
 	CSR       []byte
+	Agent     *release.Statement // what the agent says of itself; nil: nothing
 }
 
 // Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
@@ -311,6 +324,7 @@ type RenewRequest struct {
 	Certificate []byte // DER; may have expired
 	Signature   []byte
 	CSR         []byte
+	Agent       *release.Statement // what the agent says of itself; nil: nothing
 }
 
 // Renew renews by possession, for methods that declare it. The serial of the presented certificate is the
@@ -333,15 +347,26 @@ func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error
 	if err := checkSignature(old.Cert.PublicKey, binding.Message(), r.Signature); err != nil {
 		return nil, err
 	}
-	type allowance struct{ may error }
-	prepare := func(context.Context, *state.State) (allowance, error) {
-		return allowance{e.mayOpen(old.ID.Path(), 0)}, nil
+	type allowance struct {
+		may    error
+		bundle state.Digest
+		agent  map[string]any
+	}
+	prepare := func(_ context.Context, s *state.State) (allowance, error) {
+		out := allowance{may: e.mayOpen(old.ID.Path(), 0), bundle: s.Bundle}
+		if prog, ok := e.programs.get(s.Bundle); ok && r.Agent != nil && old.ID.Path() != "" {
+			out.agent = prog.AppraiseAgent(*r.Agent, nil)
+		}
+		return out, nil
 	}
 	out, proof, err := do(ctx, e, prepare, func(t *turn, a allowance) (*Opened, error) {
 		if err := t.spend(c); err != nil {
 			return nil, err
 		}
-		return t.renew(old, c, key, a.may)
+		if a.bundle != t.s.Bundle {
+			return nil, errStale // other signers may be listed now
+		}
+		return t.renew(old, c, key, a.agent, a.may)
 	})
 	if err != nil {
 		return nil, err
@@ -365,8 +390,11 @@ func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
 }
 
 // renew decides a renewal at the head.
-func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
+func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, agent map[string]any, may error) (*Opened, error) {
 	path := old.ID.Path()
+	if strings.HasPrefix(path, identity.PrefixCI) {
+		return t.renewJob(old, c, key, may)
+	}
 	id, ok := t.s.Identities.Get(path)
 	if !ok {
 		return nil, problem.New(problem.ReasonSessionUnknown, "there is no enrolment of %s any more", path)
@@ -395,7 +423,16 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (
 	if id.Closed || (kept && row.Closed) {
 		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
 	}
-	claims, err := policy.PrepareClaims(id.Claims)
+	// What the machine is was proved at its enrolment; which program speaks for it is said each time.
+	proved := id.Claims
+	if agent != nil || proved[policy.ClaimAgent] != nil {
+		proved = maps.Clone(proved)
+		delete(proved, policy.ClaimAgent)
+		if agent != nil {
+			proved[policy.ClaimAgent] = agent
+		}
+	}
+	claims, err := policy.PrepareClaims(proved)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "reading the enrolment's claims")
 	}
@@ -408,7 +445,7 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (
 	}
 	ev := state.SessionOpened{
 		Via: viaRenew, Identity: path, Method: id.Method, Anchor: id.Anchor, Assurance: id.Assurance, Root: id.Root, From: old.Index,
-		Counter: id.Counter + 1, Lifetime: lifetime, Evidence: id.Evidence, Claims: id.Claims, Rule: match.Rule,
+		Counter: id.Counter + 1, Lifetime: lifetime, Evidence: id.Evidence, Claims: proved, Rule: match.Rule,
 		Challenge: c.name, ChallengeTo: c.expires, Redelivery: redelivery,
 	}
 	if redelivery {
@@ -463,7 +500,7 @@ func (e *Environment) ServerCertificate(ctx context.Context, key crypto.Signer, 
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	leaf, chain, err := e.keys.Load().SignServer(out.Identity, e.Name(), key.Public(), out.serial, proof.Time, out.Expires)
+	leaf, chain, err := e.signing().SignServer(out.Identity, e.Name(), key.Public(), out.serial, proof.Time, out.Expires)
 	if err != nil {
 		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "signing the server's certificate")
 	}

@@ -161,6 +161,9 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if env.Name != s.Env.Name || string(env.Class) != s.Env.Class {
 		return problem.New(problem.ReasonBundleInvalid, "name and class of an environment are for ever: %s, %s", s.Env.Name, s.Env.Class)
 	}
+	if err := compiled.LowersAgents(prog); err != nil {
+		return err
+	}
 	return checkBundle(e.cfg.Methods, compiled)
 }
 

@@ -55,11 +55,20 @@ func (e *Environment) verify(ctx context.Context, s *state.State, method attest.
 	if err != nil {
 		return proved{}, err
 	}
+	if _, taken := result.Claims[policy.ClaimAgent]; taken {
+		return proved{}, problem.New(problem.ReasonInternal, "method %s speaks of the agent", method.Name)
+	}
 	if !method.Assurance.AtLeast(result.Assurance) {
 		return proved{}, problem.New(problem.ReasonInternal, "method %s gave more assurance than it has", method.Name)
 	}
 	p := proved{Result: result, bundle: s.Bundle}
-	if p.Claims, p.size, err = canonicalClaims(result.Claims); err != nil {
+	if r.Agent != nil {
+		if p.Claims == nil {
+			p.Claims = map[string]any{}
+		}
+		p.Claims[policy.ClaimAgent] = prog.AppraiseAgent(*r.Agent, result.Executables)
+	}
+	if p.Claims, p.size, err = canonicalClaims(p.Claims); err != nil {
 		return proved{}, err
 	}
 	if p.claims, err = policy.PrepareClaims(p.Claims); err != nil {

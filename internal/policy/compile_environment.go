@@ -26,6 +26,7 @@ func (c *compiler) environment() {
 			c.found.add(d.name.at, "%v", err)
 		}
 		c.settings(s)
+		c.agents(s)
 		c.authorities(s)
 	})
 }
@@ -51,6 +52,7 @@ func (c *compiler) settings(s *environmentSpec) {
 		VersionsPerSecret: c.count(s.Limits.VersionsPerSecret, "limits.versionsPerSecret", defaultVersions, 2, maxVersions),
 		ValueBytes:        c.count(s.Limits.ValueBytes, "limits.valueBytes", maxValueBytes, 1, maxValueBytes),
 	}
+	c.spiffe(s)
 	e.NodeLifetime = c.duration(s.Nodes.Lifetime, "nodes.lifetime", defaultNodeLifetime, minNodeLifetime, maxNodeLifetime)
 }
 

@@ -38,6 +38,7 @@ type identityRule struct {
 	nodes     []identity.Pattern
 	session   time.Duration
 	lifetime  time.Duration
+	federates []string // names of federations, sorted
 	source    Pos
 }
 
@@ -85,7 +86,8 @@ func (t template) overlaps(u template) bool {
 // the name of the authority that vouched; "" for join-token. The error is of reason
 // no-identity or ambiguous-identity: two rules that give the same path are not ambiguous, and the
 // one with the shorter session counts. It is of reason posture if the rules fit but what one of them requires is not true: then the
-// Match is filled in beside it, and it is Quarantine if any of them asks for that.
+// Match is filled in beside it, and it is Quarantine if any of them asks for that. So it is for the reasons agent-unsigned, agent-unknown,
+// agent-outdated and agent-not-measured, by the claim "agent" of nodes.
 func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, error) {
 	var best Match
 	why, unmet, quarantine := "", "", false
@@ -111,6 +113,11 @@ func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, 
 	}
 	if best.Path == "" {
 		return Match{}, problem.New(problem.ReasonNoIdentity, "no identity rule for method %s fits these claims%s", method, clip(why))
+	}
+	if strings.HasPrefix(best.Path, identity.PrefixNode) {
+		if err := p.agentStands(claims); err != nil {
+			return best, err
+		}
 	}
 	if unmet != "" {
 		best.Quarantine = quarantine

@@ -30,6 +30,7 @@ var places = map[string]place{
 	"identities":  {kindIdentity, false, "rules that turn proved claims into an identity"},
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
+	"federation":  {kindFederation, false, "relations with other trust domains"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
@@ -75,6 +76,13 @@ type (
 		Nodes struct {
 			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. Shortening it reaches the nodes that there are with their next renewal; lengthening it does not. 1h to 17520h."`
 		} `yaml:"nodes" doc:"Machines."`
+		Agents struct {
+			Signers  []text `yaml:"signers" doc:"SSH public keys that sign releases. Agents show a release's manifest that one of them signed."`
+			Minimum  text   `yaml:"minimum" doc:"No older agent runs: a version such as 1.4.0. It is lowered by a named rollback only."`
+			Require  text   `yaml:"require" enum:"any,signed,measured" doc:"What is asked of agents: any (development only, and its default), signed (default in production), or measured: their platform must have measured the program that they are."`
+			Rollback text   `yaml:"rollback" doc:"Names the rollback by which this bundle lowers minimum or require, such as an incident's number. Each one is named anew."`
+		} `yaml:"agents" doc:"Which agents may run."`
+		SPIFFE      spiffeSpec  `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
 		Authorities []rootsSpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
 	}
 
@@ -147,6 +155,8 @@ type (
 		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
 		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's. CI: 1m to 1h, 10m by default."`
 		Lifetime  period `yaml:"lifetime" doc:"CI only: hard end of a job's enrolment, 1m to 24h, 6h by default."`
+
+		FederatesWith []text `yaml:"federatesWith" doc:"workload only: names of the federations whose trust bundles it gets."`
 	}
 
 	grantSpec struct {

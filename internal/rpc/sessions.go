@@ -9,6 +9,7 @@ import (
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 )
 
 // environments answers what anybody may ask.
@@ -73,7 +74,22 @@ func (s attestations) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.Sess
 }
 
 func askOf(r *pb.AttestRequest) control.AttestRequest {
-	return control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr}
+	return control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr, Agent: statementOf(r.Agent, r.AgentVersion)}
+}
+
+// statementOf is what an agent says of itself. One that says its version only is no release.
+func statementOf(a *pb.AgentStatement, version string) *release.Statement {
+	if a == nil && version == "" {
+		return nil
+	}
+	out := &release.Statement{Version: version}
+	if a != nil {
+		out.Version, out.Platform, out.Manifest, out.Signature = a.Version, a.Platform, a.Manifest, []byte(a.Signature)
+		if len(a.Digest) == len(out.Digest) {
+			out.Digest = [32]byte(a.Digest)
+		}
+	}
+	return out
 }
 
 func (s attestations) Appraise(ctx context.Context, r *pb.AttestRequest) (*pb.AppraiseResponse, error) {
@@ -132,7 +148,7 @@ func infoOf(x control.IdentityView) *pb.IdentityInfo {
 func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {
 	c := callOf(ctx)
 	env := c.conn.site.Env
-	ask := control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr}
+	ask := control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr, Agent: statementOf(r.Agent, r.AgentVersion)}
 	if err := s.attempt(c)(env.RenewAttempt(ask)); err != nil {
 		return nil, err
 	}

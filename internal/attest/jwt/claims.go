@@ -7,22 +7,40 @@ import (
 	"github.com/bailment/bailment/internal/attest"
 )
 
-// Pick makes of the named claims what package attest calls claims: texts, and lists of texts. Numbers become their decimal text (only
-// whole ones: they are IDs), true and false "true" and "false", and what is missing or null "", so that a rule that reads one never
-// fails for want of it. Anything else under one of the names is token-invalid: it is not what the platform documents.
+// maxList is the most elements of a list among claims.
+const maxList = 64
+
+// Pick makes texts of the named claims, for package attest, which knows no other values. Numbers become their decimal text (only whole
+// ones: they are IDs), true and false "true" and "false", and what is missing or null "", so that a rule that reads one never fails for
+// want of it. Anything else under one of the names is token-invalid: it is not what the platform documents.
 func Pick(claims map[string]any, names ...string) (map[string]any, error) {
 	out := make(map[string]any, len(names))
 	for _, name := range names {
-		value, err := text(claims[name])
-		if err != nil {
-			return nil, invalid("the token's %q is not what its issuer documents: a printable text, a whole number, true, false, or a list of these", name)
+		value, ok := Text(claims[name])
+		if !ok {
+			return nil, invalid("the token's %q is not what its issuer documents: a printable text, a whole number, true or false", name)
 		}
 		out[name] = value
 	}
 	return out, nil
 }
 
-// Object is a claim that is an object: nil if it is missing, token-invalid if it is something else.
+// List is a claim that is a list of what Pick takes; empty if it is missing or null.
+func List(claims map[string]any, name string) ([]any, error) {
+	list, ok := claims[name].([]any)
+	if !ok && claims[name] != nil || len(list) > maxList {
+		return nil, invalid("the token's %q is not a list of at most %d elements", name, maxList)
+	}
+	out := make([]any, len(list))
+	for i, element := range list {
+		if out[i], ok = Text(element); !ok {
+			return nil, invalid("the token's %q holds what is no printable text, whole number, true or false", name)
+		}
+	}
+	return out, nil
+}
+
+// Object is a claim that is an object: nil if it is missing or null, token-invalid if it is something else.
 func Object(claims map[string]any, name string) (map[string]any, error) {
 	switch value := claims[name].(type) {
 	case nil:
@@ -33,33 +51,21 @@ func Object(claims map[string]any, name string) (map[string]any, error) {
 	return nil, invalid("the token's %q is not an object", name)
 }
 
-func text(value any) (any, error) {
+// Text is one value as Pick makes it of it.
+func Text(value any) (text string, ok bool) {
 	switch value := value.(type) {
 	case nil:
-		return "", nil
+		return "", true
 	case string:
-		return value, attest.CheckClaimText(value)
+		return value, attest.CheckClaimText(value) == nil
 	case bool:
 		if value {
-			return "true", nil
+			return "true", true
 		}
-		return "false", nil
+		return "false", true
 	case json.Number:
-		if s := string(value); len(s) <= 20 && digits(strings.TrimPrefix(s, "-")) {
-			return s, nil
-		}
-	case []any:
-		out := make([]any, len(value))
-		for i, element := range value {
-			if _, ok := element.([]any); ok {
-				return nil, invalid("a list within a list")
-			}
-			var err error
-			if out[i], err = text(element); err != nil {
-				return nil, err
-			}
-		}
-		return out, nil
+		s := string(value)
+		return s, len(s) <= 20 && digits(strings.TrimPrefix(s, "-"))
 	}
-	return nil, invalid("not a text")
+	return "", false
 }

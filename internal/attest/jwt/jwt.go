@@ -79,6 +79,13 @@ func Head(token []byte) (head attest.TokenHead, algorithm string, err error) {
 	return attest.TokenHead{Issuer: p.issuer, KeyID: p.keyID}, p.algorithm, nil
 }
 
+// Unverified reads the claims of a token of which nothing is believed. It is for who holds the token, to say what is wrong with it before
+// it is sent anywhere; never for who is shown it.
+func Unverified(token []byte) (map[string]any, error) {
+	p, err := parse(token)
+	return p.claims, err
+}
+
 // Verify checks a token against an issuer's keys. It refuses with token-invalid, weak-algorithm, unknown-issuer, wrong-audience,
 // not-yet-valid, evidence-expired, issuer-keys-unavailable (keys is nil), or too-large; in that order signature, issuer, audience, times,
 // so that a reason other than the first three is told only of what the issuer signed.
@@ -109,7 +116,7 @@ func Verify(token []byte, keys *jose.JSONWebKeySet, expect Expect) (Token, error
 		return Token{}, err
 	}
 	out := Token{Claims: p.claims, Algorithm: p.algorithm, Key: thumbprint}
-	if err := checkAudience(p.claims["aud"], expect.Audience); err != nil {
+	if err := CheckAudience(p.claims["aud"], expect.Audience); err != nil {
 		return Token{}, err
 	}
 	if out.Issued, out.Expires, err = checkTimes(p.claims, expect); err != nil {
@@ -151,6 +158,7 @@ func parse(token []byte) (parsed, error) {
 	if len(parts) != 3 {
 		return parsed{}, invalid("the token is not three parts with dots between (truncated, or encrypted)")
 	}
+	out := parsed{signed: token[:len(parts[0])+1+len(parts[1])]}
 	header, err := part(parts[0])
 	if err != nil {
 		return parsed{}, err
@@ -158,15 +166,15 @@ func parse(token []byte) (parsed, error) {
 	if len(header) > maxHeader {
 		return parsed{}, invalid("the token's header has more than %d bytes", maxHeader)
 	}
+	// Before the signature is looked for: that an unsigned token is one should be told.
+	if err := out.readHeader(header); err != nil {
+		return parsed{}, err
+	}
 	payload, err := part(parts[1])
 	if err != nil {
 		return parsed{}, err
 	}
 	if _, err := part(parts[2]); err != nil {
-		return parsed{}, err
-	}
-	out := parsed{signed: token[:len(parts[0])+1+len(parts[1])]}
-	if err := out.readHeader(header); err != nil {
 		return parsed{}, err
 	}
 	if out.claims, err = object(payload); err != nil {
@@ -237,7 +245,8 @@ func optional(members map[string]any, name string) (string, error) {
 	return text, nil
 }
 
-func checkAudience(value any, want string) error {
+// CheckAudience is what Verify says of the claim "aud".
+func CheckAudience(value any, want string) error {
 	switch value := value.(type) {
 	case string:
 		if value == want {
