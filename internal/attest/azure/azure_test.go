@@ -390,7 +390,7 @@ func hostileToken(t *testing.T, c cloud, cases map[string]hostileCase) {
 	token("of a thief's key", string(jwttest.New(t, tenantURL, jose.RS256).Sign(tokenClaims(binding()))), problem.ReasonTokenInvalid, "")
 	header, _ := json.Marshal(map[string]any{"alg": "none", "kid": "key-1"})
 	payload, _ := json.Marshal(tokenClaims(binding()))
-	token("not signed", jwttest.Encode(header)+"."+jwttest.Encode(payload)+".", problem.ReasonTokenInvalid, "")
+	token("not signed", jwttest.Encode(header)+"."+jwttest.Encode(payload)+".", problem.ReasonWeakAlgorithm, "")
 	token("with an algorithm that is none", jwttest.Encode(header)+"."+jwttest.Encode(payload)+".AAAA", problem.ReasonWeakAlgorithm, "")
 	header, _ = json.Marshal(map[string]any{"alg": "HS256", "kid": "key-1"})
 	token("signed with the public key as a secret", string(c.tenant.HMAC(header, payload)), problem.ReasonWeakAlgorithm, "")
