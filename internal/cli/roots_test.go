@@ -8,8 +8,10 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/smallstep/pkcs7"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/bailment/bailment/internal/authority"
@@ -79,6 +82,34 @@ func authorities(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(server.Close)
 	write("web.pem", text(server.Certificate()))
 	ts.Setenv("ROOTS", server.URL)
+}
+
+// metadataService DIR: an AWS of one region and the metadata service of its instance, just started: the region's certificate in
+// DIR/eu-west-1.pem, the service at $METADATA.
+func metadataService(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	ts.Check(err)
+	c, err := selfSigned(key.Public(), key, "Amazon Web Services LLC", false, time.Now().Add(time.Hour))
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, "eu-west-1.pem"), certificatesPEM([]*x509.Certificate{c}), 0o644))
+	signed, err := pkcs7.NewSignedData(fmt.Appendf(nil, `{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-west-1a","imageId":"ami-5fb8c835",`+
+		`"instanceId":"i-1234567890abcdef0","instanceType":"t2.micro","pendingTime":%q,"privateIp":"10.0.0.1","region":"eu-west-1"}`, time.Now().UTC().Format(time.RFC3339)))
+	ts.Check(err)
+	signed.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
+	ts.Check(signed.AddSigner(c, key, pkcs7.SignerInfoConfig{}))
+	message, err := signed.Finish()
+	ts.Check(err)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			_, _ = w.Write([]byte("token"))
+			return
+		}
+		_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(message)))
+	}))
+	ts.Defer(server.Close)
+	ts.Setenv("METADATA", server.URL)
 }
 
 func selfSigned(public, key any, name string, ca bool, ends time.Time) (*x509.Certificate, error) {
