@@ -12,6 +12,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -69,7 +71,7 @@ func authorities(ts *testscript.TestScript, neg bool, args []string) {
 	}})
 	ts.Check(err)
 	write("jwks.json", jwks)
-	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/acme_root.cer":
 			_, _ = w.Write(root.Raw)
@@ -79,6 +81,8 @@ func authorities(ts *testscript.TestScript, neg bool, args []string) {
 			http.NotFound(w, r)
 		}
 	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // a handshake that fails is meant to
+	server.StartTLS()
 	ts.Defer(server.Close)
 	write("web.pem", text(server.Certificate()))
 	ts.Setenv("ROOTS", server.URL)
