@@ -47,6 +47,10 @@ var table = []archtest.Row{
 	{"internal/attest/cms/cmstest", "internal/attest/cms", "github.com/smallstep/pkcs7"},
 	{"internal/attest/metadata", "internal/problem", ""},
 	{"internal/attest/aws", "internal/problem internal/identity internal/authority internal/attest internal/attest/cms internal/attest/metadata", "github.com/go-json-experiment/json"},
+	{
+		"internal/attest/azure", "internal/problem internal/identity internal/authority internal/attest internal/attest/cms internal/attest/jwt internal/attest/metadata",
+		"github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json",
+	},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/sshhost", "internal/problem internal/identity internal/authority internal/sshsig internal/attest", "golang.org/x/crypto"},
@@ -62,7 +66,7 @@ var table = []archtest.Row{
 	{"internal/attest/ci", "internal/problem internal/attest internal/attest/jwt internal/attest/platform internal/attest/k8s", ""},
 	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
 	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
-	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509", ""},
+	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509 internal/attest/azure", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
 	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},
@@ -124,6 +128,8 @@ var table = []archtest.Row{
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
 			"internal/problem internal/identity internal/release/... internal/spelling",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/spiffe/go-spiffe/v2 google.golang.org/grpc github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
+			"internal/problem internal/identity internal/authority internal/release/... internal/spelling",
+		"github.com/go-jose/go-jose/v4 github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},
 	{"cmd/release", "internal/problem internal/release internal/sshsig", "golang.org/x/crypto"},

@@ -9,6 +9,7 @@ package methods
 import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/azure"
 	"github.com/bailment/bailment/internal/attest/ci"
 	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
@@ -28,6 +29,7 @@ func All() attest.Methods {
 		k8s.JobMethod(),
 		ci.GitLab(),
 		x509.Method(),
+		azure.Method(),
 		ci.OIDC(),
 		ci.CircleCI(),
 		ci.Buildkite(),

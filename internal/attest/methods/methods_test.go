@@ -27,9 +27,11 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/azure"
 	"github.com/bailment/bailment/internal/attest/ci"
 	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/jwt/jwttest"
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/attest/platform"
 	"github.com/bailment/bailment/internal/attest/platform/platformtest"
@@ -52,7 +54,7 @@ type fixture struct {
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
 func fixtures(t *testing.T) map[string]fixture {
-	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), x509.Name: certificate(t)}
+	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), azure.Name: azureMachine(t), x509.Name: certificate(t)}
 	for _, m := range platformtest.Methods() {
 		all[m.Name] = token(t, m)
 	}
@@ -153,6 +155,43 @@ func awsInstance(t *testing.T) fixture {
 		t.Fatal(err)
 	}
 	return fixture{attest.Material{aws.NeedEndpoint: []byte(service.URL)}, aws.Params{Regions: regions}}
+}
+
+func azureMachine(t *testing.T) fixture {
+	const tenant, id = "11111111-2222-3333-4444-555555555555", "8d10da13-8125-4ba9-a717-bf7490507b3d"
+	root := cmstest.Issue(t, "root", 1, cmstest.Key(0), nil, cmstest.CA)
+	issuing := cmstest.Issue(t, "issuing", 2, cmstest.Key(1), &root, cmstest.CA)
+	signer := cmstest.Issue(t, "signer", 3, cmstest.Key(2), &issuing, func(c *cx509.Certificate) { c.DNSNames = []string{"metadata.azure.com"} })
+	issuer := jwttest.New(t, "https://sts.windows.net/"+tenant+"/", jose.RS256)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if q.Has("nonce") {
+			document := `{"nonce":"` + q.Get("nonce") + `","subscriptionId":"` + id + `","vmId":"` + id +
+				`","timeStamp":{"createdOn":"11/22/26 11:59:00 -0000","expiresOn":"11/22/26 17:59:00 -0000"}}`
+			message := cmstest.Message(t, []byte(document), cmstest.SHA256, false, signer)
+			_, _ = w.Write([]byte(`{"encoding":"pkcs7","signature":"` + base64.StdEncoding.EncodeToString(message) + `"}`))
+			return
+		}
+		token := issuer.Sign(map[string]any{
+			"iss": issuer.URL, "aud": q.Get("resource"), "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "tid": tenant, "oid": id, "appid": q.Get("client_id"),
+			"xms_mirid": "/subscriptions/" + id + "/resourcegroups/web/providers/Microsoft.Compute/virtualMachines/web-1",
+		})
+		_, _ = w.Write([]byte(`{"access_token":"` + string(token) + `"}`))
+	}))
+	t.Cleanup(service.Close)
+	authorities, err := azure.AuthoritiesOf([]authority.Authority{
+		{Name: "documents", Certificates: []*cx509.Certificate{root.Certificate}}, {Name: "tenant", Issuer: issuer.URL, Keys: issuer.Keys()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{
+		attest.Material{
+			azure.NeedEndpoint: []byte(service.URL), azure.NeedTenant: []byte(tenant), azure.NeedClient: []byte(id),
+			azure.NeedChain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuing.Certificate.Raw}),
+		},
+		azure.Params{Authorities: authorities},
+	}
 }
 
 func TestTable(t *testing.T) {
