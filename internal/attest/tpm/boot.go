@@ -336,21 +336,30 @@ const (
 	guidShim   = "\x50\xab\x5d\x60\x46\xe0\x00\x43\xab\xb6\x3d\xd8\x10\xdd\x8b\x23"
 )
 
-// variable reads a UEFI_VARIABLE_DATA (PC Client Platform Firmware Profile §10.2.6) whose whole is what was hashed.
+// variable reads a UEFI_VARIABLE_DATA (PC Client Platform Firmware Profile §10.2.6) that is what was hashed. Some releases of shim count
+// the structure's padding into it, so that up to seven zeros follow, and log one byte more than they hash.
 func variable(e event) (guid, name string, data []byte, ok bool) {
-	if sha256.Sum256(e.data) != e.digest || len(e.data) < 32 {
+	whole := e.data
+	if len(whole) > 32 && sha256.Sum256(whole) != e.digest {
+		whole = whole[:len(whole)-1]
+	}
+	if len(whole) < 32 || sha256.Sum256(whole) != e.digest {
 		return "", "", nil, false
 	}
-	names, size := binary.LittleEndian.Uint64(e.data[16:]), binary.LittleEndian.Uint64(e.data[24:])
-	rest := e.data[32:]
-	if names > 128 || uint64(len(rest)) < 2*names || uint64(len(rest))-2*names != size {
+	names, size := binary.LittleEndian.Uint64(whole[16:]), binary.LittleEndian.Uint64(whole[24:])
+	rest := whole[32:]
+	if names > 128 || uint64(len(rest)) < 2*names || uint64(len(rest))-2*names < size {
 		return "", "", nil, false
 	}
 	units := make([]uint16, names)
 	for i := range units {
 		units[i] = binary.LittleEndian.Uint16(rest[2*i:])
 	}
-	return string(e.data[:16]), string(utf16.Decode(units)), rest[2*names:], true
+	data, padding := rest[2*names:2*names+size], rest[2*names+size:]
+	if len(padding) > 7 || !bytes.Equal(padding, make([]byte, len(padding))) {
+		return "", "", nil, false
+	}
+	return string(whole[:16]), string(utf16.Decode(units)), data, true
 }
 
 // secureBoot says whether Secure Boot is proved to be on, and which certificates verified the programs of this boot (nil if that isn't
