@@ -3,6 +3,7 @@
 # make crash    the long fault runs            make fuzz    every fuzz target, FUZZTIME each
 # make bench    the benchmarks                 make generate    api/ from its .proto files, docs/reference from the binary
 # make fmt      format in place                make clean
+# make release  dist/VERSION, signed with RELEASE_KEY    make release-check    built twice, compared, verified
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,7 +23,7 @@ TOOL := go tool -modfile=tools/go.mod
 # What people wrote: generated code is nobody's style.
 OURS  = $$(go list ./... | grep -v /bailment/api/)
 
-.PHONY: test check deps lint format vet staticcheck architecture race build crash fuzz bench generate fmt clean
+.PHONY: test check deps lint format vet staticcheck architecture race build release release-check crash fuzz bench generate fmt clean
 
 test: deps lint race
 check: test
@@ -56,6 +57,15 @@ race:
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/bailment ./cmd/bailment
+
+# VERSION as typed, or none: then the commit's tag counts.
+TYPED := $(if $(findstring command,$(origin VERSION)),$(VERSION))
+
+release:
+	@VERSION='$(TYPED)' scripts/release
+
+release-check:
+	@VERSION='$(TYPED)' scripts/release-check
 
 crash: deps
 	BAILMENT_CRASH_ROUNDS=$(ROUNDS) go test -count=1 -p 1 -timeout 2h -v ./test/faults/...

@@ -23,6 +23,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -51,6 +52,8 @@ type Options struct {
 	HTTP2 bool
 	// MaxConns is the most connections at a time, 0 for no limit.
 	MaxConns int
+	// Agent is what the program says of itself when it attests or renews; nil: its version only.
+	Agent *v1.AgentStatement
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -79,6 +82,7 @@ type Client struct {
 	Watching    bailmentv1connect.WatchServiceClient
 
 	trust     *Trust
+	agent     *v1.AgentStatement
 	transport *transport
 }
 
@@ -116,7 +120,7 @@ func Dial(t *Trust, o Options) (*Client, error) {
 		Ledger:      bailmentv1connect.NewLedgerServiceClient(hc, base, opts...),
 		Keys:        bailmentv1connect.NewKeyServiceClient(hc, base, opts...),
 		Watching:    bailmentv1connect.NewWatchServiceClient(hc, base, opts...),
-		trust:       t, transport: tr,
+		trust:       t, agent: o.Agent, transport: tr,
 	}, nil
 }
 

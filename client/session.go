@@ -212,7 +212,8 @@ func requestOf(key crypto.Signer) (request, error) {
 	return request{csr, thumb}, err
 }
 
-// Attester makes evidence that is bound to a challenge and a session key. It is attest.Attester.
+// Attester makes evidence that is bound to a challenge and a session key. It is attest.Attester; one whose method goes in two rounds is
+// an attest.Greeter too.
 type Attester interface {
 	Attest(ctx context.Context, b attest.Binding) ([]byte, error)
 }
@@ -220,23 +221,57 @@ type Attester interface {
 // Attest proves what this machine is by a method, and returns the session for key. When the answer was lost, the same
 // call with the same key is safe; another key is not, where the method's evidence is of single use.
 func (c *Client) Attest(ctx context.Context, method string, a Attester, key crypto.Signer, version string) (*Session, error) {
-	r, err := requestOf(key)
+	ask, err := c.evidence(ctx, method, a, key)
 	if err != nil {
 		return nil, err
 	}
-	challenge, err := c.challenge(ctx)
-	if err != nil {
-		return nil, err
-	}
-	evidence, err := a.Attest(ctx, attest.Binding{Method: method, Genesis: c.trust.Genesis, Nonce: challenge, SessionKey: r.thumb})
-	if err != nil {
-		return nil, err
-	}
-	res, err := c.Attestation.Attest(ctx, &v1.AttestRequest{Method: method, Challenge: challenge, Evidence: evidence, Csr: r.csr, AgentVersion: version})
+	ask.AgentVersion, ask.Agent = version, c.agent
+	res, err := c.Attestation.Attest(ctx, ask)
 	if err != nil {
 		return nil, err
 	}
 	return c.session(res, key)
+}
+
+// Appraise asks what the server would say to this machine's evidence, and why. Nothing is opened or entered.
+func (c *Client) Appraise(ctx context.Context, method string, a Attester, key crypto.Signer) (*v1.AppraiseResponse, error) {
+	ask, err := c.evidence(ctx, method, a, key)
+	if err != nil {
+		return nil, err
+	}
+	ask.Agent = c.agent
+	return c.Attestation.Appraise(ctx, ask)
+}
+
+// evidence gets a challenge, and has the attester answer it.
+func (c *Client) evidence(ctx context.Context, method string, a Attester, key crypto.Signer) (*v1.AttestRequest, error) {
+	r, err := requestOf(key)
+	if err != nil {
+		return nil, err
+	}
+	ask := &v1.ChallengeRequest{}
+	greeter, two := a.(attest.Greeter)
+	if two {
+		ask.Method = method
+		if ask.Hello, err = greeter.Hello(ctx); err != nil {
+			return nil, err
+		}
+	}
+	challenge, err := c.challenge(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	b := attest.Binding{Method: method, Genesis: c.trust.Genesis, Nonce: challenge.Challenge, SessionKey: r.thumb}
+	var evidence []byte
+	if two {
+		evidence, err = greeter.Answer(ctx, b, ask.Hello, challenge.Offer)
+	} else {
+		evidence, err = a.Attest(ctx, b)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &v1.AttestRequest{Method: method, Challenge: challenge.Challenge, Evidence: evidence, Csr: r.csr}, nil
 }
 
 // Renew renews a session by possession of its key, and returns the next one, for key. The session may have expired.
@@ -251,17 +286,18 @@ func (c *Client) Renew(ctx context.Context, s *Session, key crypto.Signer, versi
 	if !ok {
 		return nil, problem.New(problem.ReasonInternal, "the session's key can't sign")
 	}
-	challenge, err := c.challenge(ctx)
+	asked, err := c.challenge(ctx, &v1.ChallengeRequest{})
 	if err != nil {
 		return nil, err
 	}
+	challenge := asked.Challenge
 	b := attest.Binding{Method: RenewalMethod, Genesis: c.trust.Genesis, Nonce: challenge, SessionKey: r.thumb}
 	signature, err := signMessage(old, b.Message())
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the renewal")
 	}
 	res, err := c.Attestation.Renew(ctx, &v1.RenewRequest{
-		Challenge: challenge, Certificate: s.Certificate.Certificate[0], Signature: signature, Csr: r.csr, AgentVersion: version,
+		Challenge: challenge, Certificate: s.Certificate.Certificate[0], Signature: signature, Csr: r.csr, AgentVersion: version, Agent: c.agent,
 	})
 	if err != nil {
 		return nil, err
@@ -314,10 +350,11 @@ func (c *Client) Login(ctx context.Context, person string, sign func(namespace s
 	if err != nil {
 		return nil, err
 	}
-	challenge, err := c.challenge(ctx)
+	asked, err := c.challenge(ctx, &v1.ChallengeRequest{})
 	if err != nil {
 		return nil, err
 	}
+	challenge := asked.Challenge
 	text := ceremony.Login{
 		Scope:  ceremony.Scope{Environment: c.trust.Environment, Genesis: c.trust.Genesis, Epoch: epoch},
 		Person: person, SessionKey: r.thumb, Challenge: challenge,
@@ -367,8 +404,8 @@ const (
 )
 
 // challenge asks for a challenge. Its size is checked, because it becomes part of what is signed.
-func (c *Client) challenge(ctx context.Context) ([]byte, error) {
-	r, err := c.Attestation.Challenge(ctx, &v1.ChallengeRequest{})
+func (c *Client) challenge(ctx context.Context, ask *v1.ChallengeRequest) (*v1.ChallengeResponse, error) {
+	r, err := c.Attestation.Challenge(ctx, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +415,10 @@ func (c *Client) challenge(ctx context.Context) ([]byte, error) {
 	if n := len(r.Challenge); n < minChallenge || n > maxChallenge {
 		return nil, problem.New(problem.ReasonNotAuthentic, "the challenge has %d bytes", n)
 	}
-	return r.Challenge, nil
+	if len(r.Offer) > attest.LargestEvidence {
+		return nil, problem.New(problem.ReasonNotAuthentic, "the offer has %d bytes", len(r.Offer))
+	}
+	return r, nil
 }
 
 // session reads and checks an answer.

@@ -38,6 +38,7 @@ import (
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/hardening"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 )
 
 // Config of an agent.
@@ -47,9 +48,12 @@ type Config struct {
 	Socket    string            // path of the local API's socket; its directory is made as 0755
 	Method    string            // attestation method
 	Needs     map[string]string // files that hold what the method needs, by the need's name; read at each attestation
+	Values    map[string]string // what the method needs that is no file
 	Methods   attest.Methods    // the table of methods
 	Version   string            // of this program, told to the server
-	Logger    *slog.Logger      // nil: none
+	// Statement is what this program can say of itself; its zero value: its version only.
+	Statement release.Statement
+	Logger    *slog.Logger // nil: none
 	Limits    Limits
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -119,13 +123,15 @@ func New(cfg Config) (*Agent, error) {
 	known := make(map[string]bool)
 	for _, n := range m.Needs {
 		known[n.Name] = true
-		if cfg.Needs[n.Name] == "" && !n.Optional {
+		if cfg.Needs[n.Name] == "" && !n.Optional && !n.Literal {
 			return nil, problem.New(problem.ReasonInvalid, "attestation method %s needs a file for %q: %s", m.Name, n.Name, n.Doc)
 		}
 	}
-	for name := range cfg.Needs {
-		if !known[name] {
-			return nil, problem.New(problem.ReasonInvalid, "attestation method %s has no use for %q", m.Name, name)
+	for _, given := range []map[string]string{cfg.Needs, cfg.Values} {
+		for name := range given {
+			if !known[name] {
+				return nil, problem.New(problem.ReasonInvalid, "attestation method %s has no use for %q", m.Name, name)
+			}
 		}
 	}
 	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {

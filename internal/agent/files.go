@@ -154,6 +154,13 @@ func (a *Agent) material() (attest.Material, string, error) {
 	h := sha256.New()
 	_, _ = io.WriteString(h, "bailment material v1\n")
 	for _, n := range a.method.Needs {
+		if n.Literal {
+			if value := a.cfg.Values[n.Name]; value != "" {
+				m[n.Name] = []byte(value)
+				_, _ = fmt.Fprintf(h, "%s %x\n", n.Name, sha256.Sum256([]byte(value)))
+			}
+			continue
+		}
 		path := a.cfg.Needs[n.Name]
 		if path == "" {
 			continue

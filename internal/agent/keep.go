@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"time"
 
+	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/problem"
@@ -115,11 +116,11 @@ func (a *Agent) load() error {
 
 // use makes the clients of a pinned environment.
 func (a *Agent) use(t *client.Trust) error {
-	open, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer})
+	open, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement()})
 	if err != nil {
 		return err
 	}
-	node, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Credentials: a.credentials})
+	node, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Credentials: a.credentials, Agent: a.statement()})
 	if err != nil {
 		return err
 	}
@@ -127,6 +128,15 @@ func (a *Agent) use(t *client.Trust) error {
 	defer a.mu.Unlock()
 	a.trust, a.open, a.node = t, open, node
 	return nil
+}
+
+// statement is what this program says of itself, on the wire.
+func (a *Agent) statement() *v1.AgentStatement {
+	s := a.cfg.Statement
+	if s.Digest == [32]byte{} {
+		return nil
+	}
+	return &v1.AgentStatement{Version: s.Version, Platform: s.Platform, Digest: s.Digest[:], Manifest: s.Manifest, Signature: string(s.Signature)}
 }
 
 // install makes a session the current one. The lock is held.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/bailment/bailment/client"
@@ -18,6 +19,8 @@ const (
 	NotProved   State = "not-proved"  // no session: the server did not accept what this machine proves itself with
 	Refused     State = "refused"     // no session: proved, and the answer is no (no rule, a cutoff, the lifetime is over)
 	Held        State = "held"        // no session: an operator's hold, or a fork was seen
+	Quarantined State = "quarantined" // no session: what this machine itself proved is not what its rule allows
+	Outdated    State = "outdated"    // no session: this program is too old, or not one that the bundle lets run
 	Broken      State = "broken"      // no session: this machine's own files can't be read or written
 	Ready       State = "ready"       // there is a session; a problem beside it is one of renewing it
 	Renewing    State = "renewing"    // ready, and a renewal is under way
@@ -32,6 +35,11 @@ const (
 	lastRefused      = 5 * time.Minute
 	lookForChange    = 2 * time.Second // at the files of the needs, while something is wrong
 )
+
+// outdated are the refusals that another build of this program mends, and nothing else.
+var outdated = []problem.Reason{
+	problem.ReasonAgentOutdated, problem.ReasonAgentUnsigned, problem.ReasonAgentUnknown, problem.ReasonAgentClaimed,
+}
 
 // local marks a failure of this machine's own files, so that a full disk here is not called a server's.
 type local struct{ *problem.Problem }
@@ -48,6 +56,10 @@ func classify(err error) State {
 	switch {
 	case p.Reason == problem.ReasonHeld || p.Reason == problem.ReasonForked:
 		return Held
+	case p.Reason == problem.ReasonQuarantined:
+		return Quarantined
+	case slices.Contains(outdated, p.Reason):
+		return Outdated
 	case p.Reason == problem.ReasonNotAuthentic || p.Reason == problem.ReasonWrongEnvironment:
 		// Not "not-proved": it is the server that did not prove what it is.
 		return Unreachable
@@ -146,7 +158,7 @@ func (a *Agent) kill(p *problem.Problem) {
 	a.failure, a.failedAt, a.failState = p, time.Now(), classify(p)
 	a.failures = 0
 	a.next = time.Now()
-	if classify(p) == Held {
+	if s := classify(p); s == Held || s == Quarantined {
 		// Nothing that this machine does lifts a hold.
 		a.next = time.Now().Add(client.Jitter(firstRefused))
 	}

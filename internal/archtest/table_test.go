@@ -31,17 +31,31 @@ var table = []archtest.Row{
 	{"internal/hardening", "internal/problem", "golang.org/x/sys"},
 	{"internal/canary", "", ""},
 	{"internal/sshsig", "internal/problem", "github.com/hiddeco/sshsig golang.org/x/crypto"},
+	{"internal/release", "internal/problem internal/sshsig", "golang.org/x/crypto"},
+	{"internal/release/own", "internal/problem internal/release internal/sshsig", ""},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/policy", "internal/problem internal/identity internal/authority internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/policy", "internal/problem internal/identity internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/jwt", "internal/problem internal/authority internal/attest", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
+	{"internal/attest/cms", "internal/problem", "golang.org/x/crypto"},
+	{"internal/attest/cms/cmstest", "internal/attest/cms", "github.com/smallstep/pkcs7"},
+	{"internal/attest/metadata", "internal/problem", ""},
+	{"internal/attest/aws", "internal/problem internal/identity internal/authority internal/attest internal/attest/cms internal/attest/metadata", "github.com/go-json-experiment/json"},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
-	{"internal/attest/methods", "internal/attest internal/attest/jointoken internal/attest/x509", ""},
+	{"internal/attest/jwt/jwttest", "internal/problem internal/attest", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/platform", "internal/problem internal/identity internal/authority internal/attest internal/attest/jwt", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/gcp", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
+	{"internal/attest/k8s", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
+	{"internal/attest/ci", "internal/problem internal/attest internal/attest/jwt internal/attest/platform internal/attest/k8s", ""},
+	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
+	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/methods", "internal/attest internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
 	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},
@@ -53,11 +67,11 @@ var table = []archtest.Row{
 	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
 
 	// The use cases, and what watches them.
-	{"internal/invariant", "internal/problem internal/identity internal/policy internal/state", ""},
+	{"internal/invariant", "internal/problem internal/identity internal/policy internal/release internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
-			"internal/attest internal/attest/jointoken internal/attest/x509 internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
-		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time",
+		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
+			"internal/attest internal/attest/jointoken internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
+		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time github.com/go-jose/go-jose/v4",
 	},
 
 	{
@@ -70,7 +84,7 @@ var table = []archtest.Row{
 	{"client", "api/... verify internal/attest internal/ceremony internal/durable internal/problem internal/identity internal/seal", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/net"},
 	{"client/clienttest", "api/... client verify internal/...", "connectrpc.com/connect google.golang.org/protobuf golang.org/x/mod golang.org/x/crypto"},
 	{
-		"internal/rpc", "api/... internal/cache internal/canary internal/control internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
+		"internal/rpc", "api/... internal/cache internal/canary internal/control internal/release internal/problem internal/identity internal/policy internal/state internal/attest internal/ceremony internal/ledger internal/store internal/seal verify",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/time golang.org/x/net",
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
@@ -78,7 +92,7 @@ var table = []archtest.Row{
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
@@ -95,10 +109,11 @@ var table = []archtest.Row{
 	{
 		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
-			"internal/problem internal/identity internal/spelling",
+			"internal/problem internal/identity internal/release/... internal/spelling",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},
+	{"cmd/release", "internal/problem internal/release internal/sshsig", "golang.org/x/crypto"},
 
 	// Tests of the whole binary.
 	{"test/e2e", "", ""},

@@ -1,8 +1,9 @@
 // Package attest is the contract of attestation, in the terms of RFC 9334 (RATS): an attester makes
 // evidence, a verifier appraises it, and the result is claims and a grade of assurance.
 //
-// Guaranteed by every method: its evidence is bound to one method, one environment, one challenge
-// and one session key (Binding), so it can neither be replayed nor relayed; it has exactly one
+// Guaranteed by every method that doesn't declare itself unbound (Method.Unbound): its evidence is bound
+// to one method, one environment, one challenge and one session key (Binding), so it can neither be
+// replayed nor relayed. By every method: its evidence has exactly one
 // encoding (DecodeEvidence); its claims are bounded, printable, and survive a JSON round trip
 // unchanged, so that what the ledger keeps is what the decision saw; and its verifier is a pure
 // function of its Input: no clock, no I/O, no randomness, nothing kept.
@@ -143,8 +144,12 @@ type Method struct {
 	Proves       string // one sentence for the reference
 	DoesNotProve string // one sentence for the reference; its README says more
 	Assurance    identity.Assurance
-	Renewal      Renewal
-	Verify       Verifier
+	// Unbound: the platform gives the same evidence whoever asks for it, bound to neither challenge, environment nor session key: whoever
+	// has a copy can present it once to each environment. So its result must be used once (Result.Once, for ever), and its assurance is at
+	// most that of a single-use token.
+	Unbound bool
+	Renewal Renewal
+	Verify  Verifier
 	// MaxEvidence is the most bytes of evidence; 0: MaxEvidence of this package.
 	MaxEvidence int
 	// Params makes what Verify takes, once per bundle, from the bundle's authorities of this method, ordered by name. nil for

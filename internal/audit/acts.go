@@ -53,6 +53,10 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.KeyAdded:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.NodeQuarantined:
+		return act{nil, &ev.Ruling, ""}
+	case *state.IdentityDecommissioned:
+		return act{nil, &ev.Ruling, ""}
 	case *state.KeysRewrapped:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
 	}

@@ -37,6 +37,10 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		return r.completed(ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest })
 	case *state.HoldLifted:
 		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == state.HoldTarget(ev.Scope, ev.Hold) })
+	case *state.EvidenceForgotten:
+		return r.completed(ev.Change, "evidence.forget", func(c *state.Change) bool { return c.Target == ev.Use })
+	case *state.IdentityDecommissioned:
+		return r.completed(ev.Change, "identity.decommission", func(c *state.Change) bool { return c.Target == ev.Identity })
 	case *state.RevocationRecorded:
 		if ev.Change != 0 {
 			return r.completed(ev.Change, "revocation.confirm", func(c *state.Change) bool {

@@ -20,6 +20,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -54,7 +55,13 @@ func ValidName(name string) error {
 
 // Parse reads an authority's certificates, which are trust anchors whether self-signed or not: PEM blocks and nothing else, each of
 // a CA with a strong key. The result has at least one.
-func Parse(text []byte) ([]*x509.Certificate, error) {
+func Parse(text []byte) ([]*x509.Certificate, error) { return ParseFor("x509", text) }
+
+// pinned are the methods whose platform signs with certificates that are no CA's: the certificate itself is what is trusted.
+var pinned = []string{"aws"}
+
+// ParseFor is Parse for one attestation method.
+func ParseFor(method string, text []byte) ([]*x509.Certificate, error) {
 	if len(text) > maxPEM {
 		return nil, fmt.Errorf("there are more than %d bytes of PEM", maxPEM)
 	}
@@ -79,7 +86,7 @@ func Parse(text []byte) ([]*x509.Certificate, error) {
 		if err != nil {
 			return nil, fmt.Errorf("a certificate can't be parsed: %w", err)
 		}
-		if err := check(certificate); err != nil {
+		if err := check(certificate, slices.Contains(pinned, method)); err != nil {
 			return nil, err
 		}
 		out = append(out, certificate)
@@ -90,11 +97,14 @@ func Parse(text []byte) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-func check(c *x509.Certificate) error {
+func check(c *x509.Certificate, pinned bool) error {
 	switch why := Weakness(c.PublicKey); {
-	case !c.BasicConstraintsValid || !c.IsCA:
+	case pinned && why == "" && c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return fmt.Errorf("the key of the certificate of %.80q may not make signatures", c.Subject.String())
+	case pinned && why == "":
+	case !pinned && (!c.BasicConstraintsValid || !c.IsCA):
 		return fmt.Errorf("the certificate of %.80q is not a CA's", c.Subject.String())
-	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
+	case !pinned && c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
 		return fmt.Errorf("the certificate of %.80q may not sign certificates", c.Subject.String())
 	case why != "":
 		return fmt.Errorf("the certificate of %.80q has %s", c.Subject.String(), why)

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -87,6 +88,38 @@ func TestParse(t *testing.T) {
 	}
 	if _, err := authority.Parse([]byte(a + "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")); err == nil || !strings.Contains(err.Error(), "PRIVATE KEY") {
 		t.Errorf("a private key: %v", err)
+	}
+}
+
+// TestParsePinned holds certificates that sign evidence themselves to what matters for that, and no more.
+func TestParsePinned(t *testing.T) {
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := root(t, func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, x509.KeyUsageDigitalSignature })
+	for what, text := range map[string]string{
+		"a leaf":                   leaf,
+		"no constraints, no usage": root(t, func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid, c.KeyUsage = false, false, 0 }),
+		"a CA that signs evidence": root(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }),
+		"two":                      leaf + root(t, func(c *x509.Certificate) { c.KeyUsage = 0 }),
+	} {
+		if _, err := authority.ParseFor("aws", []byte(text)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := authority.ParseFor("x509", []byte(leaf)); err == nil || !strings.Contains(err.Error(), "not a CA's") {
+		t.Errorf("a leaf for x509: %v", err)
+	}
+	for what, c := range map[string]struct{ text, says string }{
+		"RSA 1024":        {signed(t, weak, nil), "an RSA key of 1024 bits (2048 to 8192 are accepted)"},
+		"may not sign":    {root(t, nil), "may not make signatures"},
+		"a damaged block": {leaf[:100] + "\n", "besides PEM blocks"},
+		"nothing":         {"", "no certificate"},
+	} {
+		if _, err := authority.ParseFor("aws", []byte(c.text)); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

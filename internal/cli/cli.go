@@ -23,7 +23,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -390,21 +389,4 @@ func wrong(err error, format string, args ...any) error {
 		return err
 	}
 	return problem.Wrap(err, problem.ReasonInvalid, format, args...).WithFix("check the name, and that you may read or write there")
-}
-
-func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version of this binary", Args: cobra.NoArgs,
-		Long: "Prints the version of this binary. `bailment status` prints the server's.", Example: "  bailment version\n  bailment version -o json",
-		RunE: func(*cobra.Command, []string) error {
-			v := versionView{thisVersion(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			return a.show(v, func(t *rows) { t.line("%s", v.Version) })
-		},
-	}
-}
-
-type versionView struct {
-	Version  string `json:"version"`
-	Go       string `json:"go"`
-	Platform string `json:"platform"`
 }

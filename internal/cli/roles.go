@@ -25,6 +25,7 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release/own"
 	"github.com/bailment/bailment/internal/run"
 	"github.com/bailment/bailment/internal/server"
 	"github.com/bailment/bailment/internal/sshsig"
@@ -221,8 +222,13 @@ attestation method needs, such as a join token, in its configuration.`,
 			if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 				return badBootstrap(cfg.Bootstrap, err)
 			}
+			statement, err := own.Own(thisVersion())
+			if err != nil {
+				return err
+			}
 			x, err := agent.New(agent.Config{
-				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
+				Statement: statement,
+				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
 				Methods: methods.All(), Version: thisVersion(), Logger: logger,
 			})
 			if err != nil {

@@ -186,8 +186,8 @@ func (k *known) declared(prog *policy.Program) {
 				k.add("ssh:"+key.Fingerprint, state.Subject{Anchor: "ssh:" + key.Fingerprint})
 			}
 		}
-		for _, x := range prog.Authorities() {
-			k.add("x509:"+x.Name, state.Subject{Anchor: "x509:" + x.Name})
+		for _, x := range prog.Authorities("") {
+			k.add(x.Method+":"+x.Name, state.Subject{Anchor: x.Method + ":" + x.Name})
 		}
 	case state.ScopeSecret:
 		for _, s := range prog.Secrets() {

@@ -108,16 +108,33 @@ func (c *checker) method(a Attestation, has attest.Methods) {
 		c.bad("attest.method", "there is no method %q here, but %s%s", a.Method, strings.Join(names, ", "), spelling.DidYouMean(a.Method, slices.Values(names)))
 		return
 	}
-	var needs []string
+	var files, values []string
 	for _, n := range m.Needs {
-		needs = append(needs, n.Name)
+		if n.Literal {
+			values = append(values, n.Name)
+			if a.Values[n.Name] == "" && !n.Optional {
+				c.bad("attest.values", "%s needs a value for %s: %s", m.Name, n.Name, n.Doc)
+			}
+			continue
+		}
+		files = append(files, n.Name)
 		if a.Files[n.Name] == "" && !n.Optional {
 			c.bad("attest.files", "%s needs a file for %s: %s", m.Name, n.Name, n.Doc)
 		}
 	}
-	for _, given := range slices.Sorted(maps.Keys(a.Files)) {
-		if !slices.Contains(needs, given) {
-			c.bad("attest.files."+given, "%s has no use for it; it needs %s%s", m.Name, strings.Join(needs, ", "), spelling.DidYouMean(given, slices.Values(needs)))
+	c.useless("attest.files", m, a.Files, files)
+	c.useless("attest.values", m, a.Values, values)
+}
+
+// useless finds what is given and the method does not take there.
+func (c *checker) useless(key string, m attest.Method, given map[string]string, takes []string) {
+	what := "takes " + strings.Join(takes, ", ")
+	if len(takes) == 0 {
+		what = "takes none here"
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if !slices.Contains(takes, name) {
+			c.bad(key+"."+name, "%s has no use for it; it %s%s", m.Name, what, spelling.DidYouMean(name, slices.Values(takes)))
 		}
 	}
 }

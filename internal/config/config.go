@@ -92,6 +92,7 @@ type Agent struct {
 type Attestation struct {
 	Method string            `yaml:"method" default:"join-token" doc:"Name of the attestation method."`
 	Files  map[string]string `yaml:"files" doc:"Files with what the method needs, by the need's name: for join-token, token; for x509, see its README."`
+	Values map[string]string `yaml:"values" doc:"What the method needs that is no file, by the need's name: for tpm, device. None of them is secret."`
 }
 
 // Rate is a rate per second with a burst, written as "20/s 200": 20 a second on average, 200 at once.

@@ -126,7 +126,7 @@ func TestAgentFindings(t *testing.T) {
 		token + "data: agent":                                "f.yaml:2:1: data: \"agent\" is not an absolute path",
 		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
 		"attest: {method: join_token, files: {token: /t}}":   "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean \"join-token\"?",
-		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it needs token: did you mean \"token\"?",
+		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it takes token: did you mean \"token\"?",
 		"data: /d":                                           "attest.files: join-token needs a file for token: from an operator",
 		"attest: {method: x509, files: {certificate: /c}}":   "attest.files: x509 needs a file for key: in PEM",
 		"attest: {method: x509, files: {key: k, token: /t}}": "3 findings",

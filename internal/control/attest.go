@@ -1,7 +1,6 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -12,19 +11,17 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/json"
-	"encoding/pem"
+	"maps"
 	"strings"
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
-	"github.com/bailment/bailment/internal/attest/jointoken"
-	attestx509 "github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -251,6 +248,7 @@ type AttestRequest struct {
 	Challenge []byte
 	Evidence  []byte
 	CSR       []byte
+	Agent     *release.Statement // what the agent says of itself; nil: nothing
 }
 
 // Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
@@ -269,8 +267,8 @@ func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, err
 	}
 	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
 	out, proof, err := do(ctx, e,
-		func(_ context.Context, s *state.State) (proved, error) {
-			p, err := e.verify(s, method, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+		func(ctx context.Context, s *state.State) (proved, error) {
+			p, err := e.verify(ctx, s, method, r, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
 			if err == nil {
 				p.may = e.mayOpen(p.identity, p.size)
 			}
@@ -291,164 +289,13 @@ func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, err
 	return e.finish(out, key, proof)
 }
 
-// proved is evidence that was verified under a bundle.
-type proved struct {
-	attest.Result
-	claims   policy.Claims
-	size     int // of the claims, in bytes of JSON
-	bundle   state.Digest
-	identity string // by that bundle; empty: the decision says why there is none
-	may      error  // why it may open no session now
-}
-
-func (e *Environment) verify(s *state.State, method attest.Method, in attest.Input) (proved, error) {
-	prog, ok := e.programs.get(s.Bundle)
-	if !ok {
-		return proved{}, problem.New(problem.ReasonStarting, "the bundle is being compiled")
-	}
-	var err error
-	if in.Params, err = e.params(s, prog, method.Name); err != nil {
-		return proved{}, err
-	}
-	result, err := method.Verify(in)
-	if err != nil {
-		return proved{}, err
-	}
-	p := proved{Result: result, bundle: s.Bundle}
-	if p.Claims, p.size, err = canonicalClaims(result.Claims); err != nil {
-		return proved{}, err
-	}
-	if p.claims, err = policy.PrepareClaims(p.Claims); err != nil {
-		return proved{}, problem.Wrap(err, problem.ReasonInvalid, "the evidence's claims")
-	}
-	if match, err := prog.IdentifyNode(method.Name, authorityOf(method.Name, p.Anchor), p.claims); err == nil {
-		p.identity = match.Path
-	}
-	return p, nil
-}
-
-// authorityOf is the name by which identity rules know what vouched; only x509 has it.
-func authorityOf(method, anchor string) string {
-	if method != attestx509.Name {
-		return ""
-	}
-	_, name, _ := strings.Cut(anchor, ":")
-	return name
-}
-
-// canonicalClaims brings claims into the form that they have after being read back from the ledger, so
-// that a decision now and its replay see the same values, and says how many bytes they have in it.
-func canonicalClaims(in map[string]any) (out map[string]any, size int, err error) {
-	b, err := json.Marshal(in)
-	if err != nil {
-		return nil, 0, problem.Wrap(err, problem.ReasonInvalid, "claims")
-	}
-	if len(b) > attest.MaxClaims {
-		return nil, 0, problem.New(problem.ReasonTooLarge, "claims of %d bytes are over the limit of %d", len(b), attest.MaxClaims)
-	}
-	if err := json.Unmarshal(b, &out); err != nil {
-		return nil, 0, problem.Wrap(err, problem.ReasonInvalid, "claims")
-	}
-	return out, len(b), nil
-}
-
-// params gives a method what it needs of the environment.
-func (e *Environment) params(s *state.State, prog *policy.Program, method string) (any, error) {
-	switch method {
-	case jointoken.Name:
-		return jointoken.Params{Lookup: func(id string) (jointoken.Record, bool) {
-			tok, ok := s.Tokens.Get(id)
-			if !ok {
-				return jointoken.Record{}, false
-			}
-			return jointoken.Record{PublicKey: tok.Public, Name: tok.Name, Expires: tok.Expires.Time(), Genesis: e.genesis}, true
-		}}, nil
-	case attestx509.Name:
-		all, err := authoritiesOf(prog)
-		if err != nil {
-			return nil, problem.Wrap(err, problem.ReasonInternal, "reading the bundle's authorities")
-		}
-		return attestx509.Params{Authorities: all}, nil
-	}
-	return nil, problem.New(problem.ReasonUnknownMethod, "method %s has no parameters here", method)
-}
-
-// authoritiesOf are a bundle's authorities as the verifier of x509 takes them.
-func authoritiesOf(prog *policy.Program) (*attestx509.Authorities, error) {
-	named := make(map[string][]byte)
-	for _, a := range prog.Authorities() {
-		var b bytes.Buffer
-		for _, c := range a.Certificates {
-			if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
-				return nil, problem.Wrap(err, problem.ReasonInternal, "encoding an authority")
-			}
-		}
-		named[a.Name] = b.Bytes()
-	}
-	return attestx509.NewAuthorities(named)
-}
-
-// admit decides a node's attestation at the head.
-func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
-	match, err := t.prog.IdentifyNode(method.Name, authorityOf(method.Name, p.Anchor), p.claims)
-	if err != nil {
-		return nil, err
-	}
-	ev := state.SessionOpened{
-		Via: viaAttest, Identity: match.Path, Method: method.Name, Anchor: p.Anchor, Assurance: p.Assurance.String(),
-		Evidence: p.Key, Claims: p.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
-	}
-	if method.Renewal.HardLifetime {
-		ev.Lifetime = t.now.Add(t.prog.Environment().NodeLifetime)
-	}
-	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
-		ev.Token = id
-		if err := t.useToken(&ev, key); err != nil {
-			return nil, err
-		}
-	}
-	return t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now), may: p.may}, key)
-}
-
-// useToken judges the join token of an attestation: its first use, or a retry of that whose reply was lost.
-func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
-	tok, ok := t.s.Tokens.Get(ev.Token)
-	switch {
-	case !ok || t.now >= tok.Expires:
-		return problem.New(problem.ReasonTokenExpired, "join token %s expired", ev.Token)
-	case tok.SpentBy.IsZero():
-		// A token is as old as its making: cutting it off then reaches whoever comes with it.
-		made := state.Subject{Identity: ev.Identity, Node: ev.Identity, Anchor: ev.Anchor, Own: tok.Created, Root: tok.Created}
-		if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
-			return revoked
-		}
-	case tok.SpentBy != key.thumb:
-		return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", tok.ID)
-	default:
-		// The same key asks again: the same enrolment, not a second one. Only until it has renewed: from then on the first
-		// key is an old generation, whoever has it.
-		id, ok := t.s.Identities.Get(ev.Identity)
-		switch {
-		case !ok || id.Root != tok.SpentAt:
-			return problem.New(problem.ReasonTokenSpent, "%s was enrolled anew since join token %s was used", ev.Identity, tok.ID)
-		case id.Counter != 0 || id.Key != key.thumb:
-			return t.fork(id, tok.SpentAt)
-		case id.Closed:
-			return problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", id.Path)
-		}
-		ev.Root, ev.Redelivery, ev.Lifetime = tok.SpentAt, true, t.lifetime(id)
-	}
-	// It derives from who made it, and goes with him.
-	if _, revoked := checkRevoked(t.s, state.SubjectOfToken(tok), t.now); revoked != nil {
-		return problem.New(revoked.Reason, "join token %s was made by %s: %s", tok.ID, tok.By, revoked.Message)
-	}
-	return nil
-}
-
 // lifetime is the hard end of an enrolment: as it was told at its beginning, or sooner if the bundle in force says so.
 func (t *turn) lifetime(id *state.Identity) state.Millis {
 	if id.Lifetime == 0 {
 		return 0
+	}
+	if strings.HasPrefix(id.Path, identity.PrefixCI) {
+		return id.Lifetime // a job is over before a bundle is
 	}
 	return min(id.Lifetime, id.Enrolled.Add(t.prog.Environment().NodeLifetime))
 }
@@ -467,6 +314,7 @@ type RenewRequest struct {
 	Certificate []byte // DER; may have expired
 	Signature   []byte
 	CSR         []byte
+	Agent       *release.Statement // what the agent says of itself; nil: nothing
 }
 
 // Renew renews by possession, for methods that declare it. The serial of the presented certificate is the
@@ -489,15 +337,26 @@ func (e *Environment) Renew(ctx context.Context, r RenewRequest) (*Opened, error
 	if err := checkSignature(old.Cert.PublicKey, binding.Message(), r.Signature); err != nil {
 		return nil, err
 	}
-	type allowance struct{ may error }
-	prepare := func(context.Context, *state.State) (allowance, error) {
-		return allowance{e.mayOpen(old.ID.Path(), 0)}, nil
+	type allowance struct {
+		may    error
+		bundle state.Digest
+		agent  map[string]any
+	}
+	prepare := func(_ context.Context, s *state.State) (allowance, error) {
+		out := allowance{may: e.mayOpen(old.ID.Path(), 0), bundle: s.Bundle}
+		if prog, ok := e.programs.get(s.Bundle); ok && r.Agent != nil && old.ID.Path() != "" {
+			out.agent = prog.AppraiseAgent(*r.Agent, nil)
+		}
+		return out, nil
 	}
 	out, proof, err := do(ctx, e, prepare, func(t *turn, a allowance) (*Opened, error) {
 		if err := t.spend(c); err != nil {
 			return nil, err
 		}
-		return t.renew(old, c, key, a.may)
+		if a.bundle != t.s.Bundle {
+			return nil, errStale // other signers may be listed now
+		}
+		return t.renew(old, c, key, a.agent, a.may)
 	})
 	if err != nil {
 		return nil, err
@@ -521,8 +380,11 @@ func checkSignature(pub crypto.PublicKey, message, sig []byte) error {
 }
 
 // renew decides a renewal at the head.
-func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
+func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, agent map[string]any, may error) (*Opened, error) {
 	path := old.ID.Path()
+	if strings.HasPrefix(path, identity.PrefixCI) {
+		return t.renewJob(old, c, key, may)
+	}
 	id, ok := t.s.Identities.Get(path)
 	if !ok {
 		return nil, problem.New(problem.ReasonSessionUnknown, "there is no enrolment of %s any more", path)
@@ -551,11 +413,20 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (
 	if id.Closed || (kept && row.Closed) {
 		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
 	}
-	claims, err := policy.PrepareClaims(id.Claims)
+	// What the machine is was proved at its enrolment; which program speaks for it is said each time.
+	proved := id.Claims
+	if agent != nil || proved[policy.ClaimAgent] != nil {
+		proved = maps.Clone(proved)
+		delete(proved, policy.ClaimAgent)
+		if agent != nil {
+			proved[policy.ClaimAgent] = agent
+		}
+	}
+	claims, err := policy.PrepareClaims(proved)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "reading the enrolment's claims")
 	}
-	match, err := t.prog.IdentifyNode(id.Method, authorityOf(id.Method, id.Anchor), claims)
+	match, err := t.prog.IdentifyNode(id.Method, authorityOf(id.Anchor), claims)
 	if err != nil {
 		return nil, err
 	}
@@ -564,7 +435,7 @@ func (t *turn) renew(old custody.SVID, c challenge, key sessionKey, may error) (
 	}
 	ev := state.SessionOpened{
 		Via: viaRenew, Identity: path, Method: id.Method, Anchor: id.Anchor, Assurance: id.Assurance, Root: id.Root, From: old.Index,
-		Counter: id.Counter + 1, Lifetime: lifetime, Evidence: id.Evidence, Claims: id.Claims, Rule: match.Rule,
+		Counter: id.Counter + 1, Lifetime: lifetime, Evidence: id.Evidence, Claims: proved, Rule: match.Rule,
 		Challenge: c.name, ChallengeTo: c.expires, Redelivery: redelivery,
 	}
 	if redelivery {

@@ -101,7 +101,7 @@ func stands(s *state.State, prog *policy.Program, c *claimCache, x *state.Sessio
 	is := asked{bundle: s.Bundle, session: x}
 	if x.Node != "" {
 		is.node, _ = s.Identities.Get(x.Node)
-	} else if !strings.HasPrefix(x.Identity, identity.PrefixNode) {
+	} else if !strings.HasPrefix(x.Identity, identity.PrefixNode) && !strings.HasPrefix(x.Identity, identity.PrefixCI) {
 		return nil
 	}
 	if was, ok := c.asked.Get(x.Index); ok && was.bundle == is.bundle && was.session == is.session && was.node == is.node {
@@ -136,7 +136,7 @@ func (c *claimCache) ask(prog *policy.Program, x *state.Session, node *state.Ide
 }
 
 func nodeStands(prog *policy.Program, path, method, anchor string, claims policy.Claims) error {
-	match, err := prog.IdentifyNode(method, authorityOf(method, anchor), claims)
+	match, err := prog.IdentifyNode(method, authorityOf(anchor), claims)
 	if err == nil && match.Path != path {
 		err = problem.New(problem.ReasonNoIdentity, "the bundle in force makes these claims %s, not %s", match.Path, path)
 	}

@@ -19,6 +19,8 @@ const (
 	ActionBundle     = "bundle"             // a new bundle
 	ActionLiftHold   = "hold.lift"          // end a hold
 	ActionConfirmCut = "revocation.confirm" // make a provisional hold a cutoff and hold without end
+	ActionForget     = "evidence.forget"    // let evidence of first use be used once more
+	ActionEnd        = "identity.decommission"
 )
 
 // Limits on changes.
@@ -159,7 +161,10 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if env.Name != s.Env.Name || string(env.Class) != s.Env.Class {
 		return problem.New(problem.ReasonBundleInvalid, "name and class of an environment are for ever: %s, %s", s.Env.Name, s.Env.Class)
 	}
-	return checkBundle(compiled)
+	if err := compiled.LowersAgents(prog); err != nil {
+		return err
+	}
+	return checkBundle(e.cfg.Methods, compiled)
 }
 
 // required says how many approvals a change needs, and whether the proposer's own may be one of them.
@@ -320,6 +325,15 @@ func (t *turn) checkAct(p *proposal) error {
 			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
 		}
 		_, err := t.holdOf(p.text.Target)
+		return err
+	case ActionForget, ActionEnd:
+		if p.text.New != "" {
+			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
+		}
+		if p.text.Action == ActionForget {
+			return t.usedBefore(p.text.Target)
+		}
+		_, err := t.endable(p.text.Target)
 		return err
 	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
@@ -500,6 +514,14 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 			Change: ch.Index, Actor: actorOf(x), Ruling: t.ruling(""),
 		})
 		return err
+	case ActionForget:
+		if err := t.usedBefore(ch.Target); err != nil {
+			return err
+		}
+		_, err := t.enter(&state.EvidenceForgotten{Use: ch.Target, Change: ch.Index})
+		return err
+	case ActionEnd:
+		return t.decommission(ch)
 	}
 	return problem.New(problem.ReasonInternal, "there is no action %q", ch.Action)
 }

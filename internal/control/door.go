@@ -37,10 +37,19 @@ type turn struct {
 	now   state.Millis
 	prog  *policy.Program
 	draft ledger.Draft
+	// raised: the draft raises the protocol.
+	raised bool
 }
 
 // enter adds an entry and returns the index that it will have.
 func (t *turn) enter(ev state.Event) (uint64, error) {
+	if !t.s.MayWrite(ev) && !t.raised {
+		// The first entry of a newer type raises the protocol: with an embedded store this program is the only one that reads it.
+		t.raised = true
+		if _, err := t.enter(&state.ProtocolRaised{Version: state.Protocol}); err != nil {
+			return 0, err
+		}
+	}
 	entry := &state.Entry{Time: t.now, Event: ev}
 	body, err := state.Encode(entry)
 	if err != nil {
@@ -244,9 +253,24 @@ func checkRevoked(s *state.State, x state.Subject, now state.Millis) (string, *p
 		return scope, problem.New(problem.ReasonCutoff, "revoked by entry %d (%s)", index, scope)
 	}
 	if h, held := s.HoldOver(x, now); held {
-		return h.Scope, problem.New(problem.ReasonHeld, "held by entry %d (%s)", h.Index, h.Scope)
+		return h.Scope, heldBy(h)
+	}
+	if s.Gone.Len() == 0 {
+		return "", nil
+	}
+	for _, path := range []string{x.Identity, x.Node} {
+		if index, gone := s.Gone.Get(path); gone {
+			return "identity:" + path, problem.New(problem.ReasonDecommissioned, "%s was decommissioned by entry %d", path, index)
+		}
 	}
 	return "", nil
+}
+
+func heldBy(h *state.Hold) *problem.Problem {
+	if h.Quarantine {
+		return problem.New(problem.ReasonQuarantined, "quarantined by entry %d: %s", h.Index, h.Reason)
+	}
+	return problem.New(problem.ReasonHeld, "held by entry %d (%s)", h.Index, h.Scope)
 }
 
 // permit decides whether the session may do the action, by revocations and by the grants of the
@@ -264,7 +288,7 @@ func decidePermit(s *state.State, prog *policy.Program, claims *claimCache, x *s
 	subject := state.SubjectOf(x)
 	subject.Secret = secret
 	if h, held := s.HoldOver(subject, now); held {
-		return policy.Decision{}, problem.New(problem.ReasonHeld, "held by entry %d (%s)", h.Index, h.Scope)
+		return policy.Decision{}, heldBy(h)
 	}
 	if strings.HasPrefix(x.Identity, identity.PrefixHuman) {
 		if _, p := operatorOf(prog, x); p != nil {

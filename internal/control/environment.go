@@ -43,8 +43,10 @@ type Config struct {
 	Holder    keyring.Holder
 	Source    *seal.Source
 	Methods   attest.Methods
-	Logger    *slog.Logger
-	Limits    ledger.Limits
+	// Issuers finds the keys of issuers that the bundle does not pin; nil: their tokens are refused.
+	Issuers Issuers
+	Logger  *slog.Logger
+	Limits  ledger.Limits
 	// Now is the wall clock; nil means time.Now. Only ledger and certificates use it.
 	Now func() time.Time
 	// Boot is the clock since the machine's start, by which the ledger judges Now; nil means CLOCK_BOOTTIME.
@@ -76,13 +78,15 @@ type Environment struct {
 	loadMu   sync.Mutex    // one load of the keys at a time
 	keysWake chan struct{} // holds one: the state names keys that are not loaded
 	programs programs
-	claims   *claimCache
-	values   *cache.Cache[uint64, store.Sealed]
-	openers  *cache.Cache[string, *rate.Limiter]
-	denials  denialSums
-	watchers watchers
-	arrivals watchers // of entries, whatever they are
-	checks   checks
+	// methodParams are what the verifiers take, of the bundle in force.
+	methodParams methodParams
+	claims       *claimCache
+	values       *cache.Cache[uint64, store.Sealed]
+	openers      *cache.Cache[string, *rate.Limiter]
+	denials      denialSums
+	watchers     watchers
+	arrivals     watchers // of entries, whatever they are
+	checks       checks
 
 	run        context.Context // ends with Close
 	stop       context.CancelFunc

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
@@ -26,7 +27,9 @@ type Founding struct {
 	Holder keyring.Holder
 	Source *seal.Source
 	Store  store.Store // new and empty
-	Now    func() time.Time
+	// Methods are those that the environment's servers will have: the bundle's authorities are tried on them.
+	Methods attest.Methods
+	Now     func() time.Time
 	// Sign has a founder sign the genesis document in namespace change@bailment, and says who.
 	Sign func(ctx context.Context, namespace, text string) (person, armored string, err error)
 }
@@ -46,7 +49,7 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	if err := identity.ValidEnv(env.Name); err != nil {
 		return state.Digest{}, problem.Wrap(err, problem.ReasonInvalid, "the environment's name")
 	}
-	if err := checkBundle(prog); err != nil {
+	if err := checkBundle(f.Methods, prog); err != nil {
 		return state.Digest{}, err
 	}
 	if env.Class == policy.Production && f.Holder.Descriptor().DevelopmentOnly {
@@ -93,9 +96,9 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 
 // checkBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, or that
 // nobody could change.
-func checkBundle(prog *policy.Program) error {
-	if _, err := authoritiesOf(prog); err != nil {
-		return problem.Wrap(err, problem.ReasonBundleInvalid, "giving the bundle's authorities to the verifier")
+func checkBundle(methods attest.Methods, prog *policy.Program) error {
+	if err := checkAuthorities(methods, prog); err != nil {
+		return err
 	}
 	return checkOperators(prog)
 }

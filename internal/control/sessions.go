@@ -315,6 +315,8 @@ func viewIdentity(s *state.State, id *state.Identity, now state.Millis) Identity
 	switch {
 	case p != nil && p.Reason == problem.ReasonHeld:
 		v.State = "held"
+	case p != nil && p.Reason == problem.ReasonQuarantined:
+		v.State = "quarantined"
 	case p != nil:
 		v.State = "cut off"
 	case ok && now < x.Expires && !x.Closed:

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -31,6 +32,10 @@ func (c *Checker) once(st *step, fail failure) {
 		}
 		if t := c.m.tokens[e.Token]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
 			fail("join token %q was used by another key", e.Token)
+		}
+	case *state.EvidenceUsed:
+		if u := c.m.uses[e.Use]; u != nil {
+			fail("the evidence was used by session %d before", u.session)
 		}
 	case *state.TokenCreated:
 		if c.m.tokens[e.ID] != nil {
@@ -134,6 +139,19 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 	case *state.BundleInForce:
 		if ch := c.complete(e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
 			fail("change %d is about another bundle", e.Change)
+		}
+	case *state.EvidenceForgotten:
+		if ch := c.complete(e.Change, "evidence.forget", fail); ch != nil && ch.target != e.Use {
+			fail("change %d is about other evidence", e.Change)
+		}
+		if c.m.uses[e.Use] == nil {
+			fail("the evidence was not used")
+		}
+	case *state.IdentityDecommissioned:
+		c.ended(st, e, fail)
+	case *state.SessionOpened:
+		if path := c.goneFor(e.Identity, e.Node); path != "" {
+			fail("%s was decommissioned by entry %d", path, c.m.gone[path])
 		}
 	case *state.HoldLifted:
 		if ch := c.complete(e.Change, "hold.lift", fail); ch != nil && ch.target != target(e.Scope, e.Hold) {
@@ -282,6 +300,10 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 	case *state.HoldLifted:
 		c.enough(e.Change, fail)
+	case *state.EvidenceForgotten:
+		c.enough(e.Change, fail)
+	case *state.IdentityDecommissioned:
+		c.enough(e.Change, fail)
 	case *state.RevocationRecorded:
 		if e.Change != 0 {
 			c.enough(e.Change, fail)
@@ -386,6 +408,7 @@ func (c *Checker) monotonic(st *step, fail failure) {
 		if e.Previous != c.m.bundle || e.Manifest == c.m.bundle {
 			fail("it replaces %s by %s, and %s is in force", e.Previous, e.Manifest, c.m.bundle)
 		}
+		c.monotonicAgents(st, e, fail)
 	case *state.SecretWritten:
 		last := uint64(0)
 		if sec := c.m.secrets[e.Secret]; sec != nil {
@@ -438,11 +461,31 @@ func (c *Checker) vouched(kind string, k *state.KeyFacts) error {
 	return nil
 }
 
+// monotonicAgents checks that what is asked of agents is lowered by a rollback only that is named anew.
+func (c *Checker) monotonicAgents(st *step, e *state.BundleInForce, fail failure) {
+	if st.prog == nil || c.opts.Program == nil {
+		return
+	}
+	next := c.opts.Program(e.Manifest)
+	if next == nil {
+		return // "permitted" says so
+	}
+	was, is := st.prog.Environment().Agents, next.Environment().Agents
+	rank := map[release.Level]int{release.LevelAny: 0, release.LevelSigned: 1, release.LevelMeasured: 2}
+	lower := is.Minimum.Compare(was.Minimum) < 0 || rank[is.Require] < rank[was.Require]
+	if lower && (is.Rollback == "" || is.Rollback == was.Rollback) {
+		fail("it asks less of agents than %s did, and names no rollback", c.m.bundle)
+	}
+}
+
 // monotonicCounter checks the generation counter of renewals.
 func (c *Checker) monotonicCounter(e *state.SessionOpened, fail failure) {
 	enrolled := c.m.enrolments[e.Identity]
 	want := uint64(0)
 	switch {
+	case strings.HasPrefix(e.Identity, "/ci/") && e.Via == viaRenew:
+		return // many jobs are one identity: attestedJob compares with the session
+	case strings.HasPrefix(e.Identity, "/ci/"):
 	case e.Via != viaRenew && e.Via != viaAttest:
 	case enrolled == nil:
 	case e.Redelivery:

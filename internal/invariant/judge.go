@@ -75,13 +75,14 @@ func identify(prog *policy.Program, e *state.SessionOpened) (policy.Match, error
 		}
 		return m, err
 	}
-	return identifyNode(prog, e.Method, e.Anchor, claims)
+	return identifyNode(prog, e.Anchor, claims)
 }
 
-func identifyNode(prog *policy.Program, method, anchor string, claims policy.Claims) (policy.Match, error) {
-	authority := ""
-	if method == policy.MethodX509 {
-		_, authority, _ = strings.Cut(anchor, ":")
+// identifyNode reads from the anchor by what the claims were proved: "METHOD:AUTHORITY", or "join-token:ID", which is no authority.
+func identifyNode(prog *policy.Program, anchor string, claims policy.Claims) (policy.Match, error) {
+	method, authority, _ := strings.Cut(anchor, ":")
+	if method == "join-token" {
+		authority = ""
 	}
 	return prog.IdentifyNode(method, authority, claims)
 }
@@ -96,7 +97,7 @@ func (c *Checker) gone(prog *policy.Program, x *session) string {
 			return "nothing is known of " + x.node
 		}
 		proof = n.proof
-	} else if !strings.HasPrefix(x.identity, "/node/") {
+	} else if !strings.HasPrefix(x.identity, "/node/") && !strings.HasPrefix(x.identity, "/ci/") {
 		return ""
 	}
 	if of := (askedOf{c.m.generation, proof.index}); x.asked != of {
@@ -110,7 +111,7 @@ func ask(prog *policy.Program, x, proof *session) string {
 	if err != nil {
 		return err.Error()
 	}
-	m, err := identifyNode(prog, proof.method, proof.anchor, claims)
+	m, err := identifyNode(prog, proof.anchor, claims)
 	if err != nil {
 		return err.Error()
 	}
@@ -187,6 +188,10 @@ func (c *Checker) attested(st *step, fail failure) {
 		}
 	case *state.SessionOpened:
 		c.attestedSession(st, e, fail)
+	case *state.EvidenceUsed:
+		c.attestedUse(st, e, fail)
+	case *state.NodeQuarantined:
+		c.attestedQuarantine(st, e, fail)
 	case *state.TokenCreated:
 		if x != nil && e.Anchor != x.anchor {
 			fail("it says that %q vouched for its maker, the session %q", e.Anchor, x.anchor)
@@ -206,6 +211,9 @@ func (c *Checker) attestedSession(st *step, e *state.SessionOpened, fail failure
 		fail("its key was used by %s", o.identity)
 	}
 	enrolled := c.m.enrolments[e.Identity]
+	if method, _, _ := strings.Cut(e.Anchor, ":"); (e.Via == viaAttest || e.Via == viaRenew) && method != e.Method {
+		fail("it was proved by %s, and vouched for by %q", e.Method, e.Anchor)
+	}
 	switch e.Via {
 	case viaWorkload:
 		n := c.m.sessions[e.NodeSession]
@@ -217,6 +225,10 @@ func (c *Checker) attestedSession(st *step, e *state.SessionOpened, fail failure
 			fail("it does not carry what its node's session %d carries", e.NodeSession)
 		}
 	case viaRenew:
+		if strings.HasPrefix(e.Identity, "/ci/") {
+			c.attestedJob(st, e, fail)
+			break
+		}
 		c.attestedRenewal(st, e, enrolled, fail)
 	case viaAttest:
 		c.attestedToken(st, e, enrolled, fail)
@@ -264,7 +276,7 @@ func (c *Checker) attestedRenewal(st *step, e *state.SessionOpened, enrolled *en
 func (c *Checker) attestedToken(st *step, e *state.SessionOpened, enrolled *enrolment, fail failure) {
 	switch t := c.m.tokens[e.Token]; {
 	case e.Token == "" && e.Root != 0:
-		fail("fresh evidence derives from nothing older")
+		c.attestedAgain(e, enrolled, fail)
 	case e.Token == "":
 	case t == nil || st.at >= t.expires:
 		fail("join token %q is unknown or expired", e.Token)
@@ -397,6 +409,10 @@ func (c *Checker) revoked(st *step, fail failure) {
 	case *state.BundleInForce:
 		c.revokedChange(st, e.Change, fail)
 	case *state.HoldLifted:
+		c.revokedChange(st, e.Change, fail)
+	case *state.EvidenceForgotten:
+		c.revokedChange(st, e.Change, fail)
+	case *state.IdentityDecommissioned:
 		c.revokedChange(st, e.Change, fail)
 	}
 }
@@ -617,8 +633,17 @@ func (c *Checker) boundedSession(st *step, e *state.SessionOpened, fail failure)
 		if old := c.m.enrolments[e.Identity]; old != nil && e.Root == old.root {
 			began = old.began
 		}
-		if e.Lifetime > began.Add(st.prog.Environment().NodeLifetime) {
-			fail("its enrolment of %s ends at %s; the bundle allows %s", began, e.Lifetime, st.prog.Environment().NodeLifetime)
+		most := st.match.Lifetime
+		if strings.HasPrefix(e.Identity, "/ci/") {
+			if e.Lifetime == 0 {
+				fail("a job's enrolment has an end")
+			}
+			if e.Via == viaRenew {
+				return // as long as it was told, whatever the bundle says since
+			}
+		}
+		if e.Lifetime > began.Add(most) {
+			fail("its enrolment of %s ends at %s; the bundle allows %s", began, e.Lifetime, most)
 		}
 	}
 }

@@ -44,6 +44,8 @@ type model struct {
 	leases     map[uint64]*lease
 	secrets    map[string]*secret
 	tokens     map[string]*token
+	uses       map[string]*used
+	gone       map[string]uint64 // decommissioned identities
 	changes    map[uint64]*change
 	cuts       []cut // ascending by index, the newest of each scope
 	holds      map[string]hold
@@ -63,10 +65,10 @@ type model struct {
 
 type session struct {
 	identity, node, anchor, assurance string
-	method                            string
+	method, via                       string
 	index, root, counter              uint64
-	key                               state.Digest
-	expires                           state.Millis
+	key, heir                         state.Digest // heir: the key that renewed a job's session
+	expires, lifetime                 state.Millis
 	closed                            bool
 	raw                               map[string]any
 	claims                            policy.Claims
@@ -86,7 +88,7 @@ type enrolment struct {
 	method, anchor                string
 	assurance                     string
 	began, lifetime, last         state.Millis
-	key                           state.Digest
+	key, evidence                 state.Digest
 	closed                        bool     // its newest session was given back
 	proof                         *session // the newest; its row may be over before that of a process on the node
 }
@@ -196,7 +198,7 @@ type denials struct {
 func newModel() *model {
 	return &model{
 		sessions: map[uint64]*session{}, enrolments: map[string]*enrolment{}, leases: map[uint64]*lease{},
-		secrets: map[string]*secret{}, tokens: map[string]*token{}, changes: map[uint64]*change{},
+		secrets: map[string]*secret{}, tokens: map[string]*token{}, uses: map[string]*used{}, gone: map[string]uint64{}, changes: map[uint64]*change{},
 		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
 		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{},
@@ -204,7 +206,7 @@ func newModel() *model {
 }
 
 func (m *model) rows() int {
-	return len(m.sessions) + len(m.enrolments) + len(m.leases) + len(m.secrets) + len(m.tokens) + len(m.changes) + len(m.cuts) +
+	return len(m.sessions) + len(m.enrolments) + len(m.leases) + len(m.secrets) + len(m.tokens) + len(m.uses) + len(m.gone) + len(m.changes) + len(m.cuts) +
 		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.vouching) + len(m.stopped) + len(m.roots) + len(m.due)
 }
 
@@ -270,6 +272,10 @@ func (m *model) deedOf(e state.Event) deed {
 			d.duty = policy.DutyApprove // carried out by its last approver
 		}
 		return d
+	case *state.NodeQuarantined:
+		return deed{ruling: &e.Ruling}
+	case *state.IdentityDecommissioned:
+		return deed{ruling: &e.Ruling}
 	case *state.RequestDenied:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, giving: true, refused: true}
 	case *state.KeyAdded:
@@ -362,7 +368,9 @@ func (m *model) learn(st *step) {
 	case *state.ProtocolRaised:
 		m.protocol = max(m.protocol, e.Version)
 	default:
-		m.learnSecret(st)
+		if !m.learnAttested(st) {
+			m.learnSecret(st)
+		}
 	}
 	m.learnIdem(st)
 }
@@ -374,7 +382,10 @@ func (m *model) learnSession(st *step, e *state.SessionOpened) {
 	}
 	x := &session{
 		identity: e.Identity, node: e.Node, anchor: e.Anchor, assurance: e.Assurance, method: e.Method, index: st.index, root: root,
-		counter: e.Counter, key: e.Key, expires: e.Expires, raw: e.Claims,
+		counter: e.Counter, key: e.Key, expires: e.Expires, raw: e.Claims, via: e.Via, lifetime: e.Lifetime,
+	}
+	if from := m.sessions[e.From]; from != nil && strings.HasPrefix(e.Identity, "/ci/") {
+		from.heir = e.Key
 	}
 	m.sessions[st.index] = x
 	m.later(e.Expires+afterSession, 's', st.index, "")
@@ -387,7 +398,7 @@ func (m *model) learnSession(st *step, e *state.SessionOpened) {
 	if e.Via == viaAttest || e.Via == viaRenew {
 		n := &enrolment{
 			root: root, counter: e.Counter, session: st.index, method: e.Method, anchor: e.Anchor, assurance: e.Assurance,
-			began: st.at, lifetime: e.Lifetime, last: st.at, key: e.Key, proof: x,
+			began: st.at, lifetime: e.Lifetime, last: st.at, key: e.Key, evidence: e.Evidence, proof: x,
 		}
 		if old := m.enrolments[e.Identity]; old == nil {
 			m.later(max(st.at, e.Lifetime)+afterEnrolment, 'e', 0, e.Identity)
@@ -629,6 +640,10 @@ func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
 		}
 	case 't':
 		delete(m.tokens, d.s)
+	case 'u':
+		if u := m.uses[d.s]; u != nil && u.until != 0 && u.until <= now {
+			delete(m.uses, d.s)
+		}
 	case 'h':
 		if h, ok := m.holds[d.s]; ok && h.until != 0 {
 			if h.until > now {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/spelling"
@@ -25,7 +26,8 @@ type compiler struct {
 	// Without a readable operators.yaml nothing can be said about persons.
 	humansKnown bool
 	named       map[string]bool // secrets
-	templates   []template      // of nodes
+	templates   []template      // of nodes and jobs
+	rootSets    map[string]*authority.Set
 	pairs       int
 	grantScope  *scope
 	ruleScope   *scope
@@ -59,10 +61,11 @@ func Compile(b *Bundle) (*Program, error) {
 	for _, d := range b.docs {
 		c.byKind[d.kind] = append(c.byKind[d.kind], d)
 	}
-	for _, kind := range []string{kindIdentity, kindGrant, kindSecret} {
+	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret} {
 		c.uniqueNames(c.byKind[kind])
 	}
 	c.environment()
+	c.authorityDocuments()
 	c.operators()
 	c.secrets()
 	c.identities()

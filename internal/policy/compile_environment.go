@@ -26,6 +26,7 @@ func (c *compiler) environment() {
 			c.found.add(d.name.at, "%v", err)
 		}
 		c.settings(s)
+		c.agents(s)
 		c.authorities(s)
 	})
 }
@@ -60,7 +61,7 @@ func (c *compiler) authorities(s *environmentSpec) {
 		c.found.add(s.Authorities[authority.Max].At, "there are more than %d authorities", authority.Max)
 		return
 	}
-	var set authority.Set
+	set := c.rootSet(MethodX509)
 	for _, a := range s.Authorities {
 		if err := authority.ValidName(a.Name.value); err != nil {
 			c.found.add(a.Name.at, "%v", err)
@@ -76,9 +77,8 @@ func (c *compiler) authorities(s *environmentSpec) {
 		if err != nil {
 			c.found.add(a.PEM.at, "the authority %q: %v", a.Name.value, err)
 		}
-		c.program.authorities = append(c.program.authorities, Authority{a.Name.value, certificates})
+		c.program.authorities = append(c.program.authorities, authority.Authority{Name: a.Name.value, Method: MethodX509, Certificates: certificates})
 	}
-	slices.SortFunc(c.program.authorities, func(a, b Authority) int { return strings.Compare(a.Name, b.Name) })
 }
 
 var allDuties = []string{

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 )
 
@@ -110,7 +111,7 @@ func (c *compiler) identities() {
 	c.each(kindIdentity, func(d *document) {
 		s := d.spec.(*identitySpec)
 		r := identityRule{name: d.name.value, source: d.at, authority: s.Authority.value}
-		r.method = c.oneOf(s.Method, "method", MethodJoinToken, MethodX509, MethodWorkload)
+		r.method = c.oneOf(s.Method, "method", allMethods...)
 		if r.method == "" {
 			return
 		}
@@ -126,7 +127,7 @@ func (c *compiler) identities() {
 			c.program.workloads = append(c.program.workloads, r)
 			return
 		}
-		c.nodeRule(s, &r)
+		c.nodeRule(d, s, &r)
 		c.program.nodes = append(c.program.nodes, r)
 	})
 	byName := func(a, b identityRule) int { return strings.Compare(a.name, b.name) }
@@ -139,32 +140,66 @@ func (c *compiler) identities() {
 	c.foreignPaths()
 }
 
-func (c *compiler) nodeRule(s *identitySpec, r *identityRule) {
-	prefix := identity.PrefixNode + r.method + "/"
-	if !strings.HasPrefix(s.Path.value, prefix) {
-		c.found.add(s.Path.at, "the path of a %s identity must begin with %s", r.method, prefix)
+func (c *compiler) nodeRule(d *document, s *identitySpec, r *identityRule) {
+	method, _ := authority.FindMethod(r.method)
+	if !strings.HasPrefix(s.Path.value, method.Prefix) {
+		c.found.add(s.Path.at, "the path of a %s identity must begin with %s", r.method, method.Prefix)
 	}
 	if s.Nodes != nil {
 		c.found.add(s.At, "\"nodes\" is for workloads: a %s identity is a node itself", r.method)
 	}
-	r.session = c.duration(s.Session, "session", c.program.environment.Sessions.Node, minPeriod, maxNodeSession)
-	if r.method != MethodX509 {
+	if strings.HasPrefix(method.Prefix, identity.PrefixCI) {
+		r.session = c.duration(s.Session, "session", defaultJobSession, minPeriod, maxJobSession)
+		r.lifetime = c.duration(s.Lifetime, "lifetime", defaultJobLifetime, minPeriod, maxJobLifetime)
+		if s.Otherwise.value == otherwiseQuarantine {
+			c.found.add(s.Otherwise.at, "a job is not quarantined: it ends by itself, and its next run is judged anew")
+		}
+	} else {
+		r.session = c.duration(s.Session, "session", c.program.environment.Sessions.Node, minPeriod, maxNodeSession)
+		r.lifetime = c.program.environment.NodeLifetime
+		c.noLifetime(s)
+	}
+	if s.Otherwise.set && !s.Require.set {
+		c.found.add(s.Otherwise.at, "\"otherwise\" has no effect without \"require\"")
+	}
+	r.require, r.required = c.condition(c.ruleScope, s.Require, d.source), strings.Join(strings.Fields(s.Require.value), " ")
+	r.otherwise = c.oneOf(s.Otherwise, "otherwise", "refuse", otherwiseQuarantine) == otherwiseQuarantine
+	if !method.Authorities() {
 		c.noAuthority(s, r)
 		return
 	}
 	if !s.Authority.set {
-		c.found.add(s.At, "an x509 identity needs the field \"authority\"")
+		c.found.add(s.At, "a %s identity needs the field \"authority\"", r.method)
 		return
 	}
-	if _, ok := c.program.Authority(r.authority); !ok && c.env != nil {
-		c.found.add(s.Authority.at, "there is no authority %q in environment.yaml", r.authority)
+	if a, ok := c.program.Authority(r.authority); !ok && c.env != nil {
+		c.found.add(s.Authority.at, "there is no authority %q in authorities/ or environment.yaml", r.authority)
+	} else if ok && a.Method != r.method {
+		c.found.add(s.Authority.at, "the authority %q is for the method %s", r.authority, a.Method)
+	}
+}
+
+const otherwiseQuarantine = "quarantine"
+
+// allMethods are those that identity rules may name.
+var allMethods = func() []string {
+	out := make([]string, 0, len(authority.Methods)+1)
+	for _, m := range authority.Methods {
+		out = append(out, m.Name)
+	}
+	return append(out, MethodWorkload)
+}()
+
+func (c *compiler) noLifetime(s *identitySpec) {
+	if s.Lifetime.set {
+		c.found.add(s.Lifetime.at, "\"lifetime\" is for jobs: that of nodes is nodes.lifetime in environment.yaml")
 	}
 }
 
 func (c *compiler) noAuthority(s *identitySpec, r *identityRule) {
 	r.authority = ""
 	if s.Authority.set {
-		c.found.add(s.Authority.at, "\"authority\" is for the method x509")
+		c.found.add(s.Authority.at, "\"authority\" has no effect for the method %s", s.Method.value)
 	}
 }
 
@@ -176,6 +211,10 @@ func (c *compiler) workloadRule(s *identitySpec, r *identityRule) {
 		c.found.add(s.Path.at, "the path of a workload must be literal: what a node's agent tells must not name identities")
 	}
 	c.noAuthority(s, r)
+	c.noLifetime(s)
+	if s.Require.set || s.Otherwise.set {
+		c.found.add(s.At, "\"require\" and \"otherwise\" are for nodes and jobs: put a workload's conditions into \"when\"")
+	}
 	r.session = c.duration(s.Session, "session", c.program.environment.Sessions.Workload, minPeriod, maxWorkloadSession)
 	if s.Nodes == nil {
 		c.found.add(s.At, "a workload needs the field \"nodes\": which nodes may speak for it")
@@ -313,14 +352,12 @@ func (c *compiler) grantIdentities(s *grantSpec) {
 			if exact && c.humansKnown && !c.humans[strings.TrimPrefix(path, identity.PrefixHuman)] {
 				c.found.add(t.at, "there is no operator for %s in operators.yaml", path)
 			}
-		case "node":
+		case "node", "ci":
 			if exact && !c.nodeCanBe(path) {
 				c.found.add(t.at, "no identity rule can give %s", path)
 			}
-		case "ci":
-			c.found.add(t.at, "%q has no effect yet: this version has no attestation method for CI", t.value)
 		default:
-			c.found.add(t.at, "%q selects nobody: identities are below /node/, /workload/ and /human/", t.value)
+			c.found.add(t.at, "%q selects nobody: identities are below /node/, /ci/, /workload/ and /human/", t.value)
 		}
 	}
 }

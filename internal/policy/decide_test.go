@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -375,7 +376,7 @@ func TestIdentify(t *testing.T) {
 		{"too long", map[string]any{"name": strings.Repeat("é", 200)}, "", problem.ReasonNoIdentity},
 		{"two", map[string]any{"name": "clash"}, "", problem.ReasonAmbiguous},
 	} {
-		m, err := p.IdentifyNode(MethodJoinToken, "", mustClaims(t, c.claims))
+		m, err := p.IdentifyNode(authority.JoinToken, "", mustClaims(t, c.claims))
 		if m.Path != c.path || c.reason == "" && err != nil || c.reason != "" && !problem.Is(err, c.reason) {
 			t.Errorf("%s: %+v, %v", c.name, m, err)
 		}
@@ -390,14 +391,14 @@ func TestIdentify(t *testing.T) {
 		match      Match
 		reason     problem.Reason
 	}{
-		{"only one", "/node/join-token/a", 5, "", Match{"/workload/payments-api", "payments-api", 10 * time.Minute}, ""},
+		{"only one", "/node/join-token/a", 5, "", Match{Path: "/workload/payments-api", Rule: "payments-api", Session: 10 * time.Minute}, ""},
 		{"two fit", "/node/join-token/a", 0, "", Match{}, problem.ReasonAmbiguous},
-		{"asked for", "/node/join-token/a", 0, "/workload/root", Match{"/workload/root", "root", 5 * time.Minute}, ""},
+		{"asked for", "/node/join-token/a", 0, "/workload/root", Match{Path: "/workload/root", Rule: "root", Session: 5 * time.Minute}, ""},
 		{"condition", "/node/join-token/a", 1, "/workload/root", Match{}, problem.ReasonNoIdentity},
 		{"foreign node", "/node/join-token/a", 7, "/workload/other", Match{}, problem.ReasonForeignNode},
 		{"foreign kind", "/node/x509/a", 5, "", Match{}, problem.ReasonForeignNode},
 		{"prefix is no subtree", "/node/join-token", 5, "", Match{}, problem.ReasonForeignNode},
-		{"shorter session", "/node/join-token/special", 7, "/workload/other", Match{"/workload/other", "other-twice", 2 * time.Minute}, ""},
+		{"shorter session", "/node/join-token/special", 7, "/workload/other", Match{Path: "/workload/other", Rule: "other-twice", Session: 2 * time.Minute}, ""},
 		{"unknown", "/node/join-token/a", 5, "/workload/none", Match{}, problem.ReasonNoIdentity},
 	} {
 		m, err := p.IdentifyWorkload(c.node, mustClaims(t, map[string]any{"uid": c.uid}), c.want)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/examples"
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -56,7 +57,7 @@ func TestExampleDecides(t *testing.T) {
 	if e := p.Environment(); e.Name != "payments-dev" || e.Class != Development || e.Sessions.Workload != 10*time.Minute || e.NodeLifetime != 2160*time.Hour {
 		t.Errorf("environment: %+v", e)
 	}
-	node, err := p.IdentifyNode(MethodJoinToken, "", mustClaims(t, map[string]any{"name": "web_1"}))
+	node, err := p.IdentifyNode(authority.JoinToken, "", mustClaims(t, map[string]any{"name": "web_1"}))
 	if err != nil || node.Path != "/node/join-token/web_5F1" || node.Session != time.Hour {
 		t.Fatalf("node: %+v, %v", node, err)
 	}

@@ -9,18 +9,20 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// Methods of attestation that identity rules may name.
+// Methods that the rules treat in a way of their own. All that there are: authority.Methods.
 const (
-	MethodJoinToken = "join-token"
-	MethodX509      = "x509"
-	MethodWorkload  = "workload"
+	MethodX509     = "x509"
+	MethodWorkload = "workload"
 )
 
 // Match is an identity that a rule of the bundle gives.
 type Match struct {
-	Path    string        // of the identity
-	Rule    string        // name of the Identity document
-	Session time.Duration // lifetime of the session, the environment's default filled in
+	Path     string        // of the identity
+	Rule     string        // name of the Identity document
+	Session  time.Duration // lifetime of the session, the environment's default filled in
+	Lifetime time.Duration // hard lifetime of the enrolment
+	// Quarantine: beside an error of reason posture, whether the rule asks for the machine's quarantine.
+	Quarantine bool
 }
 
 // identityRule is a compiled Identity document.
@@ -30,8 +32,12 @@ type identityRule struct {
 	path      template
 	authority string
 	when      *condition
+	require   *condition
+	required  string // its text
+	otherwise bool   // quarantine
 	nodes     []identity.Pattern
 	session   time.Duration
+	lifetime  time.Duration
 	source    Pos
 }
 
@@ -75,13 +81,15 @@ func (t template) overlaps(u template) bool {
 	return true
 }
 
-// IdentifyNode turns the claims that a node's attestation proved into its identity. authority is
-// the name of the authority that the certificate led to, for x509. The error is of reason
+// IdentifyNode turns the claims that the attestation of a node or job proved into its identity. authority is
+// the name of the authority that vouched; "" for join-token. The error is of reason
 // no-identity or ambiguous-identity: two rules that give the same path are not ambiguous, and the
-// one with the shorter session counts.
+// one with the shorter session counts. It is of reason posture if the rules fit but what one of them requires is not true: then the
+// Match is filled in beside it, and it is Quarantine if any of them asks for that. So it is for the reasons agent-unsigned, agent-unknown,
+// agent-outdated and agent-not-measured, by the claim "agent" of nodes.
 func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, error) {
 	var best Match
-	why := ""
+	why, unmet, quarantine := "", "", false
 	for i := range p.nodes {
 		r := &p.nodes[i]
 		if r.method != method || r.authority != authority {
@@ -92,7 +100,11 @@ func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, 
 			why += "; " + reason
 			continue
 		}
-		m := Match{path, r.name, r.session}
+		m := Match{Path: path, Rule: r.name, Session: r.session, Lifetime: r.lifetime}
+		if u := r.unmet(claims); u != "" {
+			unmet += "; " + u
+			quarantine = quarantine || r.otherwise
+		}
 		if best.Path != "" && best.Path != path {
 			return Match{}, problem.New(problem.ReasonAmbiguous, "the rules %s and %s give these %s claims different identities: %s and %s", best.Rule, r.name, method, best.Path, path)
 		}
@@ -101,7 +113,31 @@ func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, 
 	if best.Path == "" {
 		return Match{}, problem.New(problem.ReasonNoIdentity, "no identity rule for method %s fits these claims%s", method, clip(why))
 	}
+	if strings.HasPrefix(best.Path, identity.PrefixNode) {
+		if err := p.agentStands(claims); err != nil {
+			return best, err
+		}
+	}
+	if unmet != "" {
+		best.Quarantine = quarantine
+		return best, problem.New(problem.ReasonPosture, "%s is not as its identity rule requires%s", best.Path, clip(unmet))
+	}
 	return best, nil
+}
+
+// unmet says what the rule requires that is not true, or "".
+func (r *identityRule) unmet(claims Claims) string {
+	if r.require == nil {
+		return ""
+	}
+	ok, err := r.require.holds(&vars{from: &claims})
+	switch {
+	case err != nil:
+		return r.name + ": " + r.required + " can't be told: " + err.Error()
+	case !ok:
+		return r.name + ": " + r.required + " is false"
+	}
+	return ""
 }
 
 // IdentifyWorkload turns the claims about a process, told by a node's agent, into its identity.
@@ -122,7 +158,7 @@ func (p *Program) IdentifyWorkload(node string, claims Claims, want string) (Mat
 		case best.Path != "" && best.Path != path:
 			return problem.New(problem.ReasonAmbiguous, "the rules %s and %s both fit this process: it could be %s or %s", best.Rule, r.name, best.Path, path)
 		default:
-			best = preferred(best, Match{path, r.name, r.session})
+			best = preferred(best, Match{Path: path, Rule: r.name, Session: r.session})
 		}
 		return nil
 	}

@@ -9,6 +9,7 @@ const APIVersion = "bailment/v1"
 const (
 	kindEnvironment = "Environment"
 	kindOperators   = "Operators"
+	kindAuthority   = "Authority"
 	kindIdentity    = "Identity"
 	kindGrant       = "Grant"
 	kindSecret      = "Secret"
@@ -25,6 +26,7 @@ type place struct {
 var places = map[string]place{
 	"environment": {kindEnvironment, true, "the environment's settings"},
 	"operators":   {kindOperators, true, "the persons and their keys"},
+	"authorities": {kindAuthority, false, "what attestation trusts: roots, issuers and reference values"},
 	"identities":  {kindIdentity, false, "rules that turn proved claims into an identity"},
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
@@ -73,13 +75,59 @@ type (
 		Nodes struct {
 			Lifetime period `yaml:"lifetime" default:"2160h" doc:"Hard lifetime of an enrolment: a node older than this joins again. Shortening it reaches the nodes that there are with their next renewal; lengthening it does not. 1h to 17520h."`
 		} `yaml:"nodes" doc:"Machines."`
-		Authorities []authoritySpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present."`
+		Agents struct {
+			Signers  []text `yaml:"signers" doc:"SSH public keys that sign releases. Agents show a release's manifest that one of them signed."`
+			Minimum  text   `yaml:"minimum" doc:"No older agent runs: a version such as 1.4.0. It is lowered by a named rollback only."`
+			Require  text   `yaml:"require" enum:"any,signed,measured" doc:"What is asked of agents: any (development only, and its default), signed (default in production), or measured: their platform must have measured the program that they are."`
+			Rollback text   `yaml:"rollback" doc:"Names the rollback by which this bundle lowers minimum or require, such as an incident's number. Each one is named anew."`
+		} `yaml:"agents" doc:"Which agents may run."`
+		Authorities []rootsSpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
 	}
 
-	authoritySpec struct {
+	rootsSpec struct {
 		At   Pos
 		Name text `yaml:"name" need:"true" doc:"What identity rules call it."`
 		PEM  text `yaml:"pem" need:"true" doc:"One or more CA certificates."`
+	}
+
+	authoritySpec struct {
+		At              Pos
+		Method          text            `yaml:"method" need:"true" enum:"x509,sshhost,k8s,aws,gcp,azure,tpm,sev-snp,tdx,github,gitlab,buildkite,circleci,k8s-job,oidc" doc:"The attestation method whose evidence it judges."`
+		Source          text            `yaml:"source" doc:"Where the roots are from, for people: an address, a document, a person."`
+		Imported        text            `yaml:"imported" doc:"When somebody looked there (RFC 3339), for people."`
+		PEM             text            `yaml:"pem" doc:"Certificates that are trusted. With an issuer: the roots of its HTTPS certificate, instead of the system's."`
+		SSHKeys         []text          `yaml:"sshKeys" doc:"sshhost: public keys of SSH certificate authorities."`
+		Hosts           []hostSpec      `yaml:"hosts" doc:"sshhost: hosts' public keys that are trusted without a certificate."`
+		Issuer          text            `yaml:"issuer" doc:"The exact issuer (iss) of the tokens, an https address."`
+		Keys            text            `yaml:"keys" doc:"The issuer's keys, pinned, as a JSON Web Key Set: then nobody is asked for them."`
+		KeysURL         text            `yaml:"keysURL" doc:"Where the issuer's keys are, if its discovery document is not to be asked, an https address."`
+		EndorsementKeys []text          `yaml:"endorsementKeys" doc:"tpm: endorsement keys that are trusted without a certificate, as sha256: and the digest of the SubjectPublicKeyInfo."`
+		PCRs            []number        `yaml:"pcrs" doc:"tpm: the PCRs (0 to 23) that must be quoted, of the SHA-256 bank. Default: 0, 1, 2, 3, 4, 5, 6, 7."`
+		References      []referenceSpec `yaml:"references" doc:"tpm: what machines may have booted. A machine fits if it fits one set whose window is open."`
+		MaxAge          period          `yaml:"maxAge" doc:"aws, azure: how old evidence may be that holds no challenge of ours, 1m to 8760h."`
+	}
+
+	hostSpec struct {
+		At   Pos
+		Name text `yaml:"name" need:"true" doc:"The host, as claims.hostname."`
+		Key  text `yaml:"key" need:"true" doc:"Its SSH public key."`
+	}
+
+	referenceSpec struct {
+		At      Pos
+		Name    text      `yaml:"name" need:"true" doc:"Which machines' software it is, as claims.boot.set."`
+		Version text      `yaml:"version" need:"true" doc:"Which version of it, as claims.boot.version."`
+		From    text      `yaml:"from" doc:"From when on it is good (RFC 3339)."`
+		Until   text      `yaml:"until" doc:"Until when it is good (RFC 3339): give the old set an end when a new one is brought."`
+		PCRs    []pcrSpec `yaml:"pcrs" doc:"Values that are good."`
+		Events  []text    `yaml:"events" doc:"Digests of measured components that are good, as sha256: and 64 hexadecimal digits."`
+		Signers []text    `yaml:"signers" doc:"Digests of Secure Boot certificates: a component that is not among the events but was verified by one of them is signed, neither known nor bad."`
+	}
+
+	pcrSpec struct {
+		At     Pos
+		PCR    number `yaml:"pcr" need:"true" doc:"Which, 0 to 23."`
+		Values []text `yaml:"values" need:"true" doc:"Any of them is good, as sha256: and 64 hexadecimal digits."`
 	}
 
 	operatorsSpec struct {
@@ -96,12 +144,15 @@ type (
 
 	identitySpec struct {
 		At        Pos
-		Method    text   `yaml:"method" need:"true" enum:"join-token,x509,workload" doc:"The attestation method whose claims this rule reads."`
-		Path      text   `yaml:"path" need:"true" doc:"The identity: /node/METHOD/… with {claims.a.b} as whole segments, or a literal /workload/…"`
-		Authority text   `yaml:"authority" doc:"x509 only: the name of the authority that must have issued the certificate."`
-		When      text   `yaml:"when" doc:"A CEL condition over claims."`
+		Method    text   `yaml:"method" need:"true" enum:"join-token,x509,sshhost,k8s,aws,gcp,azure,tpm,sev-snp,tdx,github,gitlab,buildkite,circleci,k8s-job,oidc,workload" doc:"The attestation method whose claims this rule reads."`
+		Path      text   `yaml:"path" need:"true" doc:"The identity: /node/METHOD/… or /ci/METHOD/… with {claims.a.b} as whole segments, or a literal /workload/…"`
+		Authority text   `yaml:"authority" doc:"The name of the authority that must have vouched. Not for join-token and workload."`
+		When      text   `yaml:"when" doc:"A CEL condition over claims: whether this rule is about them at all."`
+		Require   text   `yaml:"require" doc:"A CEL condition over claims: what must be true of a machine that this rule is about, as boot state or agent. Not for workload."`
+		Otherwise text   `yaml:"otherwise" enum:"refuse,quarantine" default:"refuse" doc:"What happens when what is required is not true: the proof is refused, or the machine is quarantined as well, if it is enrolled with the same key."`
 		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
-		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's."`
+		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's. CI: 1m to 1h, 10m by default."`
+		Lifetime  period `yaml:"lifetime" doc:"CI only: hard end of a job's enrolment, 1m to 24h, 6h by default."`
 	}
 
 	grantSpec struct {
@@ -141,6 +192,9 @@ const (
 	maxOperatorSession = 12 * time.Hour
 	maxLease           = 720 * time.Hour
 	minNodeLifetime    = time.Hour
+	maxJobSession      = time.Hour
+	maxJobLifetime     = 24 * time.Hour
+	maxEvidenceAge     = 8760 * time.Hour
 	maxNodeLifetime    = 17520 * time.Hour
 	maxRetain          = 8760 * time.Hour
 
@@ -150,6 +204,8 @@ const (
 	defaultLease           = time.Hour
 	defaultMaxLease        = 24 * time.Hour
 	defaultNodeLifetime    = 2160 * time.Hour
+	defaultJobSession      = 10 * time.Minute
+	defaultJobLifetime     = 6 * time.Hour
 
 	defaultBlastLimit = 1000
 	maxBlastLimit     = 1_000_000

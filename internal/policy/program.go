@@ -1,13 +1,13 @@
 package policy
 
 import (
-	"crypto/x509"
 	"maps"
 	"slices"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 )
 
@@ -31,6 +31,7 @@ type Environment struct {
 	BlastLimit   int // identities one operator may cut off at once without a quorum
 	Limits       Limits
 	NodeLifetime time.Duration // hard lifetime of an enrolment
+	Agents       Agents
 }
 
 // Sessions are the lifetimes of sessions by the kind of identity.
@@ -42,12 +43,6 @@ type LeaseTimes struct{ Default, Max time.Duration }
 
 // Limits are upper bounds of what may be stored.
 type Limits struct{ Secrets, VersionsPerSecret, ValueBytes int }
-
-// Authority is a named set of CA certificates. The certificates are shared: don't change them.
-type Authority struct {
-	Name         string
-	Certificates []*x509.Certificate
-}
 
 // Duty is something that an operator may do with the environment itself.
 type Duty string
@@ -103,7 +98,7 @@ type Recipe struct {
 // Program is a compiled bundle. It is immutable and safe for concurrent use.
 type Program struct {
 	environment Environment
-	authorities []Authority
+	authorities []authority.Authority // ordered by name
 	operators   []Operator
 	byKey       map[string]int // marshalled public key → operator
 	secrets     []Secret       // ordered by pattern
@@ -119,17 +114,26 @@ type Program struct {
 // Environment are the environment's settings.
 func (p *Program) Environment() Environment { return p.environment }
 
-// Authorities lists the certificate authorities by name.
-func (p *Program) Authorities() []Authority { return slices.Clone(p.authorities) }
+// Authorities lists what attestation trusts for a method, by name; for the empty method all. What they hold is shared: don't
+// change it.
+func (p *Program) Authorities(method string) []authority.Authority {
+	var out []authority.Authority
+	for _, a := range p.authorities {
+		if method == "" || a.Method == method {
+			out = append(out, a)
+		}
+	}
+	return out
+}
 
-// Authority finds a certificate authority by the name that identity rules use.
-func (p *Program) Authority(name string) (Authority, bool) {
+// Authority finds an authority by the name that identity rules use.
+func (p *Program) Authority(name string) (authority.Authority, bool) {
 	for _, a := range p.authorities {
 		if a.Name == name {
 			return a, true
 		}
 	}
-	return Authority{}, false
+	return authority.Authority{}, false
 }
 
 // Operators lists the persons by name.

@@ -27,7 +27,7 @@ func TestEveryMethodAsksForASession(t *testing.T) {
 	c := h.Client(nil, true)
 	open := map[string]bool{
 		api.EnvironmentServiceGetEnvironmentProcedure: true, api.AttestationServiceChallengeProcedure: true, api.AttestationServiceAttestProcedure: true,
-		api.AttestationServiceRenewProcedure: true, api.AttestationServiceLoginProcedure: true,
+		api.AttestationServiceRenewProcedure: true, api.AttestationServiceLoginProcedure: true, api.AttestationServiceAppraiseProcedure: true,
 		api.LedgerServiceGetCheckpointProcedure: true, api.LedgerServiceGetConsistencyProcedure: true,
 	}
 	methods := 0

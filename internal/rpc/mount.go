@@ -16,6 +16,7 @@ var public = map[string]string{
 	api.EnvironmentServiceGetEnvironmentProcedure: "",
 	api.AttestationServiceChallengeProcedure:      "",
 	api.AttestationServiceAttestProcedure:         accountUnknown,
+	api.AttestationServiceAppraiseProcedure:       accountUnknown,
 	api.AttestationServiceRenewProcedure:          accountRenewal,
 	api.AttestationServiceLoginProcedure:          accountLogin,
 	api.LedgerServiceGetCheckpointProcedure:       "",

@@ -3,9 +3,13 @@ package rpc
 import (
 	"context"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	pb "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 )
 
 // environments answers what anybody may ask.
@@ -31,14 +35,28 @@ func (s environments) GetEnvironment(ctx context.Context, _ *pb.GetEnvironmentRe
 // attestations opens and ends sessions.
 type attestations struct{ *API }
 
-func (s attestations) Challenge(ctx context.Context, _ *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
-	env := callOf(ctx).conn.site.Env
+func (s attestations) Challenge(ctx context.Context, r *pb.ChallengeRequest) (*pb.ChallengeResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
 	b, expires, err := env.Challenge()
 	if err != nil {
 		return nil, err
 	}
 	genesis := env.Genesis()
-	return &pb.ChallengeResponse{Challenge: b, Expires: stamp(expires), Genesis: genesis[:]}, nil
+	out := &pb.ChallengeResponse{Challenge: b, Expires: stamp(expires), Genesis: genesis[:]}
+	if r.Method == "" && len(r.Hello) == 0 {
+		return out, nil
+	}
+	// An offer costs a chain and an encryption: who asks for many that fail is slowed like who fails to attest.
+	m, err := env.Methods().Find(r.Method)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.attempt(c)("method "+m.Name, nil); err != nil {
+		return nil, err
+	}
+	out.Offer, err = env.Offer(ctx, r.Method, b, r.Hello)
+	return out, err
 }
 
 func (s attestations) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.SessionResponse, error) {
@@ -48,17 +66,89 @@ func (s attestations) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.Sess
 	if m, err := env.Methods().Find(r.Method); err == nil {
 		c.proof = m.Name
 	}
-	ask := control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr}
+	ask := askOf(r)
 	if err := s.attempt(c)(env.AttestAttempt(ask)); err != nil {
 		return nil, err
 	}
 	return opened(env)(env.Attest(ctx, ask))
 }
 
+func askOf(r *pb.AttestRequest) control.AttestRequest {
+	return control.AttestRequest{Method: r.Method, Challenge: r.Challenge, Evidence: r.Evidence, CSR: r.Csr, Agent: statementOf(r.Agent, r.AgentVersion)}
+}
+
+// statementOf is what an agent says of itself. One that says its version only is no release.
+func statementOf(a *pb.AgentStatement, version string) *release.Statement {
+	if a == nil && version == "" {
+		return nil
+	}
+	out := &release.Statement{Version: version}
+	if a != nil {
+		out.Version, out.Platform, out.Manifest, out.Signature = a.Version, a.Platform, a.Manifest, []byte(a.Signature)
+		if len(a.Digest) == len(out.Digest) {
+			out.Digest = [32]byte(a.Digest)
+		}
+	}
+	return out
+}
+
+func (s attestations) Appraise(ctx context.Context, r *pb.AttestRequest) (*pb.AppraiseResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	if m, err := env.Methods().Find(r.Method); err == nil {
+		c.proof = m.Name
+	}
+	ask := askOf(r)
+	if err := s.attempt(c)(env.AttestAttempt(ask)); err != nil {
+		return nil, err
+	}
+	a, err := env.Appraise(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.AppraiseResponse{Method: a.Method, Assurance: a.Assurance, Anchor: a.Anchor, Rule: a.Rule, Once: a.Once, Used: a.Used}
+	if out.Claims, err = structpb.NewStruct(a.Claims); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "encoding the claims")
+	}
+	if a.Identity != (identity.ID{}) {
+		out.Identity = a.Identity.String()
+	}
+	if p := a.Problem; p != nil {
+		out.Reason, out.Message, out.Fix = string(p.Reason), p.Message, p.WayOut()
+	}
+	return out, nil
+}
+
+func (s attestations) GetIdentity(ctx context.Context, r *pb.GetIdentityRequest) (*pb.GetIdentityResponse, error) {
+	c := callOf(ctx)
+	x, err := c.conn.site.Env.ShowIdentity(ctx, c.conn.caller, r.Identity)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.GetIdentityResponse{
+		Info: infoOf(x.IdentityView), Once: x.Once, Enrolment: x.Root, Session: x.Session, Enrolled: millis(x.Enrolled), Decommissioned: x.Gone,
+		Workloads: x.Workloads,
+	}
+	if out.Claims, err = structpb.NewStruct(x.Claims); err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "encoding the claims")
+	}
+	if h := x.Hold; h != nil {
+		out.Why, out.Hold, out.HoldScope = h.Reason, h.Index, h.Scope
+	}
+	return out, nil
+}
+
+func infoOf(x control.IdentityView) *pb.IdentityInfo {
+	return &pb.IdentityInfo{
+		Identity: x.Path, Method: x.Method, Assurance: x.Assurance, State: x.State, FirstSeen: millis(x.First), LastSeen: millis(x.Last),
+		SessionExpires: stamp(x.Expires), LifetimeEnd: millis(x.Lifetime), Counter: x.Counter, Anchor: x.Anchor,
+	}
+}
+
 func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {
 	c := callOf(ctx)
 	env := c.conn.site.Env
-	ask := control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr}
+	ask := control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr, Agent: statementOf(r.Agent, r.AgentVersion)}
 	if err := s.attempt(c)(env.RenewAttempt(ask)); err != nil {
 		return nil, err
 	}
@@ -124,10 +214,7 @@ func (s attestations) ListIdentities(ctx context.Context, r *pb.ListIdentitiesRe
 	}
 	out := &pb.ListIdentitiesResponse{NextPageToken: next}
 	for _, x := range all {
-		out.Identities = append(out.Identities, &pb.IdentityInfo{
-			Identity: x.Path, Method: x.Method, Assurance: x.Assurance, State: x.State, FirstSeen: millis(x.First), LastSeen: millis(x.Last),
-			SessionExpires: stamp(x.Expires), LifetimeEnd: millis(x.Lifetime), Counter: x.Counter, Anchor: x.Anchor,
-		})
+		out.Identities = append(out.Identities, infoOf(x))
 	}
 	return out, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/durable"
@@ -164,7 +165,7 @@ func (o InitOptions) found(ctx context.Context, staging string, out *Founded) er
 	if now == nil {
 		now = time.Now
 	}
-	genesis, err := control.Found(ctx, control.Founding{Files: o.Files, Holder: holder, Source: src, Store: st, Now: now, Sign: o.Sign})
+	genesis, err := control.Found(ctx, control.Founding{Files: o.Files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: now, Sign: o.Sign})
 	out.Genesis = genesis
 	if err = errors.Join(err, st.Close()); err != nil {
 		return fmt.Errorf("founding %s: %w", out.Name, err)

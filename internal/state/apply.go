@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -210,6 +211,9 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 		s.Once.set(e.Challenge, e.ChallengeTo)
 		s.enqueue(e.ChallengeTo, qOnce, e.Challenge)
 	}
+	if s.Gone.Has(e.Identity) {
+		return fmt.Errorf("%s was decommissioned", e.Identity)
+	}
 	if e.Token != "" {
 		t, ok := s.Tokens.Get(e.Token)
 		if !ok || (!t.SpentBy.IsZero() && t.SpentBy != e.Key) {
@@ -225,11 +229,16 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	if root == 0 {
 		root = m.Index
 	}
-	s.Sessions.set(m.Index, &Session{
+	x := &Session{
 		Index: m.Index, Identity: e.Identity, Via: e.Via, Method: e.Method, Anchor: e.Anchor,
 		Assurance: e.Assurance, Node: e.Node, NodeSess: e.NodeSession, Root: root, Key: e.Key,
 		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims, Generation: e.Ruling.Generation,
-	})
+	}
+	if strings.HasPrefix(e.Identity, identity.PrefixCI) {
+		x.Lifetime = e.Lifetime
+		s.inherit(e)
+	}
+	s.Sessions.set(m.Index, x)
 	s.enqueue(e.Expires+keepSession, qSession, indexKey(m.Index))
 
 	id := &Identity{Path: e.Identity, First: m.Time}
@@ -257,6 +266,15 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	}
 	s.SeenKeys.set(thumb, &SeenKey{Identity: e.Identity, Until: e.Expires + keepKey})
 	return nil
+}
+
+// inherit says which key renewed a job's session.
+func (s *State) inherit(e *SessionOpened) {
+	if from, ok := s.Sessions.Get(e.From); ok && e.From != 0 {
+		n := *from
+		n.Heir = e.Key
+		s.Sessions.set(n.Index, &n)
+	}
 }
 
 func (e *SessionClosed) apply(s *State, _ Meta) error {

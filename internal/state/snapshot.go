@@ -51,6 +51,14 @@ func (s *State) Snapshot(out io.Writer) error {
 			return fmt.Errorf("writing the state's table %s: %w", t.name, err)
 		}
 	}
+	for _, t := range s.laterTables() {
+		if t.rows == 0 {
+			continue
+		}
+		if err := t.write(w, enc); err != nil {
+			return fmt.Errorf("writing the state's table %s: %w", t.name, err)
+		}
+	}
 	return w.Flush()
 }
 
@@ -126,6 +134,11 @@ func Restore(data []byte) (*State, error) {
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
 	for _, t := range s.tables() {
 		if err := t.read(r); err != nil {
+			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
+		}
+	}
+	for _, t := range s.laterTables() {
+		if err := t.readIfThere(r); err != nil {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
 		}
 	}
@@ -205,6 +218,7 @@ func (s *State) checkShape() error {
 
 type tableIO struct {
 	name  string
+	rows  int
 	write func(*bufio.Writer, *json.Encoder) error
 	read  func(*lines) error
 }
@@ -219,6 +233,30 @@ func (s *State) tables() []tableIO {
 		tableOf("seen_keys", s.SeenKeys), tableOf("denials", s.Denials), tableOf("keys", s.Keys),
 		tableOf("manifests", s.Manifests), tableOf("queue", s.queue),
 	}
+}
+
+// laterTables are those that came after the first version, in the order of the snapshot. They are written if they have rows: so the root of a
+// state that makes no use of them is the same as ever.
+func (s *State) laterTables() []tableIO {
+	return []tableIO{tableOf("uses", s.Uses), tableOf("gone", s.Gone)}
+}
+
+// readIfThere reads the table if it is the next one. A table that is there without rows was not written by Snapshot.
+func (t tableIO) readIfThere(r *lines) error {
+	head := fmt.Appendf(nil, `{"table":%q,`, t.name)
+	next, err := r.in.Peek(len(head))
+	if err == io.EOF || err == nil && !bytes.Equal(next, head) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if empty := fmt.Appendf(nil, `{"table":%q,"rows":0}`, t.name); len(empty) > 0 {
+		if next, err := r.in.Peek(len(empty)); err == nil && bytes.Equal(next, empty) {
+			return fmt.Errorf("it is empty")
+		}
+	}
+	return t.read(r)
 }
 
 // row is a line of a table. A text key is hex, because some keys are bytes.
@@ -236,6 +274,7 @@ type tableHead struct {
 func tableOf[K cmp.Ordered, V any](name string, t Table[K, V]) tableIO {
 	return tableIO{
 		name: name,
+		rows: t.Len(),
 		write: func(w *bufio.Writer, enc *json.Encoder) error {
 			if err := enc.Encode(tableHead{name, t.Len()}); err != nil {
 				return err

@@ -45,6 +45,8 @@ type State struct {
 	Denials    Table[string, *DenialMinute]
 	Keys       Table[string, *PublicKey] // ca/N, checkpoint/N, kek/N
 	Manifests  Table[string, uint64]     // digests that were in force → generation
+	Uses       Table[string, *Use]       // evidence of single or first use, by attest.Result.Once
+	Gone       Table[string, uint64]     // decommissioned identities → index of the statement
 	queue      Table[string, struct{}]   // what to sweep when, see expire.go
 }
 
@@ -152,6 +154,10 @@ type Session struct {
 	Closed    bool           `json:"closed,omitempty"`
 	// Generation is that of the bundle whose rules gave the identity. A decision under another asks them again.
 	Generation uint64 `json:"generation,omitempty"`
+	// Of a job's session only, since many jobs of one repository are one identity at a time: the hard end of the job's enrolment, and the key
+	// that renewed this session.
+	Lifetime Millis `json:"lifetime,omitempty"`
+	Heir     Digest `json:"heir,omitzero"`
 }
 
 // Identity is what the environment knows of an attested identity.
@@ -213,6 +219,14 @@ type Approval struct {
 	Anchors []string `json:"anchors,omitempty"` // what vouched for it: the keys that signed, and the login's
 }
 
+// Use is a use of evidence that one key only may make.
+type Use struct {
+	Key      Digest `json:"key"`     // thumbprint of the session key
+	Session  uint64 `json:"session"` // that it opened
+	Identity string `json:"identity"`
+	Until    Millis `json:"until,omitempty"` // 0: kept for ever
+}
+
 // Hold refuses what is asked from now until it is lifted or, if Until is set, runs out.
 type Hold struct {
 	Scope  string `json:"scope"`
@@ -220,6 +234,8 @@ type Hold struct {
 	By     string `json:"by"`
 	Reason string `json:"reason"`
 	Until  Millis `json:"until,omitempty"`
+	// Quarantine: it was set by what the machine itself proved, not by a person.
+	Quarantine bool `json:"quarantine,omitempty"`
 }
 
 // Idempotent remembers the first effect of a request with a key.
@@ -269,13 +285,14 @@ func New() *State {
 		IdemCount: newTable[string, int](), Once: newTable[string, Millis](),
 		SeenKeys: newTable[string, *SeenKey](), Denials: newTable[string, *DenialMinute](),
 		Keys: newTable[string, *PublicKey](), Manifests: newTable[string, uint64](),
+		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
 		queue: newTable[string, struct{}](),
 	}
 }
 
 // Rows is the number of rows of the large tables: what a snapshot takes its time for.
 func (s *State) Rows() int {
-	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.SeenKeys.Len() + s.queue.Len()
+	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.Uses.Len() + s.SeenKeys.Len() + s.queue.Len()
 }
 
 // Fork is an isolated copy in O(1). The original must not be written by anybody else meanwhile.
@@ -287,6 +304,7 @@ func (s *State) Fork() *State {
 	f.Idem, f.IdemCount, f.Once = s.Idem.fork(), s.IdemCount.fork(), s.Once.fork()
 	f.SeenKeys, f.Denials, f.Keys = s.SeenKeys.fork(), s.Denials.fork(), s.Keys.fork()
 	f.Manifests, f.queue = s.Manifests.fork(), s.queue.fork()
+	f.Uses, f.Gone = s.Uses.fork(), s.Gone.fork()
 	return &f
 }
 

@@ -34,6 +34,7 @@ const (
 	qIdentity queueKind = 'n'
 	qChange   queueKind = 'c'
 	qHold     queueKind = 'h'
+	qUse      queueKind = 'u'
 )
 
 func queueKey(at Millis, kind queueKind, key string) string {
@@ -113,6 +114,10 @@ func (s *State) due(kind queueKind, key string) Millis {
 		if x, ok := s.Holds.Get(key); ok && x.Until != 0 {
 			return x.Until
 		}
+	case qUse:
+		if x, ok := s.Uses.Get(key); ok && x.Until != 0 {
+			return x.Until
+		}
 	}
 	return -1
 }
@@ -145,6 +150,8 @@ func (s *State) remove(kind queueKind, key string) {
 		s.Changes.del(indexOf(key))
 	case qHold:
 		s.Holds.del(key)
+	case qUse:
+		s.Uses.del(key)
 	}
 }
 

@@ -29,32 +29,51 @@ type Type struct {
 	Kind Kind
 	New  func() Event
 	Doc  string
+	// Protocol is which protocol version must have been raised before such an entry may be written; 0: the first, that of genesis.
+	Protocol int
+}
+
+// Protocol is the newest protocol version that this program writes and reads.
+const Protocol = 2
+
+// MayWrite reports whether the table allows the event's type under the protocol that was raised.
+func (s *State) MayWrite(ev Event) bool {
+	for _, t := range Types {
+		if t.Kind == ev.Kind() {
+			return t.Protocol <= s.Protocol
+		}
+	}
+	return false
 }
 
 // Types is the closed table of entry types and versions. testdata/replay keeps at least one entry
 // of each for ever; a new pair is a new row here, a struct with its reducer, and an example there.
 var Types = []Type{
-	{Kind{"environment.genesis", 1}, func() Event { return new(Genesis) }, "the environment came to be; entry 0"},
-	{Kind{"bundle.in_force", 1}, func() Event { return new(BundleInForce) }, "a bundle came into force as a new generation"},
-	{Kind{"change.proposed", 1}, func() Event { return new(ChangeProposed) }, "an operator proposed a bundle or a sensitive act"},
-	{Kind{"change.approved", 1}, func() Event { return new(ChangeApproved) }, "an operator approved a change"},
-	{Kind{"change.rejected", 1}, func() Event { return new(ChangeRejected) }, "an operator rejected a change, which ends it"},
-	{Kind{"token.created", 1}, func() Event { return new(TokenCreated) }, "an operator made a join token"},
-	{Kind{"session.opened", 1}, func() Event { return new(SessionOpened) }, "an identity was proved, or renewed, and got a session"},
-	{Kind{"session.closed", 1}, func() Event { return new(SessionClosed) }, "a session was given back"},
-	{Kind{"secret.written", 1}, func() Event { return new(SecretWritten) }, "a secret got a new version"},
-	{Kind{"secret.moved", 1}, func() Event { return new(SecretMoved) }, "a version changed its lifecycle state"},
-	{Kind{"secret.released", 1}, func() Event { return new(SecretReleased) }, "a version was released to an identity under a lease"},
-	{Kind{"lease.renewed", 1}, func() Event { return new(LeaseRenewed) }, "a lease was prolonged"},
-	{Kind{"lease.returned", 1}, func() Event { return new(LeaseReturned) }, "a lease was given back"},
-	{Kind{"revocation.recorded", 1}, func() Event { return new(RevocationRecorded) }, "a cutoff or hold was set on a scope"},
-	{Kind{"hold.lifted", 1}, func() Event { return new(HoldLifted) }, "a hold was lifted by an approved change"},
-	{Kind{"request.denied", 1}, func() Event { return new(RequestDenied) }, "a proved identity was refused"},
-	{Kind{"denials.summed", 1}, func() Event { return new(DenialsSummed) }, "denials of one minute that were not entered one by one"},
-	{Kind{"key.added", 1}, func() Event { return new(KeyAdded) }, "a key of the environment was added and became the current one of its kind"},
-	{Kind{"keys.rewrapped", 1}, func() Event { return new(KeysRewrapped) }, "data keys were wrapped anew under the current key-encryption key"},
-	{Kind{"state.root", 1}, func() Event { return new(StateRootSet) }, "the reduced state up to an index was committed to"},
-	{Kind{"protocol.raised", 1}, func() Event { return new(ProtocolRaised) }, "newer entry types may be written from here on"},
+	{Kind{"environment.genesis", 1}, func() Event { return new(Genesis) }, "the environment came to be; entry 0", 0},
+	{Kind{"bundle.in_force", 1}, func() Event { return new(BundleInForce) }, "a bundle came into force as a new generation", 0},
+	{Kind{"change.proposed", 1}, func() Event { return new(ChangeProposed) }, "an operator proposed a bundle or a sensitive act", 0},
+	{Kind{"change.approved", 1}, func() Event { return new(ChangeApproved) }, "an operator approved a change", 0},
+	{Kind{"change.rejected", 1}, func() Event { return new(ChangeRejected) }, "an operator rejected a change, which ends it", 0},
+	{Kind{"token.created", 1}, func() Event { return new(TokenCreated) }, "an operator made a join token", 0},
+	{Kind{"session.opened", 1}, func() Event { return new(SessionOpened) }, "an identity was proved, or renewed, and got a session", 0},
+	{Kind{"session.closed", 1}, func() Event { return new(SessionClosed) }, "a session was given back", 0},
+	{Kind{"secret.written", 1}, func() Event { return new(SecretWritten) }, "a secret got a new version", 0},
+	{Kind{"secret.moved", 1}, func() Event { return new(SecretMoved) }, "a version changed its lifecycle state", 0},
+	{Kind{"secret.released", 1}, func() Event { return new(SecretReleased) }, "a version was released to an identity under a lease", 0},
+	{Kind{"lease.renewed", 1}, func() Event { return new(LeaseRenewed) }, "a lease was prolonged", 0},
+	{Kind{"lease.returned", 1}, func() Event { return new(LeaseReturned) }, "a lease was given back", 0},
+	{Kind{"revocation.recorded", 1}, func() Event { return new(RevocationRecorded) }, "a cutoff or hold was set on a scope", 0},
+	{Kind{"hold.lifted", 1}, func() Event { return new(HoldLifted) }, "a hold was lifted by an approved change", 0},
+	{Kind{"request.denied", 1}, func() Event { return new(RequestDenied) }, "a proved identity was refused", 0},
+	{Kind{"denials.summed", 1}, func() Event { return new(DenialsSummed) }, "denials of one minute that were not entered one by one", 0},
+	{Kind{"key.added", 1}, func() Event { return new(KeyAdded) }, "a key of the environment was added and became the current one of its kind", 0},
+	{Kind{"keys.rewrapped", 1}, func() Event { return new(KeysRewrapped) }, "data keys were wrapped anew under the current key-encryption key", 0},
+	{Kind{"state.root", 1}, func() Event { return new(StateRootSet) }, "the reduced state up to an index was committed to", 0},
+	{Kind{"protocol.raised", 1}, func() Event { return new(ProtocolRaised) }, "newer entry types may be written from here on", 0},
+	{Kind{"evidence.used", 1}, func() Event { return new(EvidenceUsed) }, "evidence of single use, or of first use, was used by a key", 2},
+	{Kind{"evidence.forgotten", 1}, func() Event { return new(EvidenceForgotten) }, "an approved change lets evidence be used once more", 2},
+	{Kind{"node.quarantined", 1}, func() Event { return new(NodeQuarantined) }, "a machine proved to be what its rule does not allow, and is held", 2},
+	{Kind{"identity.decommissioned", 1}, func() Event { return new(IdentityDecommissioned) }, "an identity ended for ever, and nothing of it is left", 2},
 }
 
 var typeIndex = func() map[Kind]func() Event {

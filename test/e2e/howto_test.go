@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -94,6 +95,14 @@ var pages = map[string]page{
 			"sudo tee /etc/bailment/server.yaml <<'END'":                                                        needsRoot,
 			"sudo useradd --system --home-dir /var/lib/bailment-agent --shell /usr/sbin/nologin bailment-agent": needsRoot,
 		},
+	},
+	"make-a-release.md": {
+		presumes: source, promises: 5,
+		before: map[string]string{"git tag v1.4.0": "export SHARED_CACHE=yes PLATFORMS=" + runtime.GOOS + "/" + runtime.GOARCH},
+	},
+	"verify-a-release.md": {
+		presumes: download, promises: 5,
+		elsewhere: map[string]string{"sudo install -m 0755 bailment /usr/bin/bailment": needsRoot},
 	},
 	"container.md": {
 		presumes: machine, promises: 6,

@@ -373,7 +373,7 @@ func foundUpgrade(t *testing.T) (*controltest.World, ed25519.PrivateKey) {
 	st, err := sqlite.Create(t.Context(), data)
 	must(err)
 	w.Genesis, err = control.Found(t.Context(), control.Founding{
-		Files: w.Files, Holder: holder, Source: src, Store: st, Now: w.Now,
+		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: w.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			return "alice", w.Sign("alice", namespace, text), nil
 		},

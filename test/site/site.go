@@ -35,6 +35,7 @@ import (
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/keyring/file"
@@ -166,7 +167,7 @@ func (s *Site) found(ctx context.Context, o Options) (err error) {
 		files[path] = data
 	}
 	s.Genesis, err = control.Found(ctx, control.Founding{
-		Files: files, Holder: holder, Source: src, Store: st, Now: o.Now,
+		Files: files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: o.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			sig, err := s.Signer("alice")(namespace, []byte(text))
 			return "alice", sig, err

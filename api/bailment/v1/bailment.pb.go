@@ -74,7 +74,7 @@ func (x RevokeRequest_Hold) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RevokeRequest_Hold.Descriptor instead.
 func (RevokeRequest_Hold) EnumDescriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{36, 0}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{40, 0}
 }
 
 type GetEnvironmentRequest struct {
@@ -302,7 +302,10 @@ func (x *Signature) GetSshsig() string {
 }
 
 type ChallengeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For methods that go in two rounds: what the machine says first. Both or none.
+	Method        string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	Hello         []byte `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,12 +340,28 @@ func (*ChallengeRequest) Descriptor() ([]byte, []int) {
 	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{3}
 }
 
+func (x *ChallengeRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ChallengeRequest) GetHello() []byte {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
 type ChallengeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Opaque, single use, short-lived.
-	Challenge     []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
-	Genesis       []byte                 `protobuf:"bytes,3,opt,name=genesis,proto3" json:"genesis,omitempty"` // 32 bytes
+	Challenge []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	Expires   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	Genesis   []byte                 `protobuf:"bytes,3,opt,name=genesis,proto3" json:"genesis,omitempty"` // 32 bytes
+	// The answer to the hello.
+	Offer         []byte `protobuf:"bytes,4,opt,name=offer,proto3" json:"offer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,14 +417,22 @@ func (x *ChallengeResponse) GetGenesis() []byte {
 	return nil
 }
 
+func (x *ChallengeResponse) GetOffer() []byte {
+	if x != nil {
+		return x.Offer
+	}
+	return nil
+}
+
 type AttestRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Method    string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
 	Challenge []byte                 `protobuf:"bytes,2,opt,name=challenge,proto3" json:"challenge,omitempty"`
 	Evidence  []byte                 `protobuf:"bytes,3,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	// PKCS#10, DER: the session key and the proof that the asker holds it.
-	Csr           []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
-	AgentVersion  string `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Csr           []byte          `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	AgentVersion  string          `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Agent         *AgentStatement `protobuf:"bytes,6,opt,name=agent,proto3" json:"agent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,22 +502,404 @@ func (x *AttestRequest) GetAgentVersion() string {
 	return ""
 }
 
+func (x *AttestRequest) GetAgent() *AgentStatement {
+	if x != nil {
+		return x.Agent
+	}
+	return nil
+}
+
+// What an agent says of the program that it is. It proves itself by the release's manifest, and by the platform's measurement where
+// there is one.
+type AgentStatement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Platform      string                 `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`   // GOOS/GOARCH
+	Digest        []byte                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`       // SHA-256 of the executable
+	Manifest      []byte                 `protobuf:"bytes,4,opt,name=manifest,proto3" json:"manifest,omitempty"`   // the release's manifest, as it was signed
+	Signature     string                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"` // armored SSHSIG over it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentStatement) Reset() {
+	*x = AgentStatement{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentStatement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentStatement) ProtoMessage() {}
+
+func (x *AgentStatement) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentStatement.ProtoReflect.Descriptor instead.
+func (*AgentStatement) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AgentStatement) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *AgentStatement) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *AgentStatement) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *AgentStatement) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *AgentStatement) GetSignature() string {
+	if x != nil {
+		return x.Signature
+	}
+	return ""
+}
+
+type AppraiseResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Method    string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	Assurance string                 `protobuf:"bytes,2,opt,name=assurance,proto3" json:"assurance,omitempty"`
+	Anchor    string                 `protobuf:"bytes,3,opt,name=anchor,proto3" json:"anchor,omitempty"`
+	Claims    *structpb.Struct       `protobuf:"bytes,4,opt,name=claims,proto3" json:"claims,omitempty"`
+	Identity  string                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"` // SPIFFE ID; empty: the rules give none
+	Rule      string                 `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Why no session would be opened; empty: one would.
+	Reason  string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	Fix     string `protobuf:"bytes,9,opt,name=fix,proto3" json:"fix,omitempty"`
+	// The evidence is of single use, or of first use, by this name; and whether it was used.
+	Once          string `protobuf:"bytes,10,opt,name=once,proto3" json:"once,omitempty"`
+	Used          bool   `protobuf:"varint,11,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppraiseResponse) Reset() {
+	*x = AppraiseResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppraiseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppraiseResponse) ProtoMessage() {}
+
+func (x *AppraiseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppraiseResponse.ProtoReflect.Descriptor instead.
+func (*AppraiseResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AppraiseResponse) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetAssurance() string {
+	if x != nil {
+		return x.Assurance
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetAnchor() string {
+	if x != nil {
+		return x.Anchor
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetClaims() *structpb.Struct {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *AppraiseResponse) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetFix() string {
+	if x != nil {
+		return x.Fix
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetOnce() string {
+	if x != nil {
+		return x.Once
+	}
+	return ""
+}
+
+func (x *AppraiseResponse) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+type GetIdentityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetIdentityRequest) Reset() {
+	*x = GetIdentityRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetIdentityRequest) ProtoMessage() {}
+
+func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
+func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetIdentityRequest) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+type GetIdentityResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Info   *IdentityInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	Claims *structpb.Struct       `protobuf:"bytes,2,opt,name=claims,proto3" json:"claims,omitempty"`
+	// Why it is held or quarantined, and since which entry.
+	Why       string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Hold      uint64 `protobuf:"varint,4,opt,name=hold,proto3" json:"hold,omitempty"`
+	HoldScope string `protobuf:"bytes,5,opt,name=hold_scope,json=holdScope,proto3" json:"hold_scope,omitempty"`
+	// The evidence that opened its enrolment, if one key only may use that.
+	Once           string                 `protobuf:"bytes,6,opt,name=once,proto3" json:"once,omitempty"`
+	Enrolment      uint64                 `protobuf:"varint,7,opt,name=enrolment,proto3" json:"enrolment,omitempty"` // entry
+	Session        uint64                 `protobuf:"varint,8,opt,name=session,proto3" json:"session,omitempty"`     // entry of the newest
+	Enrolled       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
+	Decommissioned uint64                 `protobuf:"varint,10,opt,name=decommissioned,proto3" json:"decommissioned,omitempty"` // entry of the statement
+	Workloads      []string               `protobuf:"bytes,11,rep,name=workloads,proto3" json:"workloads,omitempty"`            // live ones that it speaks for, at most 100
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetIdentityResponse) Reset() {
+	*x = GetIdentityResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetIdentityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetIdentityResponse) ProtoMessage() {}
+
+func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetIdentityResponse.ProtoReflect.Descriptor instead.
+func (*GetIdentityResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetIdentityResponse) GetInfo() *IdentityInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *GetIdentityResponse) GetClaims() *structpb.Struct {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *GetIdentityResponse) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *GetIdentityResponse) GetHold() uint64 {
+	if x != nil {
+		return x.Hold
+	}
+	return 0
+}
+
+func (x *GetIdentityResponse) GetHoldScope() string {
+	if x != nil {
+		return x.HoldScope
+	}
+	return ""
+}
+
+func (x *GetIdentityResponse) GetOnce() string {
+	if x != nil {
+		return x.Once
+	}
+	return ""
+}
+
+func (x *GetIdentityResponse) GetEnrolment() uint64 {
+	if x != nil {
+		return x.Enrolment
+	}
+	return 0
+}
+
+func (x *GetIdentityResponse) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *GetIdentityResponse) GetEnrolled() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Enrolled
+	}
+	return nil
+}
+
+func (x *GetIdentityResponse) GetDecommissioned() uint64 {
+	if x != nil {
+		return x.Decommissioned
+	}
+	return 0
+}
+
+func (x *GetIdentityResponse) GetWorkloads() []string {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
 type RenewRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Challenge []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
 	// The newest certificate, DER. It may have expired.
 	Certificate []byte `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// By its key, over the binding of the challenge, genesis and new session key.
-	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
-	Csr           []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
-	AgentVersion  string `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Signature     []byte          `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	Csr           []byte          `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	AgentVersion  string          `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Agent         *AgentStatement `protobuf:"bytes,6,opt,name=agent,proto3" json:"agent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[6]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +911,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[6]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +924,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{6}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewRequest) GetChallenge() []byte {
@@ -553,6 +962,13 @@ func (x *RenewRequest) GetAgentVersion() string {
 	return ""
 }
 
+func (x *RenewRequest) GetAgent() *AgentStatement {
+	if x != nil {
+		return x.Agent
+	}
+	return nil
+}
+
 type LoginRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Challenge []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
@@ -566,7 +982,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[7]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +994,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[7]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +1007,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{7}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LoginRequest) GetChallenge() []byte {
@@ -635,7 +1051,7 @@ type AttestWorkloadRequest struct {
 
 func (x *AttestWorkloadRequest) Reset() {
 	*x = AttestWorkloadRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[8]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +1063,7 @@ func (x *AttestWorkloadRequest) String() string {
 func (*AttestWorkloadRequest) ProtoMessage() {}
 
 func (x *AttestWorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[8]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +1076,7 @@ func (x *AttestWorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestWorkloadRequest.ProtoReflect.Descriptor instead.
 func (*AttestWorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{8}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AttestWorkloadRequest) GetClaims() *structpb.Struct {
@@ -699,7 +1115,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[9]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +1127,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[9]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +1140,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{9}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionResponse) GetIdentity() string {
@@ -784,7 +1200,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[10]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +1212,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[10]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +1225,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{10}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{14}
 }
 
 type LogoutResponse struct {
@@ -820,7 +1236,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[11]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1248,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[11]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +1261,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{11}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{15}
 }
 
 type CreateJoinTokenRequest struct {
@@ -861,7 +1277,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[12]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1289,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[12]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1302,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{12}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateJoinTokenRequest) GetId() string {
@@ -934,7 +1350,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[13]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1362,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[13]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1375,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{13}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateJoinTokenResponse) GetExpires() *timestamppb.Timestamp {
@@ -987,7 +1403,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[14]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1415,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[14]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1428,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{14}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListIdentitiesRequest) GetPrefix() string {
@@ -1046,7 +1462,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[15]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1474,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[15]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1487,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{15}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -1093,7 +1509,7 @@ type IdentityInfo struct {
 	Identity       string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
 	Method         string                 `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
 	Assurance      string                 `protobuf:"bytes,3,opt,name=assurance,proto3" json:"assurance,omitempty"`
-	State          string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // active | expired | held | cut off
+	State          string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // active | expired | held | quarantined | cut off | decommissioned
 	FirstSeen      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first_seen,json=firstSeen,proto3" json:"first_seen,omitempty"`
 	LastSeen       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	SessionExpires *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=session_expires,json=sessionExpires,proto3" json:"session_expires,omitempty"`
@@ -1106,7 +1522,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[16]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1534,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[16]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1547,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{16}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IdentityInfo) GetIdentity() string {
@@ -1215,7 +1631,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[17]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1643,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[17]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1656,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{17}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EntryRef) GetEpoch() uint64 {
@@ -1269,7 +1685,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[18]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1697,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[18]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1710,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{18}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutRequest) GetSecret() string {
@@ -1338,7 +1754,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[19]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1766,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[19]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1779,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{19}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GenerateRequest) GetSecret() string {
@@ -1413,7 +1829,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[20]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1841,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[20]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1854,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{20}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutResponse) GetSecret() string {
@@ -1482,7 +1898,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1910,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1923,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{21}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetRequest) GetSecret() string {
@@ -1560,7 +1976,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1988,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +2001,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{22}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetResponse) GetValue() []byte {
@@ -1648,7 +2064,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +2076,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +2089,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{23}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListSecretsRequest) GetPrefix() string {
@@ -1707,7 +2123,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +2135,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +2148,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{24}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -1760,7 +2176,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +2188,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +2201,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{25}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SecretInfo) GetSecret() string {
@@ -1822,7 +2238,7 @@ type VersionInfo struct {
 
 func (x *VersionInfo) Reset() {
 	*x = VersionInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +2250,7 @@ func (x *VersionInfo) String() string {
 func (*VersionInfo) ProtoMessage() {}
 
 func (x *VersionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +2263,7 @@ func (x *VersionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionInfo.ProtoReflect.Descriptor instead.
 func (*VersionInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{26}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *VersionInfo) GetVersion() uint64 {
@@ -1897,7 +2313,7 @@ type MoveRequest struct {
 
 func (x *MoveRequest) Reset() {
 	*x = MoveRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2325,7 @@ func (x *MoveRequest) String() string {
 func (*MoveRequest) ProtoMessage() {}
 
 func (x *MoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2338,7 @@ func (x *MoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveRequest.ProtoReflect.Descriptor instead.
 func (*MoveRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{27}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MoveRequest) GetSecret() string {
@@ -1963,7 +2379,7 @@ type MoveResponse struct {
 
 func (x *MoveResponse) Reset() {
 	*x = MoveResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2391,7 @@ func (x *MoveResponse) String() string {
 func (*MoveResponse) ProtoMessage() {}
 
 func (x *MoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2404,7 @@ func (x *MoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveResponse.ProtoReflect.Descriptor instead.
 func (*MoveResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{28}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MoveResponse) GetEntry() *EntryRef {
@@ -2016,7 +2432,7 @@ type ListLeasesRequest struct {
 
 func (x *ListLeasesRequest) Reset() {
 	*x = ListLeasesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2444,7 @@ func (x *ListLeasesRequest) String() string {
 func (*ListLeasesRequest) ProtoMessage() {}
 
 func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2457,7 @@ func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{29}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListLeasesRequest) GetIdentity() string {
@@ -2075,7 +2491,7 @@ type ListLeasesResponse struct {
 
 func (x *ListLeasesResponse) Reset() {
 	*x = ListLeasesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2503,7 @@ func (x *ListLeasesResponse) String() string {
 func (*ListLeasesResponse) ProtoMessage() {}
 
 func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2516,7 @@ func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListLeasesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{30}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListLeasesResponse) GetLeases() []*LeaseInfo {
@@ -2136,7 +2552,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2564,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2577,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{31}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LeaseInfo) GetLease() uint64 {
@@ -2250,7 +2666,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2678,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2691,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{32}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenewLeaseRequest) GetLease() uint64 {
@@ -2295,7 +2711,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2723,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2736,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{33}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewLeaseResponse) GetExpires() *timestamppb.Timestamp {
@@ -2346,7 +2762,7 @@ type ReturnLeaseRequest struct {
 
 func (x *ReturnLeaseRequest) Reset() {
 	*x = ReturnLeaseRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2774,7 @@ func (x *ReturnLeaseRequest) String() string {
 func (*ReturnLeaseRequest) ProtoMessage() {}
 
 func (x *ReturnLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2787,7 @@ func (x *ReturnLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnLeaseRequest.ProtoReflect.Descriptor instead.
 func (*ReturnLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{34}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReturnLeaseRequest) GetLease() uint64 {
@@ -2390,7 +2806,7 @@ type ReturnLeaseResponse struct {
 
 func (x *ReturnLeaseResponse) Reset() {
 	*x = ReturnLeaseResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2818,7 @@ func (x *ReturnLeaseResponse) String() string {
 func (*ReturnLeaseResponse) ProtoMessage() {}
 
 func (x *ReturnLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2831,7 @@ func (x *ReturnLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnLeaseResponse.ProtoReflect.Descriptor instead.
 func (*ReturnLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{35}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReturnLeaseResponse) GetEntry() *EntryRef {
@@ -2437,7 +2853,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2865,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2878,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{36}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RevokeRequest) GetScope() string {
@@ -2509,7 +2925,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2937,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2950,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{37}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeResponse) GetEntry() *EntryRef {
@@ -2594,7 +3010,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +3022,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +3035,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{38}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{42}
 }
 
 type ListRevocationsResponse struct {
@@ -2631,7 +3047,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +3059,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +3072,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{39}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*RevocationInfo {
@@ -2680,7 +3096,7 @@ type RevocationInfo struct {
 
 func (x *RevocationInfo) Reset() {
 	*x = RevocationInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +3108,7 @@ func (x *RevocationInfo) String() string {
 func (*RevocationInfo) ProtoMessage() {}
 
 func (x *RevocationInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +3121,7 @@ func (x *RevocationInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationInfo.ProtoReflect.Descriptor instead.
 func (*RevocationInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{40}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevocationInfo) GetScope() string {
@@ -2768,7 +3184,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +3196,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3209,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{41}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ProposeRequest) GetAction() string {
@@ -2879,7 +3295,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3307,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3320,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{42}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProposeResponse) GetChange() uint64 {
@@ -2951,7 +3367,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3379,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3392,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{43}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListChangesRequest) GetOpenOnly() bool {
@@ -2995,7 +3411,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3423,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3436,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{44}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListChangesResponse) GetChanges() []*ChangeInfo {
@@ -3050,7 +3466,7 @@ type ChangeInfo struct {
 
 func (x *ChangeInfo) Reset() {
 	*x = ChangeInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3478,7 @@ func (x *ChangeInfo) String() string {
 func (*ChangeInfo) ProtoMessage() {}
 
 func (x *ChangeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3491,7 @@ func (x *ChangeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeInfo.ProtoReflect.Descriptor instead.
 func (*ChangeInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{45}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ChangeInfo) GetChange() uint64 {
@@ -3171,7 +3587,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3183,7 +3599,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3196,7 +3612,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{46}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetChangeRequest) GetChange() uint64 {
@@ -3219,7 +3635,7 @@ type GetChangeResponse struct {
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3647,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3660,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{47}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetChangeResponse) GetChange() *ChangeInfo {
@@ -3293,7 +3709,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3721,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3734,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{48}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ApproveRequest) GetChange() uint64 {
@@ -3353,7 +3769,7 @@ type ApproveResponse struct {
 
 func (x *ApproveResponse) Reset() {
 	*x = ApproveResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3781,7 @@ func (x *ApproveResponse) String() string {
 func (*ApproveResponse) ProtoMessage() {}
 
 func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3794,7 @@ func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
 func (*ApproveResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{49}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ApproveResponse) GetChange() *ChangeInfo {
@@ -3412,7 +3828,7 @@ type RejectRequest struct {
 
 func (x *RejectRequest) Reset() {
 	*x = RejectRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3840,7 @@ func (x *RejectRequest) String() string {
 func (*RejectRequest) ProtoMessage() {}
 
 func (x *RejectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3853,7 @@ func (x *RejectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{50}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RejectRequest) GetChange() uint64 {
@@ -3463,7 +3879,7 @@ type RejectResponse struct {
 
 func (x *RejectResponse) Reset() {
 	*x = RejectResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3475,7 +3891,7 @@ func (x *RejectResponse) String() string {
 func (*RejectResponse) ProtoMessage() {}
 
 func (x *RejectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3488,7 +3904,7 @@ func (x *RejectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectResponse.ProtoReflect.Descriptor instead.
 func (*RejectResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{51}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RejectResponse) GetEntry() *EntryRef {
@@ -3507,7 +3923,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3519,7 +3935,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3532,7 +3948,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{52}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetBundleRequest) GetDigest() string {
@@ -3554,7 +3970,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3982,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3995,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{53}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetBundleResponse) GetManifest() string {
@@ -3624,7 +4040,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3636,7 +4052,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3649,7 +4065,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{54}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExplainRequest) GetIdentity() string {
@@ -3711,7 +4127,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3723,7 +4139,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3736,7 +4152,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{55}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExplainResponse) GetAllowed() bool {
@@ -3815,7 +4231,7 @@ type RuleTrace struct {
 
 func (x *RuleTrace) Reset() {
 	*x = RuleTrace{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +4243,7 @@ func (x *RuleTrace) String() string {
 func (*RuleTrace) ProtoMessage() {}
 
 func (x *RuleTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +4256,7 @@ func (x *RuleTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleTrace.ProtoReflect.Descriptor instead.
 func (*RuleTrace) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{56}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RuleTrace) GetGrant() string {
@@ -3889,7 +4305,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4317,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4330,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{57}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Check) GetName() string {
@@ -3946,7 +4362,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3958,7 +4374,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3971,7 +4387,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{58}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{62}
 }
 
 type GetCheckpointResponse struct {
@@ -3983,7 +4399,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3995,7 +4411,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4008,7 +4424,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{59}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -4028,7 +4444,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4040,7 +4456,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4053,7 +4469,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{60}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -4082,7 +4498,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4094,7 +4510,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4107,7 +4523,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{61}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -4148,7 +4564,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4576,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4589,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{62}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -4199,7 +4615,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4211,7 +4627,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4224,7 +4640,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -4243,7 +4659,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4671,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4684,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -4288,7 +4704,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4300,7 +4716,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4313,7 +4729,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -4341,7 +4757,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4353,7 +4769,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4366,7 +4782,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -4399,7 +4815,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4411,7 +4827,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4424,7 +4840,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -4442,7 +4858,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4870,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4883,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
 }
 
 type ListKeysResponse struct {
@@ -4479,7 +4895,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4491,7 +4907,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4504,7 +4920,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -4527,7 +4943,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4955,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4968,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -4599,7 +5015,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4611,7 +5027,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4624,7 +5040,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -4644,7 +5060,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +5072,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +5085,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -4694,7 +5110,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4706,7 +5122,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4719,7 +5135,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
 }
 
 type RewrapProgress struct {
@@ -4733,7 +5149,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4745,7 +5161,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4758,7 +5174,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -4791,7 +5207,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4803,7 +5219,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +5232,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -4840,7 +5256,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5268,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5281,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -4926,7 +5342,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4938,7 +5354,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4951,7 +5367,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Problem) GetKind() string {
@@ -5029,24 +5445,64 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\tSignature\x12\x16\n" +
 	"\x06person\x18\x01 \x01(\tR\x06person\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
-	"\x06sshsig\x18\x03 \x01(\tR\x06sshsig\"\x12\n" +
-	"\x10ChallengeRequest\"\x81\x01\n" +
+	"\x06sshsig\x18\x03 \x01(\tR\x06sshsig\"@\n" +
+	"\x10ChallengeRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x14\n" +
+	"\x05hello\x18\x02 \x01(\fR\x05hello\"\x97\x01\n" +
 	"\x11ChallengeResponse\x12\x1c\n" +
 	"\tchallenge\x18\x01 \x01(\fR\tchallenge\x124\n" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
-	"\agenesis\x18\x03 \x01(\fR\agenesis\"\x98\x01\n" +
+	"\agenesis\x18\x03 \x01(\fR\agenesis\x12\x14\n" +
+	"\x05offer\x18\x04 \x01(\fR\x05offer\"\xcb\x01\n" +
 	"\rAttestRequest\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x1c\n" +
 	"\tchallenge\x18\x02 \x01(\fR\tchallenge\x12\x1a\n" +
 	"\bevidence\x18\x03 \x01(\fR\bevidence\x12\x10\n" +
 	"\x03csr\x18\x04 \x01(\fR\x03csr\x12#\n" +
-	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\"\xa3\x01\n" +
+	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\x121\n" +
+	"\x05agent\x18\x06 \x01(\v2\x1b.bailment.v1.AgentStatementR\x05agent\"\x98\x01\n" +
+	"\x0eAgentStatement\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\x12\x1a\n" +
+	"\bmanifest\x18\x04 \x01(\fR\bmanifest\x12\x1c\n" +
+	"\tsignature\x18\x05 \x01(\tR\tsignature\"\xad\x02\n" +
+	"\x10AppraiseResponse\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x1c\n" +
+	"\tassurance\x18\x02 \x01(\tR\tassurance\x12\x16\n" +
+	"\x06anchor\x18\x03 \x01(\tR\x06anchor\x12/\n" +
+	"\x06claims\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x06claims\x12\x1a\n" +
+	"\bidentity\x18\x05 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04rule\x18\x06 \x01(\tR\x04rule\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12\x10\n" +
+	"\x03fix\x18\t \x01(\tR\x03fix\x12\x12\n" +
+	"\x04once\x18\n" +
+	" \x01(\tR\x04once\x12\x12\n" +
+	"\x04used\x18\v \x01(\bR\x04used\"0\n" +
+	"\x12GetIdentityRequest\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\"\x84\x03\n" +
+	"\x13GetIdentityResponse\x12-\n" +
+	"\x04info\x18\x01 \x01(\v2\x19.bailment.v1.IdentityInfoR\x04info\x12/\n" +
+	"\x06claims\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x06claims\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x12\n" +
+	"\x04hold\x18\x04 \x01(\x04R\x04hold\x12\x1d\n" +
+	"\n" +
+	"hold_scope\x18\x05 \x01(\tR\tholdScope\x12\x12\n" +
+	"\x04once\x18\x06 \x01(\tR\x04once\x12\x1c\n" +
+	"\tenrolment\x18\a \x01(\x04R\tenrolment\x12\x18\n" +
+	"\asession\x18\b \x01(\x04R\asession\x126\n" +
+	"\benrolled\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\benrolled\x12&\n" +
+	"\x0edecommissioned\x18\n" +
+	" \x01(\x04R\x0edecommissioned\x12\x1c\n" +
+	"\tworkloads\x18\v \x03(\tR\tworkloads\"\xd6\x01\n" +
 	"\fRenewRequest\x12\x1c\n" +
 	"\tchallenge\x18\x01 \x01(\fR\tchallenge\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x1c\n" +
 	"\tsignature\x18\x03 \x01(\fR\tsignature\x12\x10\n" +
 	"\x03csr\x18\x04 \x01(\fR\x03csr\x12#\n" +
-	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\"n\n" +
+	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\x121\n" +
+	"\x05agent\x18\x06 \x01(\v2\x1b.bailment.v1.AgentStatementR\x05agent\"n\n" +
 	"\fLoginRequest\x12\x1c\n" +
 	"\tchallenge\x18\x01 \x01(\fR\tchallenge\x12\x16\n" +
 	"\x06person\x18\x02 \x01(\tR\x06person\x12\x16\n" +
@@ -5397,7 +5853,7 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"request_id\x18\x06 \x01(\tR\trequestId\x12+\n" +
 	"\x05entry\x18\a \x01(\v2\x15.bailment.v1.EntryRefR\x05entry2o\n" +
 	"\x12EnvironmentService\x12Y\n" +
-	"\x0eGetEnvironment\x12\".bailment.v1.GetEnvironmentRequest\x1a#.bailment.v1.GetEnvironmentResponse2\xf8\x04\n" +
+	"\x0eGetEnvironment\x12\".bailment.v1.GetEnvironmentRequest\x1a#.bailment.v1.GetEnvironmentResponse2\x91\x06\n" +
 	"\x12AttestationService\x12J\n" +
 	"\tChallenge\x12\x1d.bailment.v1.ChallengeRequest\x1a\x1e.bailment.v1.ChallengeResponse\x12B\n" +
 	"\x06Attest\x12\x1a.bailment.v1.AttestRequest\x1a\x1c.bailment.v1.SessionResponse\x12@\n" +
@@ -5406,7 +5862,9 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x0eAttestWorkload\x12\".bailment.v1.AttestWorkloadRequest\x1a\x1c.bailment.v1.SessionResponse\x12A\n" +
 	"\x06Logout\x12\x1a.bailment.v1.LogoutRequest\x1a\x1b.bailment.v1.LogoutResponse\x12\\\n" +
 	"\x0fCreateJoinToken\x12#.bailment.v1.CreateJoinTokenRequest\x1a$.bailment.v1.CreateJoinTokenResponse\x12Y\n" +
-	"\x0eListIdentities\x12\".bailment.v1.ListIdentitiesRequest\x1a#.bailment.v1.ListIdentitiesResponse2\xbf\x04\n" +
+	"\x0eListIdentities\x12\".bailment.v1.ListIdentitiesRequest\x1a#.bailment.v1.ListIdentitiesResponse\x12E\n" +
+	"\bAppraise\x12\x1a.bailment.v1.AttestRequest\x1a\x1d.bailment.v1.AppraiseResponse\x12P\n" +
+	"\vGetIdentity\x12\x1f.bailment.v1.GetIdentityRequest\x1a .bailment.v1.GetIdentityResponse2\xbf\x04\n" +
 	"\rSecretService\x128\n" +
 	"\x03Put\x12\x17.bailment.v1.PutRequest\x1a\x18.bailment.v1.PutResponse\x12B\n" +
 	"\bGenerate\x12\x1c.bailment.v1.GenerateRequest\x1a\x18.bailment.v1.PutResponse\x128\n" +
@@ -5459,7 +5917,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -5468,219 +5926,233 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),        // 4: bailment.v1.ChallengeRequest
 	(*ChallengeResponse)(nil),       // 5: bailment.v1.ChallengeResponse
 	(*AttestRequest)(nil),           // 6: bailment.v1.AttestRequest
-	(*RenewRequest)(nil),            // 7: bailment.v1.RenewRequest
-	(*LoginRequest)(nil),            // 8: bailment.v1.LoginRequest
-	(*AttestWorkloadRequest)(nil),   // 9: bailment.v1.AttestWorkloadRequest
-	(*SessionResponse)(nil),         // 10: bailment.v1.SessionResponse
-	(*LogoutRequest)(nil),           // 11: bailment.v1.LogoutRequest
-	(*LogoutResponse)(nil),          // 12: bailment.v1.LogoutResponse
-	(*CreateJoinTokenRequest)(nil),  // 13: bailment.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 14: bailment.v1.CreateJoinTokenResponse
-	(*ListIdentitiesRequest)(nil),   // 15: bailment.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil),  // 16: bailment.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),            // 17: bailment.v1.IdentityInfo
-	(*EntryRef)(nil),                // 18: bailment.v1.EntryRef
-	(*PutRequest)(nil),              // 19: bailment.v1.PutRequest
-	(*GenerateRequest)(nil),         // 20: bailment.v1.GenerateRequest
-	(*PutResponse)(nil),             // 21: bailment.v1.PutResponse
-	(*GetRequest)(nil),              // 22: bailment.v1.GetRequest
-	(*GetResponse)(nil),             // 23: bailment.v1.GetResponse
-	(*ListSecretsRequest)(nil),      // 24: bailment.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 25: bailment.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 26: bailment.v1.SecretInfo
-	(*VersionInfo)(nil),             // 27: bailment.v1.VersionInfo
-	(*MoveRequest)(nil),             // 28: bailment.v1.MoveRequest
-	(*MoveResponse)(nil),            // 29: bailment.v1.MoveResponse
-	(*ListLeasesRequest)(nil),       // 30: bailment.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),      // 31: bailment.v1.ListLeasesResponse
-	(*LeaseInfo)(nil),               // 32: bailment.v1.LeaseInfo
-	(*RenewLeaseRequest)(nil),       // 33: bailment.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),      // 34: bailment.v1.RenewLeaseResponse
-	(*ReturnLeaseRequest)(nil),      // 35: bailment.v1.ReturnLeaseRequest
-	(*ReturnLeaseResponse)(nil),     // 36: bailment.v1.ReturnLeaseResponse
-	(*RevokeRequest)(nil),           // 37: bailment.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 38: bailment.v1.RevokeResponse
-	(*ListRevocationsRequest)(nil),  // 39: bailment.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil), // 40: bailment.v1.ListRevocationsResponse
-	(*RevocationInfo)(nil),          // 41: bailment.v1.RevocationInfo
-	(*ProposeRequest)(nil),          // 42: bailment.v1.ProposeRequest
-	(*ProposeResponse)(nil),         // 43: bailment.v1.ProposeResponse
-	(*ListChangesRequest)(nil),      // 44: bailment.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),     // 45: bailment.v1.ListChangesResponse
-	(*ChangeInfo)(nil),              // 46: bailment.v1.ChangeInfo
-	(*GetChangeRequest)(nil),        // 47: bailment.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),       // 48: bailment.v1.GetChangeResponse
-	(*ApproveRequest)(nil),          // 49: bailment.v1.ApproveRequest
-	(*ApproveResponse)(nil),         // 50: bailment.v1.ApproveResponse
-	(*RejectRequest)(nil),           // 51: bailment.v1.RejectRequest
-	(*RejectResponse)(nil),          // 52: bailment.v1.RejectResponse
-	(*GetBundleRequest)(nil),        // 53: bailment.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 54: bailment.v1.GetBundleResponse
-	(*ExplainRequest)(nil),          // 55: bailment.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 56: bailment.v1.ExplainResponse
-	(*RuleTrace)(nil),               // 57: bailment.v1.RuleTrace
-	(*Check)(nil),                   // 58: bailment.v1.Check
-	(*GetCheckpointRequest)(nil),    // 59: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 60: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 61: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 62: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 63: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 64: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 65: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 66: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 67: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 68: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 69: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 70: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 71: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 72: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 73: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 74: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 75: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 76: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 77: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 78: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 79: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 80: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 81: google.protobuf.Duration
+	(*AgentStatement)(nil),          // 7: bailment.v1.AgentStatement
+	(*AppraiseResponse)(nil),        // 8: bailment.v1.AppraiseResponse
+	(*GetIdentityRequest)(nil),      // 9: bailment.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),     // 10: bailment.v1.GetIdentityResponse
+	(*RenewRequest)(nil),            // 11: bailment.v1.RenewRequest
+	(*LoginRequest)(nil),            // 12: bailment.v1.LoginRequest
+	(*AttestWorkloadRequest)(nil),   // 13: bailment.v1.AttestWorkloadRequest
+	(*SessionResponse)(nil),         // 14: bailment.v1.SessionResponse
+	(*LogoutRequest)(nil),           // 15: bailment.v1.LogoutRequest
+	(*LogoutResponse)(nil),          // 16: bailment.v1.LogoutResponse
+	(*CreateJoinTokenRequest)(nil),  // 17: bailment.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 18: bailment.v1.CreateJoinTokenResponse
+	(*ListIdentitiesRequest)(nil),   // 19: bailment.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),  // 20: bailment.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),            // 21: bailment.v1.IdentityInfo
+	(*EntryRef)(nil),                // 22: bailment.v1.EntryRef
+	(*PutRequest)(nil),              // 23: bailment.v1.PutRequest
+	(*GenerateRequest)(nil),         // 24: bailment.v1.GenerateRequest
+	(*PutResponse)(nil),             // 25: bailment.v1.PutResponse
+	(*GetRequest)(nil),              // 26: bailment.v1.GetRequest
+	(*GetResponse)(nil),             // 27: bailment.v1.GetResponse
+	(*ListSecretsRequest)(nil),      // 28: bailment.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 29: bailment.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 30: bailment.v1.SecretInfo
+	(*VersionInfo)(nil),             // 31: bailment.v1.VersionInfo
+	(*MoveRequest)(nil),             // 32: bailment.v1.MoveRequest
+	(*MoveResponse)(nil),            // 33: bailment.v1.MoveResponse
+	(*ListLeasesRequest)(nil),       // 34: bailment.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),      // 35: bailment.v1.ListLeasesResponse
+	(*LeaseInfo)(nil),               // 36: bailment.v1.LeaseInfo
+	(*RenewLeaseRequest)(nil),       // 37: bailment.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),      // 38: bailment.v1.RenewLeaseResponse
+	(*ReturnLeaseRequest)(nil),      // 39: bailment.v1.ReturnLeaseRequest
+	(*ReturnLeaseResponse)(nil),     // 40: bailment.v1.ReturnLeaseResponse
+	(*RevokeRequest)(nil),           // 41: bailment.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 42: bailment.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),  // 43: bailment.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil), // 44: bailment.v1.ListRevocationsResponse
+	(*RevocationInfo)(nil),          // 45: bailment.v1.RevocationInfo
+	(*ProposeRequest)(nil),          // 46: bailment.v1.ProposeRequest
+	(*ProposeResponse)(nil),         // 47: bailment.v1.ProposeResponse
+	(*ListChangesRequest)(nil),      // 48: bailment.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),     // 49: bailment.v1.ListChangesResponse
+	(*ChangeInfo)(nil),              // 50: bailment.v1.ChangeInfo
+	(*GetChangeRequest)(nil),        // 51: bailment.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),       // 52: bailment.v1.GetChangeResponse
+	(*ApproveRequest)(nil),          // 53: bailment.v1.ApproveRequest
+	(*ApproveResponse)(nil),         // 54: bailment.v1.ApproveResponse
+	(*RejectRequest)(nil),           // 55: bailment.v1.RejectRequest
+	(*RejectResponse)(nil),          // 56: bailment.v1.RejectResponse
+	(*GetBundleRequest)(nil),        // 57: bailment.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 58: bailment.v1.GetBundleResponse
+	(*ExplainRequest)(nil),          // 59: bailment.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 60: bailment.v1.ExplainResponse
+	(*RuleTrace)(nil),               // 61: bailment.v1.RuleTrace
+	(*Check)(nil),                   // 62: bailment.v1.Check
+	(*GetCheckpointRequest)(nil),    // 63: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 64: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 65: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 66: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 67: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 68: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 69: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 70: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 71: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 72: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 73: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 74: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 75: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 76: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 77: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 78: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 79: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 80: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 81: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 82: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 83: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 84: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 85: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
-	3,  // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	79, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
-	80, // 2: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	79, // 3: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	79, // 4: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
-	18, // 5: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	79, // 6: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	81, // 7: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	79, // 8: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	18, // 9: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
-	17, // 10: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	79, // 11: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	79, // 12: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	79, // 13: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	79, // 14: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
-	18, // 15: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	79, // 16: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
-	18, // 17: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
-	26, // 18: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
-	27, // 19: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	79, // 20: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	79, // 21: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
-	18, // 22: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
-	32, // 23: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	79, // 24: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	79, // 25: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	79, // 26: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	79, // 27: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
-	18, // 28: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
-	18, // 29: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
-	0,  // 30: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
-	18, // 31: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	79, // 32: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	79, // 33: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
-	41, // 34: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	79, // 35: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	79, // 36: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
-	3,  // 37: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
-	3,  // 38: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
-	18, // 39: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
-	46, // 40: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	79, // 41: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	79, // 42: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
-	46, // 43: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
-	3,  // 44: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
-	3,  // 45: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
-	46, // 46: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
-	18, // 47: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
-	18, // 48: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
-	3,  // 49: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	80, // 50: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	81, // 51: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
-	57, // 52: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
-	58, // 53: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	62, // 54: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	71, // 55: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	79, // 56: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	18, // 57: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	18, // 58: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	81, // 59: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	18, // 60: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,  // 61: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,  // 62: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,  // 63: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	7,  // 64: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	8,  // 65: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	9,  // 66: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	11, // 67: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	13, // 68: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	15, // 69: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	19, // 70: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	20, // 71: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	22, // 72: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	24, // 73: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	28, // 74: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	30, // 75: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	33, // 76: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	35, // 77: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	37, // 78: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	39, // 79: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	42, // 80: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	44, // 81: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	47, // 82: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	49, // 83: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	51, // 84: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	53, // 85: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	55, // 86: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	59, // 87: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	61, // 88: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	64, // 89: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	66, // 90: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	68, // 91: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	69, // 92: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	72, // 93: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	74, // 94: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	76, // 95: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,  // 96: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,  // 97: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	10, // 98: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	10, // 99: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	10, // 100: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	10, // 101: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	12, // 102: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	14, // 103: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	16, // 104: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	21, // 105: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	21, // 106: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	23, // 107: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	25, // 108: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	29, // 109: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	31, // 110: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	34, // 111: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	36, // 112: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	38, // 113: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	40, // 114: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	43, // 115: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	45, // 116: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	48, // 117: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	50, // 118: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	52, // 119: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	54, // 120: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	56, // 121: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	60, // 122: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	63, // 123: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	65, // 124: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	67, // 125: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	62, // 126: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	70, // 127: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	73, // 128: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	75, // 129: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	77, // 130: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	96, // [96:131] is the sub-list for method output_type
-	61, // [61:96] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
+	83,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
+	84,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
+	84,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	83,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
+	84,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	83,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	83,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	22,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
+	83,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	85,  // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	83,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	22,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
+	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
+	83,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	83,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	83,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	83,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	22,  // 21: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
+	83,  // 22: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	22,  // 23: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
+	30,  // 24: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
+	31,  // 25: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
+	83,  // 26: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	83,  // 27: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	22,  // 28: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
+	36,  // 29: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
+	83,  // 30: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	83,  // 31: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	83,  // 32: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	83,  // 33: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	22,  // 34: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
+	22,  // 35: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
+	0,   // 36: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
+	22,  // 37: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
+	83,  // 38: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	83,  // 39: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	45,  // 40: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
+	83,  // 41: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	83,  // 42: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	3,   // 43: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
+	3,   // 44: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
+	22,  // 45: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
+	50,  // 46: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
+	83,  // 47: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	83,  // 48: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	50,  // 49: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
+	3,   // 50: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
+	3,   // 51: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
+	50,  // 52: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
+	22,  // 53: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
+	22,  // 54: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
+	3,   // 55: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
+	84,  // 56: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	85,  // 57: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	61,  // 58: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
+	62,  // 59: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
+	66,  // 60: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	75,  // 61: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	83,  // 62: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	22,  // 63: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	22,  // 64: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	85,  // 65: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	22,  // 66: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 67: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 68: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 69: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 70: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 71: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 72: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 73: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 74: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 75: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 76: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 77: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	23,  // 78: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	24,  // 79: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	26,  // 80: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	28,  // 81: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	32,  // 82: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	34,  // 83: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	37,  // 84: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	39,  // 85: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	41,  // 86: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	43,  // 87: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	46,  // 88: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	48,  // 89: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	51,  // 90: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	53,  // 91: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	55,  // 92: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	57,  // 93: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	59,  // 94: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	63,  // 95: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	65,  // 96: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	68,  // 97: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	70,  // 98: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	72,  // 99: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	73,  // 100: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	76,  // 101: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	78,  // 102: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	80,  // 103: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 104: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 105: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 106: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 107: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 108: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 109: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 110: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 111: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 112: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 113: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 114: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	25,  // 115: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	25,  // 116: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	27,  // 117: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	29,  // 118: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	33,  // 119: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	35,  // 120: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	38,  // 121: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	40,  // 122: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	42,  // 123: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	44,  // 124: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	47,  // 125: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	49,  // 126: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	52,  // 127: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	54,  // 128: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	56,  // 129: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	58,  // 130: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	60,  // 131: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	64,  // 132: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	67,  // 133: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	69,  // 134: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	71,  // 135: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	66,  // 136: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	74,  // 137: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	77,  // 138: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	79,  // 139: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	81,  // 140: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	104, // [104:141] is the sub-list for method output_type
+	67,  // [67:104] is the sub-list for method input_type
+	67,  // [67:67] is the sub-list for extension type_name
+	67,  // [67:67] is the sub-list for extension extendee
+	0,   // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -5694,7 +6166,7 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   78,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

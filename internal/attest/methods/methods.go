@@ -8,7 +8,11 @@ package methods
 
 import (
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/ci"
+	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/k8s"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -16,6 +20,15 @@ import (
 func All() attest.Methods {
 	return attest.Methods{
 		jointoken.Method(),
+		aws.Method(),
+		k8s.Method(),
+		k8s.JobMethod(),
+		ci.GitLab(),
 		x509.Method(),
+		ci.OIDC(),
+		ci.CircleCI(),
+		ci.Buildkite(),
+		ci.GitHub(),
+		gcp.Method(),
 	}
 }

@@ -8,20 +8,33 @@ import (
 	"crypto/rand"
 	cx509 "crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/ci"
+	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/methods"
+	"github.com/bailment/bailment/internal/attest/platform"
+	"github.com/bailment/bailment/internal/attest/platform/platformtest"
 	"github.com/bailment/bailment/internal/attest/x509"
+	"github.com/bailment/bailment/internal/authority"
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -38,8 +51,34 @@ type fixture struct {
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
 func fixtures(t *testing.T) map[string]fixture {
-	return map[string]fixture{jointoken.Name: joinToken(t), x509.Name: certificate(t)}
+	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), x509.Name: certificate(t)}
+	for _, m := range platformtest.Methods() {
+		all[m.Name] = token(t, m)
+	}
+	return all
 }
+
+// token is the fixture of a method whose evidence is a platform's token.
+func token(t *testing.T, m attest.Method) fixture {
+	x := platformtest.Of(t, m, jose.ES256, now, platformtest.Binding())
+	return fixture{x.Material, x.Pinned}
+}
+
+// unnoticed are the changes of the binding that a method's evidence does not notice. Then Result.Once must be what it is remembered by.
+func unnoticed(m attest.Method) []string {
+	for _, bound := range platformtest.Bindings(m.Name) {
+		switch bound {
+		case platform.ToKey:
+			return []string{"other nonce"}
+		case platform.ToEnvironment:
+			return []string{"other nonce", "other session key"}
+		}
+	}
+	return nil
+}
+
+// opaque are the needs of which nobody can see that they are damaged until they are used.
+var opaque = []string{ci.NeedRequestToken}
 
 func joinToken(t *testing.T) fixture {
 	tok, err := jointoken.New(array(1))
@@ -94,6 +133,26 @@ func certificate(t *testing.T) fixture {
 	}
 }
 
+func awsInstance(t *testing.T) fixture {
+	signer := cmstest.Issue(t, "Amazon Web Services LLC", 1, cmstest.Key(0), nil, nil)
+	document := `{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-west-1a","imageId":"ami-5fb8c835",` +
+		`"instanceId":"i-1234567890abcdef0","instanceType":"t2.micro","pendingTime":"2026-11-22T11:55:00Z","privateIp":"10.0.0.1","region":"eu-west-1"}`
+	message := cmstest.Message(t, []byte(document), cmstest.SHA256, true, signer)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			_, _ = w.Write([]byte("token"))
+			return
+		}
+		_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(message)))
+	}))
+	t.Cleanup(service.Close)
+	regions, err := aws.RegionsOf([]authority.Authority{{Name: "eu-west-1", Certificates: []*cx509.Certificate{signer.Certificate}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{attest.Material{aws.NeedEndpoint: []byte(service.URL)}, aws.Params{Regions: regions}}
+}
+
 func TestTable(t *testing.T) {
 	seen := map[string]bool{}
 	for _, m := range methods.All() {
@@ -110,6 +169,8 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s declares no renewal", m.Name)
 		case m.Renewal.Kind == attest.RenewByPossession && !m.Renewal.HardLifetime:
 			t.Errorf("%s is renewed without evidence for ever", m.Name)
+		case m.Unbound && !identity.Token.AtLeast(m.Assurance):
+			t.Errorf("%s is not bound, and says %s", m.Name, m.Assurance)
 		}
 		seen[m.Name] = true
 		checkReadme(t, m)
@@ -119,15 +180,23 @@ func TestTable(t *testing.T) {
 // checkReadme holds each README to what the row says, and to the sections that readers look for.
 func checkReadme(t *testing.T, m attest.Method) {
 	dir := filepath.Join("..", strings.ReplaceAll(m.Name, "-", ""))
+	// Methods that share a package have a folder in it each.
+	if within, err := filepath.Glob(filepath.Join("..", "*", m.Name)); err == nil && len(within) == 1 {
+		dir = within[0]
+	}
 	text, err := os.ReadFile(filepath.Join(dir, "README.md"))
 	if err != nil {
 		t.Errorf("%s has no README: %v", m.Name, err)
 		return
 	}
-	for _, want := range []string{
+	wants := []string{
 		"## Proves", "## Does not prove", "## How it can be stolen or replayed", "## Renewal", "## Evidence",
 		"`" + m.Assurance.String() + "`", "`" + string(m.Renewal.Kind) + "`",
-	} {
+	}
+	if m.Unbound {
+		wants = append(wants, "the evidence is not bound", "present it once to each environment")
+	}
+	for _, want := range wants {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%s/README.md lacks %q", dir, want)
 		}
@@ -177,8 +246,14 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	other := m.Name + "-x"
 	refuse := func(name string, in attest.Input, wants ...problem.Reason) {
 		t.Helper()
-		res, err := m.Verify(in)
-		if !reflect.DeepEqual(res, attest.Result{}) {
+		got, err := m.Verify(in)
+		if slices.Contains(unnoticed(m), name) {
+			if err != nil || got.Once == "" || got.Once != res.Once || got.OnceUntil.IsZero() {
+				t.Errorf("%s: once %q, %v", name, got.Once, err)
+			}
+			return
+		}
+		if !reflect.DeepEqual(got, attest.Result{}) {
 			t.Errorf("%s: a result beside the refusal", name)
 		}
 		for _, want := range wants {
@@ -194,9 +269,13 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 		f(&in)
 		return in
 	}
-	refuse("other nonce", change(func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) }), problem.ReasonBadProof)
-	refuse("other session key", change(func(in *attest.Input) { in.Binding.SessionKey = array(8) }), problem.ReasonBadProof)
-	refuse("other environment", change(func(in *attest.Input) { in.Binding.Genesis = array(2) }), problem.ReasonBadProof, problem.ReasonTokenForeign)
+	if m.Unbound {
+		checkUnbound(t, m, good, res)
+	} else {
+		refuse("other nonce", change(func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) }), problem.ReasonBadProof, problem.ReasonAudience)
+		refuse("other session key", change(func(in *attest.Input) { in.Binding.SessionKey = array(8) }), problem.ReasonBadProof, problem.ReasonAudience)
+		refuse("other environment", change(func(in *attest.Input) { in.Binding.Genesis = array(2) }), problem.ReasonBadProof, problem.ReasonTokenForeign, problem.ReasonAudience)
+	}
 	refuse("other method", change(func(in *attest.Input) { in.Binding.Method = other }), problem.ReasonInternal)
 	refuse("no params", change(func(in *attest.Input) { in.Params = nil }), problem.ReasonInternal)
 	refuse("no time", change(func(in *attest.Input) { in.Now = time.Time{} }), problem.ReasonInternal)
@@ -221,6 +300,19 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	}
 	if _, err := table.NewAttesterFrom(m.Name, attest.Material{"nonsense": []byte("x")}); err == nil {
 		t.Error("material that nobody needs was accepted")
+	}
+}
+
+// checkUnbound holds a method that says its evidence is not bound to what makes up for it: one use for ever, the same whoever shows it, and
+// no assurance above that of a single-use token. A method whose evidence is bound may not say that it isn't.
+func checkUnbound(t *testing.T, m attest.Method, good attest.Input, res attest.Result) {
+	t.Helper()
+	if res.Once == "" || !res.OnceUntil.IsZero() || !identity.Token.AtLeast(res.Assurance) {
+		t.Errorf("evidence that is not bound gives %+v", res)
+	}
+	good.Binding.Genesis, good.Binding.Nonce, good.Binding.SessionKey = array(2), bytes.Repeat([]byte{8}, 32), array(8)
+	if again, err := m.Verify(good); err != nil || !reflect.DeepEqual(again, res) {
+		t.Errorf("it is bound to something: %+v, %v", again, err)
 	}
 }
 
@@ -262,8 +354,11 @@ func checkNeed(t *testing.T, table attest.Methods, m attest.Method, n attest.Nee
 	}
 	whole := f.material[n.Name]
 	without[n.Name] = append(bytes.Clone(whole[:len(whole)/2]), "canary-5b1e"...)
-	_, err := table.NewAttesterFrom(m.Name, without)
-	if err == nil || strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), string(whole[len(whole)/4:len(whole)/2])) {
+	a, err := table.NewAttesterFrom(m.Name, without)
+	if err == nil && slices.Contains(opaque, n.Name) {
+		_, err = a.Attest(t.Context(), attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)})
+	}
+	if err == nil || strings.Contains(err.Error(), "canary") || len(whole) > 0 && strings.Contains(err.Error(), string(whole[len(whole)/4:len(whole)/2])) {
 		t.Errorf("damaged %s: %v", n.Name, err)
 	}
 }

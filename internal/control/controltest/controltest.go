@@ -91,7 +91,7 @@ func New(t testing.TB, o Options) *World {
 	st, err := sqlite.Create(ctx, data)
 	w.check(err)
 	w.Genesis, err = control.Found(ctx, control.Founding{
-		Files: w.Files, Holder: holder, Source: src, Store: st, Now: w.Now,
+		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: w.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			return o.Persons[0], w.Sign(o.Persons[0], namespace, text), nil
 		},

@@ -80,6 +80,12 @@ const (
 	// AttestationServiceListIdentitiesProcedure is the fully-qualified name of the AttestationService's
 	// ListIdentities RPC.
 	AttestationServiceListIdentitiesProcedure = "/bailment.v1.AttestationService/ListIdentities"
+	// AttestationServiceAppraiseProcedure is the fully-qualified name of the AttestationService's
+	// Appraise RPC.
+	AttestationServiceAppraiseProcedure = "/bailment.v1.AttestationService/Appraise"
+	// AttestationServiceGetIdentityProcedure is the fully-qualified name of the AttestationService's
+	// GetIdentity RPC.
+	AttestationServiceGetIdentityProcedure = "/bailment.v1.AttestationService/GetIdentity"
 	// SecretServicePutProcedure is the fully-qualified name of the SecretService's Put RPC.
 	SecretServicePutProcedure = "/bailment.v1.SecretService/Put"
 	// SecretServiceGenerateProcedure is the fully-qualified name of the SecretService's Generate RPC.
@@ -236,6 +242,10 @@ type AttestationServiceClient interface {
 	// By an operator with the duty admit: enters a join token's public key.
 	CreateJoinToken(context.Context, *v1.CreateJoinTokenRequest) (*v1.CreateJoinTokenResponse, error)
 	ListIdentities(context.Context, *v1.ListIdentitiesRequest) (*v1.ListIdentitiesResponse, error)
+	// What the server would say to this evidence, and why. No session is opened and nothing is entered.
+	Appraise(context.Context, *v1.AttestRequest) (*v1.AppraiseResponse, error)
+	// All that is known of one identity.
+	GetIdentity(context.Context, *v1.GetIdentityRequest) (*v1.GetIdentityResponse, error)
 }
 
 // NewAttestationServiceClient constructs a client for the bailment.v1.AttestationService service.
@@ -297,6 +307,18 @@ func NewAttestationServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(attestationServiceMethods.ByName("ListIdentities")),
 			connect.WithClientOptions(opts...),
 		),
+		appraise: connect.NewClient[v1.AttestRequest, v1.AppraiseResponse](
+			httpClient,
+			baseURL+AttestationServiceAppraiseProcedure,
+			connect.WithSchema(attestationServiceMethods.ByName("Appraise")),
+			connect.WithClientOptions(opts...),
+		),
+		getIdentity: connect.NewClient[v1.GetIdentityRequest, v1.GetIdentityResponse](
+			httpClient,
+			baseURL+AttestationServiceGetIdentityProcedure,
+			connect.WithSchema(attestationServiceMethods.ByName("GetIdentity")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -310,6 +332,8 @@ type attestationServiceClient struct {
 	logout          *connect.Client[v1.LogoutRequest, v1.LogoutResponse]
 	createJoinToken *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
 	listIdentities  *connect.Client[v1.ListIdentitiesRequest, v1.ListIdentitiesResponse]
+	appraise        *connect.Client[v1.AttestRequest, v1.AppraiseResponse]
+	getIdentity     *connect.Client[v1.GetIdentityRequest, v1.GetIdentityResponse]
 }
 
 // Challenge calls bailment.v1.AttestationService.Challenge.
@@ -384,6 +408,24 @@ func (c *attestationServiceClient) ListIdentities(ctx context.Context, req *v1.L
 	return nil, err
 }
 
+// Appraise calls bailment.v1.AttestationService.Appraise.
+func (c *attestationServiceClient) Appraise(ctx context.Context, req *v1.AttestRequest) (*v1.AppraiseResponse, error) {
+	response, err := c.appraise.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetIdentity calls bailment.v1.AttestationService.GetIdentity.
+func (c *attestationServiceClient) GetIdentity(ctx context.Context, req *v1.GetIdentityRequest) (*v1.GetIdentityResponse, error) {
+	response, err := c.getIdentity.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AttestationServiceHandler is an implementation of the bailment.v1.AttestationService service.
 type AttestationServiceHandler interface {
 	Challenge(context.Context, *v1.ChallengeRequest) (*v1.ChallengeResponse, error)
@@ -400,6 +442,10 @@ type AttestationServiceHandler interface {
 	// By an operator with the duty admit: enters a join token's public key.
 	CreateJoinToken(context.Context, *v1.CreateJoinTokenRequest) (*v1.CreateJoinTokenResponse, error)
 	ListIdentities(context.Context, *v1.ListIdentitiesRequest) (*v1.ListIdentitiesResponse, error)
+	// What the server would say to this evidence, and why. No session is opened and nothing is entered.
+	Appraise(context.Context, *v1.AttestRequest) (*v1.AppraiseResponse, error)
+	// All that is known of one identity.
+	GetIdentity(context.Context, *v1.GetIdentityRequest) (*v1.GetIdentityResponse, error)
 }
 
 // NewAttestationServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -457,6 +503,18 @@ func NewAttestationServiceHandler(svc AttestationServiceHandler, opts ...connect
 		connect.WithSchema(attestationServiceMethods.ByName("ListIdentities")),
 		connect.WithHandlerOptions(opts...),
 	)
+	attestationServiceAppraiseHandler := connect.NewUnaryHandlerSimple(
+		AttestationServiceAppraiseProcedure,
+		svc.Appraise,
+		connect.WithSchema(attestationServiceMethods.ByName("Appraise")),
+		connect.WithHandlerOptions(opts...),
+	)
+	attestationServiceGetIdentityHandler := connect.NewUnaryHandlerSimple(
+		AttestationServiceGetIdentityProcedure,
+		svc.GetIdentity,
+		connect.WithSchema(attestationServiceMethods.ByName("GetIdentity")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailment.v1.AttestationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AttestationServiceChallengeProcedure:
@@ -475,6 +533,10 @@ func NewAttestationServiceHandler(svc AttestationServiceHandler, opts ...connect
 			attestationServiceCreateJoinTokenHandler.ServeHTTP(w, r)
 		case AttestationServiceListIdentitiesProcedure:
 			attestationServiceListIdentitiesHandler.ServeHTTP(w, r)
+		case AttestationServiceAppraiseProcedure:
+			attestationServiceAppraiseHandler.ServeHTTP(w, r)
+		case AttestationServiceGetIdentityProcedure:
+			attestationServiceGetIdentityHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -514,6 +576,14 @@ func (UnimplementedAttestationServiceHandler) CreateJoinToken(context.Context, *
 
 func (UnimplementedAttestationServiceHandler) ListIdentities(context.Context, *v1.ListIdentitiesRequest) (*v1.ListIdentitiesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AttestationService.ListIdentities is not implemented"))
+}
+
+func (UnimplementedAttestationServiceHandler) Appraise(context.Context, *v1.AttestRequest) (*v1.AppraiseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AttestationService.Appraise is not implemented"))
+}
+
+func (UnimplementedAttestationServiceHandler) GetIdentity(context.Context, *v1.GetIdentityRequest) (*v1.GetIdentityResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AttestationService.GetIdentity is not implemented"))
 }
 
 // SecretServiceClient is a client for the bailment.v1.SecretService service.

@@ -1,0 +1,208 @@
+package control
+
+import (
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/custody"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// admit decides the attestation of a node or job at the head.
+func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
+	match, err := t.prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
+	if err != nil && match.Path != "" {
+		return nil, t.worse(method, p, match, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ev := state.SessionOpened{
+		Via: viaAttest, Identity: match.Path, Method: method.Name, Anchor: p.Anchor, Assurance: p.Assurance.String(),
+		Evidence: p.Key, Claims: p.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
+	}
+	if method.Renewal.HardLifetime || strings.HasPrefix(match.Path, identity.PrefixCI) {
+		ev.Lifetime = t.now.Add(match.Lifetime)
+	}
+	first := false
+	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
+		ev.Token = id
+		err = t.useToken(&ev, key)
+	} else if p.Once != "" {
+		first, err = t.firstUse(&ev, p, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out, err := t.open(opening{event: ev, ttl: sessionTTL(match.Session, p.NotAfter, t.now), may: p.may}, key)
+	if err != nil || !first {
+		return out, err
+	}
+	_, err = t.enter(&state.EvidenceUsed{Use: p.Once, Key: key.thumb, Session: out.Index, Identity: match.Path, Until: until(p.OnceUntil)})
+	return out, err
+}
+
+func until(at time.Time) state.Millis {
+	if at.IsZero() {
+		return 0
+	}
+	return state.At(at)
+}
+
+// useToken judges the join token of an attestation: its first use, or a retry of that whose reply was lost.
+func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
+	tok, ok := t.s.Tokens.Get(ev.Token)
+	switch {
+	case !ok || t.now >= tok.Expires:
+		return problem.New(problem.ReasonTokenExpired, "join token %s expired", ev.Token)
+	case tok.SpentBy.IsZero():
+		// A token is as old as its making: cutting it off then reaches whoever comes with it.
+		made := state.Subject{Identity: ev.Identity, Node: ev.Identity, Anchor: ev.Anchor, Own: tok.Created, Root: tok.Created}
+		if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
+			return revoked
+		}
+	case tok.SpentBy != key.thumb:
+		return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", tok.ID)
+	default:
+		// The same key asks again: the same enrolment, not a second one. Only until it has renewed: from then on the first
+		// key is an old generation, whoever has it.
+		id, ok := t.s.Identities.Get(ev.Identity)
+		switch {
+		case !ok || id.Root != tok.SpentAt:
+			return problem.New(problem.ReasonTokenSpent, "%s was enrolled anew since join token %s was used", ev.Identity, tok.ID)
+		case id.Counter != 0 || id.Key != key.thumb:
+			return t.fork(id, tok.SpentAt)
+		case id.Closed:
+			return problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", id.Path)
+		}
+		ev.Root, ev.Redelivery, ev.Lifetime = tok.SpentAt, true, t.lifetime(id)
+	}
+	// It derives from who made it, and goes with him.
+	if _, revoked := checkRevoked(t.s, state.SubjectOfToken(tok), t.now); revoked != nil {
+		return problem.New(revoked.Reason, "join token %s was made by %s: %s", tok.ID, tok.By, revoked.Message)
+	}
+	return nil
+}
+
+// firstUse judges evidence that one key only may use: whether this is its first use, or a retry of that whose reply was lost, which gives the
+// same enrolment again.
+func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (first bool, err error) {
+	use, ok := t.s.Uses.Get(p.Once)
+	if !ok {
+		if !p.OnceUntil.IsZero() && t.now >= until(p.OnceUntil) {
+			return false, problem.New(problem.ReasonEvidenceExpired, "the evidence was good until %s", until(p.OnceUntil))
+		}
+		return true, nil
+	}
+	if use.Key != key.thumb {
+		if use.Until == 0 {
+			return false, problem.New(problem.ReasonInstanceSeen, "%s attested before, as %s in session %d", p.Once, use.Identity, use.Session)
+		}
+		return false, problem.New(problem.ReasonTokenSpent, "this evidence was used by another key")
+	}
+	// The same key asks again: the same enrolment, not a second one.
+	if strings.HasPrefix(ev.Identity, identity.PrefixCI) {
+		return false, t.sameJob(ev, use)
+	}
+	id, ok := t.s.Identities.Get(ev.Identity)
+	switch {
+	case !ok || ev.Identity != use.Identity || id.Root != use.Session:
+		return false, problem.New(problem.ReasonTokenSpent, "%s was enrolled anew since this evidence was used", ev.Identity)
+	case id.Counter != 0 || id.Key != key.thumb:
+		return false, t.fork(id, use.Session)
+	case id.Closed:
+		return false, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", id.Path)
+	}
+	ev.Root, ev.Redelivery = use.Session, true
+	if id.Lifetime != 0 {
+		ev.Lifetime = t.lifetime(id)
+	}
+	return false, nil
+}
+
+// sameJob is a job that asks again with the same evidence and key. Other jobs of its repository have the same identity at the same time, so
+// what counts is the session that the evidence opened, and not the identity's newest.
+func (t *turn) sameJob(ev *state.SessionOpened, use *state.Use) error {
+	x, ok := t.s.Sessions.Get(use.Session)
+	switch {
+	case !ok || ev.Identity != use.Identity:
+		return problem.New(problem.ReasonTokenSpent, "what this evidence opened was over long before")
+	case x.Closed:
+		return problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", x.Identity)
+	case !x.Heir.IsZero():
+		return problem.New(problem.ReasonTokenSpent, "session %d, which this evidence opened, was renewed since", x.Index)
+	}
+	ev.Root, ev.Redelivery, ev.Lifetime = use.Session, true, x.Lifetime
+	return nil
+}
+
+// renewJob decides a renewal by possession of a job's session. The newest session of the job is the one that has no heir.
+func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
+	path := old.ID.Path()
+	x, ok := t.s.Sessions.Get(old.Index)
+	if !ok {
+		return nil, problem.New(problem.ReasonSessionUnknown, "session %d of %s was over long before", old.Index, path)
+	}
+	method, err := t.e.cfg.Methods.Find(x.Method)
+	switch {
+	case err != nil || method.Renewal.Kind != attest.RenewByPossession:
+		return nil, problem.New(problem.ReasonInvalid, "method %s is renewed by fresh evidence", x.Method)
+	case x.Identity != path || x.Key != old.Key:
+		return nil, errNotIssued
+	case x.Closed:
+		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
+	case t.now >= x.Lifetime:
+		return nil, problem.New(problem.ReasonLifetimeOver, "the job's enrolment as %s ended at %s", path, x.Lifetime)
+	case !x.Heir.IsZero() && x.Heir != key.thumb:
+		// No hold: it would stop all jobs of the repository, and this job's sessions end soon anyway.
+		return nil, problem.New(problem.ReasonForked, "session %d of %s was renewed by another key", x.Index, path)
+	}
+	claims, err := policy.PrepareClaims(x.Claims)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "reading the job's claims")
+	}
+	match, err := t.prog.IdentifyNode(x.Method, authorityOf(x.Anchor), claims)
+	if err != nil {
+		return nil, err
+	}
+	if match.Path != path {
+		return nil, problem.New(problem.ReasonNoIdentity, "the bundle in force makes these claims %s, not %s", match.Path, path)
+	}
+	ev := state.SessionOpened{
+		Via: viaRenew, Identity: path, Method: x.Method, Anchor: x.Anchor, Assurance: x.Assurance, Root: x.Root, From: x.Index,
+		Counter: x.Counter + 1, Lifetime: x.Lifetime, Claims: x.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
+		Redelivery: !x.Heir.IsZero(),
+	}
+	return t.open(opening{event: ev, ttl: match.Session, may: may}, key)
+}
+
+// worse decides what becomes of a machine that proved what its rule does not allow. It is quarantined only if it is enrolled, and proved
+// itself now with the very key that the enrolment was proved with: so nobody can have somebody else's machine quarantined.
+func (t *turn) worse(method attest.Method, p proved, match policy.Match, why error) error {
+	refusal := problem.As(why)
+	id, ok := t.s.Identities.Get(match.Path)
+	if !ok || id.Closed {
+		return refusal
+	}
+	x := &state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root}
+	enrolled := id.Method == method.Name && id.Evidence == state.Digest(p.Key) && p.Key != [32]byte{}
+	if _, revoked := checkRevoked(t.s, state.SubjectOf(x), t.now); revoked != nil && enrolled {
+		return revoked // it is stopped already
+	}
+	if !match.Quarantine || !enrolled || !strings.HasPrefix(match.Path, identity.PrefixNode) {
+		return refusal
+	}
+	_, err := t.enter(&state.NodeQuarantined{
+		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Claims: p.Claims, Rule: match.Rule,
+		Why: limitText(refusal.Message), Ruling: t.ruling(""),
+	})
+	if err != nil {
+		return err
+	}
+	return recorded{problem.New(problem.ReasonQuarantined, "%s", refusal.Message)}
+}

@@ -1,0 +1,8 @@
+package issuers
+
+// Len is how many issuers are kept.
+func (k *Keys) Len() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.issuers)
+}
