@@ -13,6 +13,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/attest/k8s"
+	"github.com/bailment/bailment/internal/attest/tpm"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -30,5 +31,6 @@ func All() attest.Methods {
 		ci.Buildkite(),
 		ci.GitHub(),
 		gcp.Method(),
+		tpm.Method(),
 	}
 }

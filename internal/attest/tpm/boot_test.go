@@ -169,19 +169,19 @@ func TestSecureBoot(t *testing.T) {
 		want    string
 		signers int
 	}{
-		"on":                         {typical("k", cert), "on", 1},
-		"off":                        {typical("k", nil), "off", 0},
-		"no separator":               {b().data(7, evVariable, on), "unknown", -1},
-		"nothing":                    {b(), "unknown", -1},
-		"only a separator":           {b().separators(7), "unknown", 0},
-		"said after the separator":   {b().separators(7).data(7, evVariable, on), "unknown", -1},
-		"off, then on":               {b().data(7, evVariable, variableData(guidGlobal, "SecureBoot", []byte{0})).data(7, evVariable, on).separators(7), "off", 0},
-		"text is not what's hashed":  {b().add(7, evVariable, sum("x"), on).separators(7), "unknown", 0},
-		"another vendor's variable":  {b().data(7, evVariable, variableData(guidShim, "SecureBoot", []byte{1})).separators(7), "unknown", 0},
-		"debug mode":                 {b().data(7, evVariable, on).data(7, 5, []byte("UEFI Debug Mode")).separators(7), "off", -1},
-		"verified by a digest":       {b().data(7, evVariable, on).separators(7).data(7, evAuthority, variableData(guidGlobal, "db", make([]byte, 48))), "on", -1},
-		"an entry that isn't shown":  {b().data(7, evVariable, on).separators(7).data(7, evAuthority, entry).add(7, evAuthority, sum("x"), nil), "on", -1},
-		"shim's certificate":         {b().data(7, evVariable, on).separators(7).data(7, evAuthority, variableData(guidShim, "Shim", cert)), "on", 1},
+		"on":                          {typical("k", cert), "on", 1},
+		"off":                         {typical("k", nil), "off", 0},
+		"no separator":                {b().data(7, evVariable, on), "unknown", -1},
+		"nothing":                     {b(), "unknown", -1},
+		"only a separator":            {b().separators(7), "unknown", 0},
+		"said after the separator":    {b().separators(7).data(7, evVariable, on), "unknown", -1},
+		"off, then on":                {b().data(7, evVariable, variableData(guidGlobal, "SecureBoot", []byte{0})).data(7, evVariable, on).separators(7), "off", 0},
+		"text is not what's hashed":   {b().add(7, evVariable, sum("x"), on).separators(7), "unknown", 0},
+		"another vendor's variable":   {b().data(7, evVariable, variableData(guidShim, "SecureBoot", []byte{1})).separators(7), "unknown", 0},
+		"debug mode":                  {b().data(7, evVariable, on).data(7, 5, []byte("UEFI Debug Mode")).separators(7), "off", -1},
+		"verified by a digest":        {b().data(7, evVariable, on).separators(7).data(7, evAuthority, variableData(guidGlobal, "db", make([]byte, 48))), "on", -1},
+		"an entry that isn't shown":   {b().data(7, evVariable, on).separators(7).data(7, evAuthority, entry).add(7, evAuthority, sum("x"), nil), "on", -1},
+		"shim's certificate":          {b().data(7, evVariable, on).separators(7).data(7, evAuthority, variableData(guidShim, "Shim", cert)), "on", 1},
 		"verification by shim is off": {b().data(7, evVariable, on).separators(7).data(7, evAuthority, variableData(guidShim, "MokSBState", []byte{1})), "on", -1},
 	} {
 		if got, n := state(c.log); got != c.want || n != c.signers {

@@ -3,7 +3,6 @@ package tpm
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -34,36 +33,6 @@ type bootLog struct {
 	locality byte // of the TPM's start-up, which PCR 0 begins with (§10.4.5.3)
 }
 
-// cursor reads little-endian fields, and remembers that it ran out.
-type cursor struct {
-	rest []byte
-	bad  bool
-}
-
-func (c *cursor) take(n uint32) []byte {
-	if c.bad || uint64(n) > uint64(len(c.rest)) {
-		c.bad = true
-		return nil
-	}
-	out := c.rest[:n:n]
-	c.rest = c.rest[n:]
-	return out
-}
-
-func (c *cursor) u16() uint16 {
-	if b := c.take(2); b != nil {
-		return binary.LittleEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (c *cursor) u32() uint32 {
-	if b := c.take(4); b != nil {
-		return binary.LittleEndian.Uint32(b)
-	}
-	return 0
-}
-
 func badLog(format string, args ...any) error {
 	return problem.New(problem.ReasonEventLog, "the event log "+format, args...)
 }
@@ -73,7 +42,7 @@ func parseLog(raw []byte) (bootLog, error) {
 	if len(raw) > MaxEventLog {
 		return bootLog{}, problem.New(problem.ReasonTooLarge, "the event log has more than %d bytes", MaxEventLog)
 	}
-	c := cursor{rest: raw}
+	c := reader{rest: raw, little: true}
 	sizes, err := parseHeader(&c)
 	if err != nil {
 		return bootLog{}, err
@@ -103,14 +72,14 @@ func parseLog(raw []byte) (bootLog, error) {
 }
 
 // parseHeader reads the TCG_PCR_EVENT with the TCG_EfiSpecIdEvent (§10.2.1, §10.4.5.1) and gives the size of each bank's digest.
-func parseHeader(c *cursor) (map[uint16]uint16, error) {
+func parseHeader(c *reader) (map[uint16]uint16, error) {
 	pcr, kind := c.u32(), c.u32()
 	c.take(20) // a SHA-1 digest of zeros
-	data := c.take(c.u32())
+	data := c.take(int(c.u32()))
 	if c.bad {
 		return nil, badLog("is truncated in its header")
 	}
-	d := cursor{rest: data}
+	d := reader{rest: data, little: true}
 	if kind != evNoAction || pcr != 0 || !bytes.Equal(d.take(16), []byte("Spec ID Event03\x00")) {
 		return nil, problem.New(problem.ReasonWeakAlgorithm, "the event log is in the old format, which has SHA-1 digests only")
 	}
@@ -127,7 +96,7 @@ func parseHeader(c *cursor) (map[uint16]uint16, error) {
 		}
 		sizes[alg] = size
 	}
-	if vendor := d.take(1); vendor == nil || len(d.take(uint32(vendor[0]))) != int(vendor[0]) || len(d.rest) > 0 {
+	if d.take(int(d.u8())); !d.done() {
 		return nil, badLog("has a header of another form")
 	}
 	if size, ok := sizes[algSHA256]; !ok || size != sha256.Size {
@@ -137,7 +106,7 @@ func parseHeader(c *cursor) (map[uint16]uint16, error) {
 }
 
 // parseEvent reads a TCG_PCR_EVENT2 (§10.2.2).
-func parseEvent(c *cursor, at int, sizes map[uint16]uint16) (event, error) {
+func parseEvent(c *reader, at int, sizes map[uint16]uint16) (event, error) {
 	e := event{at: at}
 	pcr := c.u32()
 	e.kind = c.u32()
@@ -154,7 +123,7 @@ func parseEvent(c *cursor, at int, sizes map[uint16]uint16) (event, error) {
 	for range count {
 		alg := c.u16()
 		size, ok := sizes[alg]
-		digest := c.take(uint32(size))
+		digest := c.take(int(size))
 		if !ok || c.bad {
 			return event{}, badLog("is damaged or truncated in event %d: a digest of an unknown bank", at)
 		}
@@ -166,7 +135,7 @@ func parseEvent(c *cursor, at int, sizes map[uint16]uint16) (event, error) {
 	if seen != 1 {
 		return event{}, badLog("has not one SHA-256 digest in event %d", at)
 	}
-	e.data = c.take(c.u32())
+	e.data = c.take(int(c.u32()))
 	if c.bad {
 		return event{}, badLog("is truncated in event %d", at)
 	}

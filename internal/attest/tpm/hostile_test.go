@@ -419,13 +419,21 @@ func thumbprint(t testing.TB, key *ecdsa.PrivateKey) [32]byte {
 // TestAcceptedForms is the other side of the table: what must not be refused.
 func TestAcceptedForms(t *testing.T) {
 	for name, change := range map[string]func(*forger){
-		"as it is":           func(*forger) {},
-		"no log":             func(f *forger) { f.ev.Log = nil },
-		"no use named":       func(f *forger) { f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }).Raw} },
-		"no key usage":       func(f *forger) { f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.KeyUsage = 0 }).Raw} },
-		"no name of the TPM": func(f *forger) { f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.ExtraExtensions = nil }).Raw} },
-		"root sent too":      func(f *forger) { f.ev.Hello.Chain = [][]byte{f.leaf.Raw, f.ca.Raw} },
-		"ends this second":   func(f *forger) { f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.NotAfter = then }).Raw} },
+		"as it is": func(*forger) {},
+		"no log":   func(f *forger) { f.ev.Log = nil },
+		"no use named": func(f *forger) {
+			f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }).Raw}
+		},
+		"no key usage": func(f *forger) {
+			f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.KeyUsage = 0 }).Raw}
+		},
+		"no name of the TPM": func(f *forger) {
+			f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.ExtraExtensions = nil }).Raw}
+		},
+		"root sent too": func(f *forger) { f.ev.Hello.Chain = [][]byte{f.leaf.Raw, f.ca.Raw} },
+		"ends this second": func(f *forger) {
+			f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.NotAfter = then }).Raw}
+		},
 		"listed, certificate expired": func(f *forger) {
 			f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.NotAfter = then.Add(-time.Second) }).Raw}
 			f.auth.EndorsementKeys = [][32]byte{thumbprint(f.t, f.ek)}

@@ -17,11 +17,11 @@ import (
 // data (since Linux 5.8), and with ones for a violation: a file that was written while it was read.
 
 const (
-	pcrIMA        = 10
-	maxIMA        = 16384 // entries in evidence
-	maxIMARead    = 64 << 20
+	pcrIMA         = 10
+	maxIMA         = 16384 // entries in evidence
+	maxIMARead     = 64 << 20
 	maxIMARevealed = 8
-	maxIMAData    = 4 << 10
+	maxIMAData     = 4 << 10
 )
 
 // imaList is a measurement list in short: the value of PCR 10 before its first entry (any value: that the entries follow on it is what
@@ -37,7 +37,9 @@ type imaEntry struct {
 	Data []byte `json:"data"` // template data of ima-ng or ima-sig
 }
 
-func badIMA(why string) error { return problem.New(problem.ReasonEventLog, "IMA's measurement list %s", why) }
+func badIMA(why string) error {
+	return problem.New(problem.ReasonEventLog, "IMA's measurement list %s", why)
+}
 
 // verify replays the list to the quoted PCR 10, and gives the SHA-256 digests of the files whose entries are there in full.
 func (l imaList) verify(quoted [32]byte) (map[[32]byte]bool, error) {
@@ -77,9 +79,9 @@ func (l imaList) verify(quoted [32]byte) (map[[32]byte]bool, error) {
 // fileOf reads the digest of the file from template data of ima-ng and ima-sig: fields with their lengths before them, the first being
 // "sha256:", NUL and the digest, the second the name, which is ended by a NUL.
 func fileOf(data []byte) (digest [32]byte, ok bool) {
-	c := cursor{rest: data}
-	field := c.take(c.u32())
-	name := c.take(c.u32())
+	c := reader{rest: data, little: true}
+	field := c.take(int(c.u32()))
+	name := c.take(int(c.u32()))
 	if c.bad || len(name) == 0 || name[len(name)-1] != 0 {
 		return digest, false
 	}

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"unicode/utf16"
-
 )
 
 // logBuilder writes event logs as firmware does.
@@ -105,4 +104,3 @@ func typical(kernel string, signer []byte) *logBuilder {
 	l.data(5, 0x80000007, []byte("Exit Boot Services Invocation"))
 	return l
 }
-

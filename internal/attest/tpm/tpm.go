@@ -191,4 +191,3 @@ func validPCRs(pcrs []int) bool {
 
 // Anchor is what a revocation names to reach everything that came from one authority.
 func Anchor(authority string) string { return Name + ":" + authority }
-

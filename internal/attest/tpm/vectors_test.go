@@ -273,7 +273,9 @@ func recordRefusals(rec *recorder, r round, a vectorAuthority, other *tpmtest.TP
 	in = r.input()
 	in.Secret = func([]byte) [32]byte { return array(3) }
 	rec.add("the secret was not found", a, in, problem.ReasonBadProof)
-	edit := func(comment string, want problem.Reason, change func(*evidence)) { rec.add(comment, a, r.edit(t, change), want) }
+	edit := func(comment string, want problem.Reason, change func(*evidence)) {
+		rec.add(comment, a, r.edit(t, change), want)
+	}
 	edit("quote of another TPM", problem.ReasonBadQuote, func(ev *evidence) { ev.Quoted, ev.Signature = foreign.Quoted, foreign.Signature })
 	edit("another value of a PCR", problem.ReasonBadQuote, func(ev *evidence) { ev.PCRs[0] ^= 1 })
 	edit("quote of another boot", problem.ReasonReset, func(ev *evidence) { ev.Hello.Resets++ })

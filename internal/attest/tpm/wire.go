@@ -42,10 +42,11 @@ const (
 	attrSign                = 1 << 18
 )
 
-// reader reads big-endian fields, and remembers that it ran out.
+// reader reads fields, and remembers that it ran out. TPMs are big-endian; logs of firmware and kernels little-endian (see little).
 type reader struct {
-	rest []byte
-	bad  bool
+	rest   []byte
+	little bool
+	bad    bool
 }
 
 func (r *reader) take(n int) []byte {
@@ -58,33 +59,22 @@ func (r *reader) take(n int) []byte {
 	return out
 }
 
-func (r *reader) u8() uint8 {
-	if b := r.take(1); b != nil {
-		return b[0]
+// number reads n bytes, of which there are at most 8; 0 if they aren't there.
+func (r *reader) number(n int) uint64 {
+	var out [8]byte
+	if b := r.take(n); r.little {
+		copy(out[:], b)
+		return binary.LittleEndian.Uint64(out[:])
+	} else if b != nil {
+		copy(out[8-n:], b)
 	}
-	return 0
+	return binary.BigEndian.Uint64(out[:])
 }
 
-func (r *reader) u16() uint16 {
-	if b := r.take(2); b != nil {
-		return binary.BigEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (r *reader) u32() uint32 {
-	if b := r.take(4); b != nil {
-		return binary.BigEndian.Uint32(b)
-	}
-	return 0
-}
-
-func (r *reader) u64() uint64 {
-	if b := r.take(8); b != nil {
-		return binary.BigEndian.Uint64(b)
-	}
-	return 0
-}
+func (r *reader) u8() uint8   { return uint8(r.number(1)) }
+func (r *reader) u16() uint16 { return uint16(r.number(2)) }
+func (r *reader) u32() uint32 { return uint32(r.number(4)) }
+func (r *reader) u64() uint64 { return r.number(8) }
 
 // sized reads a TPM2B.
 func (r *reader) sized() []byte { return r.take(int(r.u16())) }
