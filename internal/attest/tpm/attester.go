@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/tpm/ima"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -374,7 +375,7 @@ func (a *attester) attach(ctx context.Context, pcrs []int, ev *evidence) error {
 	case a.needLog:
 		return problem.New(problem.ReasonInvalid, "the event log can't be read, or has more than %d bytes", MaxEventLog)
 	}
-	i := slices.Index(pcrs, pcrIMA)
+	i := slices.Index(pcrs, ima.PCR)
 	if i < 0 || a.ima == "" {
 		return nil
 	}
@@ -406,7 +407,7 @@ func readFile(path string, most int64) ([]byte, error) {
 }
 
 // measurements is IMA's list in short, with the entry of this program.
-func (a *attester) measurements(ctx context.Context, quoted [32]byte) (*imaList, error) {
+func (a *attester) measurements(ctx context.Context, quoted [32]byte) (*ima.List, error) {
 	unreadable := problem.New(problem.ReasonInvalid, "IMA's measurement list, or this program's own file, can't be read")
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -422,5 +423,5 @@ func (a *attester) measurements(ctx context.Context, quoted [32]byte) (*imaList,
 		return nil, unreadable
 	}
 	defer func() { _ = list.Close() }()
-	return shorten(ctx, list, quoted, [32]byte(sum.Sum(nil)))
+	return ima.Shorten(ctx, list, quoted, [32]byte(sum.Sum(nil)))
 }

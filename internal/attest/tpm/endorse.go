@@ -105,23 +105,24 @@ func (p Params) machine(h hello, now time.Time) (machine, error) {
 	if m.akSum, err = attest.Thumbprint(m.akKey); err != nil {
 		return machine{}, err
 	}
+	if h.Chain == nil {
+		return machine{}, problem.New(problem.ReasonInvalid, "the chain is null; an empty one has its own form")
+	}
+	if i, ok := p.trust.listed[m.ekSum]; ok {
+		// Listed by somebody who looked. The certificate isn't asked, so that a key whose certificate nobody can read can be listed;
+		// nothing that it says is claimed.
+		m.authority = p.trust.all[i]
+		return m, nil
+	}
 	certs, err := parseChain(h.Chain)
 	if err != nil {
 		return machine{}, err
 	}
-	if len(certs) > 0 {
-		// A certificate of another key is never ignored: who sends one is confused, or hopes that somebody reads it.
-		if pub, ok := ekKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(certs[0].PublicKey) {
-			return machine{}, problem.New(problem.ReasonBadChain, "the certificate is of another endorsement key")
-		}
-	}
-	if i, ok := p.trust.listed[m.ekSum]; ok {
-		// Listed by somebody who looked: the certificate isn't asked, and nothing that it says is claimed.
-		m.authority = p.trust.all[i]
-		return m, nil
-	}
 	if len(certs) == 0 {
 		return machine{}, problem.New(problem.ReasonBadChain, "the endorsement key has no certificate, and no authority of the bundle lists it")
+	}
+	if pub, ok := ekKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(certs[0].PublicKey) {
+		return machine{}, problem.New(problem.ReasonBadChain, "the certificate is of another endorsement key")
 	}
 	m.certificate = true
 	return m, p.trust.verify(&m, certs, now)

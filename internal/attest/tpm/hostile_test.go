@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/tpm/ima"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -149,6 +150,7 @@ func hostileEndorsement(cases map[string]hostileCase) {
 	})
 	leaf("alternative name damaged", "can't be", func(c *x509.Certificate) { c.ExtraExtensions[0].Value = []byte{0x30, 3, 0xa4, 1, 0} })
 	leaf("two models", "one short text each", func(c *x509.Certificate) { c.ExtraExtensions[0].Value = namesTwice() })
+	add("null chain", "null", problem.ReasonInvalid, func(f *forger) { f.ev.Hello.Chain = nil })
 	chain("not a certificate", "can't be parsed", func(f *forger) { f.ev.Hello.Chain = [][]byte{{0x30, 0}} })
 	chain("the same twice", "twice", func(f *forger) { f.ev.Hello.Chain = [][]byte{f.leaf.Raw, f.leaf.Raw} })
 	chain("issuer is no CA", "not a CA's", func(f *forger) { f.ev.Hello.Chain = [][]byte{f.leaf.Raw, f.endorse(nil).Raw} })
@@ -335,27 +337,27 @@ func hostileLog(cases map[string]hostileCase) {
 }
 
 func hostileIMA(cases map[string]hostileCase) {
-	add := func(name, says string, want problem.Reason, change func(*imaList)) {
+	add := func(name, says string, want problem.Reason, change func(*ima.List)) {
 		cases["ima: "+name] = hostileCase{want: want, says: says, change: func(f *forger) {
-			f.quotes(append(DefaultPCRs(), pcrIMA)...)
-			f.ev.IMA, f.values[pcrIMA] = someIMA()
+			f.quotes(append(DefaultPCRs(), ima.PCR)...)
+			f.ev.IMA, f.values[ima.PCR] = someIMA()
 			change(f.ev.IMA)
 		}}
 	}
-	bad := func(name, says string, change func(*imaList)) { add(name, says, problem.ReasonEventLog, change) }
-	bad("entry omitted", "does not replay", func(l *imaList) { l.Digests = l.Digests[32:] })
-	bad("entry flipped", "does not replay", func(l *imaList) { l.Digests[40] ^= 1 })
-	bad("another start", "does not replay", func(l *imaList) { l.Start[0] ^= 1 })
-	bad("half a digest", "whole digests", func(l *imaList) { l.Digests = l.Digests[1:] })
-	bad("nothing", "whole digests", func(l *imaList) { l.Digests = []byte{} })
-	bad("file flipped", "not what was measured", func(l *imaList) { l.Entries[0].Data[12] ^= 1 })
-	bad("entry at another place", "not what was measured", func(l *imaList) { l.Entries[0].At++ })
-	bad("entry at no place", "no place", func(l *imaList) { l.Entries[0].At = 99 })
-	bad("entry at a huge place", "no place", func(l *imaList) { l.Entries[0].At = 1<<32 - 1 })
-	bad("entry twice", "out of order", func(l *imaList) { l.Entries = append(l.Entries, l.Entries[0]) })
-	bad("entry of another form", "without a SHA-256 digest", func(l *imaList) { l.Entries = []imaEntry{{At: 2, Data: []byte("canary")}} })
-	add("too long", "16384", problem.ReasonTooLarge, func(l *imaList) { l.Digests = make([]byte, 32*(maxIMA+1)) })
-	add("too many in full", "in full", problem.ReasonTooLarge, func(l *imaList) { l.Entries = make([]imaEntry, maxIMARevealed+1) })
+	bad := func(name, says string, change func(*ima.List)) { add(name, says, problem.ReasonEventLog, change) }
+	bad("entry omitted", "does not replay", func(l *ima.List) { l.Digests = l.Digests[32:] })
+	bad("entry flipped", "does not replay", func(l *ima.List) { l.Digests[40] ^= 1 })
+	bad("another start", "does not replay", func(l *ima.List) { l.Start[0] ^= 1 })
+	bad("half a digest", "whole digests", func(l *ima.List) { l.Digests = l.Digests[1:] })
+	bad("nothing", "whole digests", func(l *ima.List) { l.Digests = []byte{} })
+	bad("file flipped", "not what was measured", func(l *ima.List) { l.Entries[0].Data[12] ^= 1 })
+	bad("entry at another place", "not what was measured", func(l *ima.List) { l.Entries[0].At++ })
+	bad("entry at no place", "no place", func(l *ima.List) { l.Entries[0].At = 99 })
+	bad("entry at a huge place", "no place", func(l *ima.List) { l.Entries[0].At = 1<<32 - 1 })
+	bad("entry twice", "out of order", func(l *ima.List) { l.Entries = append(l.Entries, l.Entries[0]) })
+	bad("entry of another form", "without a SHA-256 digest", func(l *ima.List) { l.Entries = []ima.Entry{{At: 2, Data: []byte("canary")}} })
+	add("too long", "16384", problem.ReasonTooLarge, func(l *ima.List) { l.Digests = make([]byte, 32*(ima.Max+1)) })
+	add("too many in full", "in full", problem.ReasonTooLarge, func(l *ima.List) { l.Entries = make([]ima.Entry, ima.MaxRevealed+1) })
 	cases["ima: PCR 10 is not quoted"] = hostileCase{want: problem.ReasonInvalid, says: "PCR 10", change: func(f *forger) { f.ev.IMA, _ = someIMA() }}
 }
 
@@ -436,6 +438,10 @@ func TestAcceptedForms(t *testing.T) {
 		},
 		"listed, certificate expired": func(f *forger) {
 			f.ev.Hello.Chain = [][]byte{f.endorse(func(c *x509.Certificate) { c.NotAfter = then.Add(-time.Second) }).Raw}
+			f.auth.EndorsementKeys = [][32]byte{thumbprint(f.t, f.ek)}
+		},
+		"listed, certificate unreadable": func(f *forger) {
+			f.ev.Hello.Chain = [][]byte{{0x30, 0}}
 			f.auth.EndorsementKeys = [][32]byte{thumbprint(f.t, f.ek)}
 		},
 		"PCR that the system extends": func(f *forger) {

@@ -11,7 +11,7 @@
 // Not guaranteed: that the machine is in the same room as its TPM (a relay that owns a machine can ask its TPM), that a discrete TPM's
 // bus was not tampered with, and what software did after it was measured. README.md says more.
 //
-// wire.go, keys.go, endorse.go, verify.go, eventlog.go, boot.go and ima.go are the server's half, and pure; attester.go, device.go and
+// wire.go, keys.go, endorse.go, verify.go, eventlog.go and boot.go are the server's half, and pure; attester.go, device.go and
 // sessionkey.go are the machine's. It is one method of package attest, and imports it and the leaves below.
 package tpm
 
@@ -21,6 +21,7 @@ import (
 	"slices"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/tpm/ima"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
@@ -126,7 +127,7 @@ type evidence struct {
 	PCRs      []byte     `json:"pcrs"`                // 32 bytes each, in the order of the offer
 	Certified *certified `json:"certified,omitempty"` // the session key, where it is the TPM's
 	Log       []byte     `json:"log,omitempty"`       // the firmware's event log
-	IMA       *imaList   `json:"ima,omitempty"`
+	IMA       *ima.List  `json:"ima,omitempty"`
 	Proof     []byte     `json:"proof,omitempty"`
 }
 

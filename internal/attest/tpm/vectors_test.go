@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/tpm/ima"
 	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
@@ -229,7 +230,7 @@ func recordVectors(t *testing.T) {
 	byRSA := goes(t, rsaKey, paramsOf(t, certificate(s).authority(t)), binding())
 	byRSA.now = r.now
 	rec.add("accepted: RSA-2048 endorsement key, no event log, session key in software", certificate(s), byRSA.input(), "")
-	listed := vectorAuthority{Name: "list", EndorsementKeys: slicesOf(s.EndorsementKeys()), PCRs: []int{4, 7, pcrIMA}}
+	listed := vectorAuthority{Name: "list", EndorsementKeys: slicesOf(s.EndorsementKeys()), PCRs: []int{4, 7, ima.PCR}}
 	rec.add("accepted: IMA's list, endorsement key listed by its digest", listed, recordIMA(t, s, listed.authority(t), r.now), "")
 	recordRefusals(rec, r, known, other, certificate(other))
 
@@ -246,14 +247,14 @@ func recordVectors(t *testing.T) {
 // kept, so the list is put together here.
 func recordIMA(t *testing.T, s *tpmtest.TPM, a authority.Authority, now time.Time) attest.Input {
 	t.Helper()
-	list := &imaList{Start: make([]byte, 32)}
+	list := &ima.List{Start: make([]byte, 32)}
 	for i, name := range []string{"boot_aggregate", "/usr/bin/bailment", "/usr/bin/later"} {
-		data := imaData(sum(name), name)
+		data := tpmtest.IMAData(sum(name), name)
 		d := sha256.Sum256(data)
-		s.Extend(pcrIMA, d)
+		s.Extend(ima.PCR, d)
 		list.Digests = append(list.Digests, d[:]...)
 		if i == 1 {
-			list.Entries = []imaEntry{{At: 1, Data: data}}
+			list.Entries = []ima.Entry{{At: 1, Data: data}}
 		}
 	}
 	r := goes(t, attesterOf(t, s, nil), paramsOf(t, a), binding())
@@ -364,27 +365,6 @@ func FuzzEventLog(f *testing.F) {
 		}
 		if b.reference == bootSigned && b.secureBoot != "on" {
 			t.Fatal("signed, but Secure Boot is not on")
-		}
-	})
-}
-
-// FuzzIMA reads the kernel's lists and what evidence has of them.
-func FuzzIMA(f *testing.F) {
-	data := imaData(sum("me"), "/me")
-	f.Add(imaEntryRaw(10, data, false), data)
-	f.Add(imaEntryRaw(10, data, true), []byte("x"))
-	f.Fuzz(func(t *testing.T, list, data []byte) {
-		v := extend([32]byte{}, sha256.Sum256(data))
-		got, err := shorten(context.Background(), bytes.NewReader(list), v, sum("me"))
-		if err == nil && got != nil {
-			if files, err := got.verify(v); err != nil || !files[sum("me")] {
-				t.Fatalf("%v %v", files, err)
-			}
-		}
-		d := sha256.Sum256(data)
-		l := imaList{Start: make([]byte, 32), Digests: d[:], Entries: []imaEntry{{Data: data}}}
-		if files, err := l.verify(v); err == nil && len(files) != 1 {
-			t.Fatal(files)
 		}
 	})
 }

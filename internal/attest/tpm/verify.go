@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/tpm/ima"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -49,11 +50,11 @@ func Verify(in attest.Input) (attest.Result, error) {
 	}
 	var files map[[32]byte]bool
 	if ev.IMA != nil {
-		quoted, ok := values[pcrIMA]
+		quoted, ok := values[ima.PCR]
 		if !ok {
 			return attest.Result{}, problem.New(problem.ReasonInvalid, "there is a measurement list of IMA, but PCR 10 is not quoted")
 		}
-		if files, err = ev.IMA.verify(quoted); err != nil {
+		if files, err = ev.IMA.Verify(quoted); err != nil {
 			return attest.Result{}, err
 		}
 	}

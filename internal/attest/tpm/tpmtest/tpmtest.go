@@ -10,6 +10,7 @@ package tpmtest
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -265,4 +266,24 @@ func (s *TPM) certificate(index tpm2.TPMHandle) *x509.Certificate {
 		return err
 	})
 	return out
+}
+
+// IMAData is an entry's template data in IMA's format ima-ng: a file's SHA-256 and its name.
+func IMAData(file [32]byte, name string) []byte {
+	le := binary.LittleEndian
+	field := append([]byte("sha256:\x00"), file[:]...)
+	out := append(le.AppendUint32(nil, uint32(len(field))), field...)
+	return append(le.AppendUint32(out, uint32(len(name)+1)), name+"\x00"...)
+}
+
+// IMAEntry is an entry as the kernel lists it. The SHA-1 digest in it is zero for a violation, and otherwise a false one: nobody looks.
+func IMAEntry(pcr uint32, data []byte, violation bool) []byte {
+	le := binary.LittleEndian
+	digest := make([]byte, 20)
+	if !violation {
+		digest[0] = 1
+	}
+	out := append(le.AppendUint32(nil, pcr), digest...)
+	out = append(le.AppendUint32(out, 6), "ima-ng"...)
+	return append(le.AppendUint32(out, uint32(len(data))), data...)
 }
