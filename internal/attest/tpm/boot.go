@@ -48,7 +48,7 @@ const (
 )
 
 // marker reports whether an event's digest is one of the fixed ones that say only how far a boot has come (PC Client Platform Firmware
-// Profile §10.4.1: EV_SEPARATOR, and EV_EFI_ACTION of PCR 4 and 5).
+// Profile: EV_SEPARATOR, and EV_EFI_ACTION of PCR 4 and 5).
 func marker(d [32]byte) bool {
 	for _, text := range []string{
 		"\x00\x00\x00\x00", "\xff\xff\xff\xff",
@@ -330,13 +330,13 @@ func (x explained) commandLine() (string, []string) {
 	return found[0], nil
 }
 
-// GUIDs of UEFI variables, as they are in memory (UEFI 2.10 §3.3), and of shim's.
+// GUIDs of UEFI variables, as they are in memory (UEFI, "Globally Defined Variables"), and of shim's.
 const (
 	guidGlobal = "\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c"
 	guidShim   = "\x50\xab\x5d\x60\x46\xe0\x00\x43\xab\xb6\x3d\xd8\x10\xdd\x8b\x23"
 )
 
-// variable reads a UEFI_VARIABLE_DATA (PC Client Platform Firmware Profile §10.2.6) that is what was hashed. Some releases of shim count
+// variable reads a UEFI_VARIABLE_DATA (PC Client Platform Firmware Profile) that is what was hashed. Some releases of shim count
 // the structure's padding into it, so that up to seven zeros follow, and log one byte more than they hash.
 func variable(e event) (guid, name string, data []byte, ok bool) {
 	whole := e.data
@@ -364,7 +364,7 @@ func variable(e event) (guid, name string, data []byte, ok bool) {
 
 // secureBoot says whether Secure Boot is proved to be on, and which certificates verified the programs of this boot (nil if that isn't
 // proved). Before the separator of PCR 7 the firmware alone measures: one SecureBoot variable must be there, and no debug mode. After it
-// come the entries of the signature database that verified something, each once (Firmware Profile §3.3.4.8); anybody can add more, but
+// come the entries of the signature database that verified something, each once; anybody can add more, but
 // nobody can take one away, so the signers of a boot are good only if all of these are.
 func (x explained) secureBoot() (string, map[[32]byte]bool) {
 	state, debug, after := "unknown", false, false

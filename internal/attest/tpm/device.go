@@ -27,8 +27,8 @@ const (
 )
 
 const (
-	handleSRK  = 0x81000001 // TCG Provisioning Guidance §7.8
-	nvChainMin = 0x01c00100 // EK Credential Profile §2.2.1.5.2: the issuers' certificates, one DER after another
+	handleSRK  = 0x81000001 // TCG TPM v2.0 Provisioning Guidance
+	nvChainMin = 0x01c00100 // EK Credential Profile: the issuers' certificates, one DER after another
 	nvChainMax = 0x01c001ff
 	nvBlock    = 512      // bytes at a time: every TPM's buffer has that
 	maxNV      = 64 << 10 // bytes of one index
@@ -117,7 +117,7 @@ func (s *session) Send(input []byte) ([]byte, error) {
 	}
 	output, err := s.tpm.Send(input)
 	if r := (reader{rest: input}); err == nil && r.u16() != 0 && r.u32() != 0 && tpm2.TPMCC(r.u32()) == tpm2.TPMCCStartAuthSession {
-		// A response is tag, size, return code, and here the handle (Part 3 §4.4).
+		// A response is tag, size, return code, and here the handle.
 		if o := (reader{rest: output}); o.u16() != 0 && o.u32() != 0 && o.u32() == 0 {
 			s.begun = append(s.begun, tpm2.TPMHandle(o.u32()))
 		}
@@ -219,7 +219,7 @@ func (s *session) endorsementKey(e endorsement, wanted func([]byte) bool) (objec
 }
 
 // attestationTemplates are those of the attestation key, the first that the TPM can do: it is a primary key under the endorsement
-// hierarchy, so it needs no storage, is the same after every start, and shows the clock's counters as they are (Part 1 §36.7 hides them from
+// hierarchy, so it needs no storage, is the same after every start, and shows the clock's counters as they are (a TPM hides them from
 // keys under the owner's).
 func attestationTemplates() []tpm2.TPMTPublic {
 	attributes := tpm2.TPMAObject{

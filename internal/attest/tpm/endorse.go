@@ -21,7 +21,7 @@ const (
 	maxName        = 64       // bytes of one attribute of the TPM's name
 )
 
-// Object identifiers of the TCG EK Credential Profile (§3.2.9, §3.2.16) and RFC 5280.
+// Object identifiers of the TCG EK Credential Profile and RFC 5280.
 var (
 	oidAlternativeName = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidEndorsement     = asn1.ObjectIdentifier{2, 23, 133, 8, 1}
@@ -260,7 +260,7 @@ func chainMessage(err error) string {
 	return "the chain is not valid"
 }
 
-// readModel reads the alternative name (TCG EK Credential Profile §3.2.9): general names, of which directory names may hold the
+// readModel reads the alternative name (TCG EK Credential Profile): general names, of which directory names may hold the
 // manufacturer, model and version.
 func readModel(leaf *x509.Certificate) (tpmModel, error) {
 	var out tpmModel

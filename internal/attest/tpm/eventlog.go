@@ -7,7 +7,7 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// The firmware's event log, in the crypto-agile format of the TCG PC Client Platform Firmware Profile (1.05, §10): little-endian; a
+// The firmware's event log, in the crypto-agile format of the TCG PC Client Platform Firmware Profile: little-endian; a
 // header event in the old format that names the banks, then events with a digest for each bank. Nothing of it is believed but what
 // replays to a quoted PCR, and of that only what its digests say: an event's type and its data are in no digest, unless the data is what
 // was hashed.
@@ -30,7 +30,7 @@ type event struct {
 // bootLog is a parsed event log.
 type bootLog struct {
 	events   []event
-	locality byte // of the TPM's start-up, which PCR 0 begins with (§10.4.5.3)
+	locality byte // of the TPM's start-up, which PCR 0 begins with (TCG_EfiStartupLocalityEvent)
 }
 
 func badLog(format string, args ...any) error {
@@ -71,7 +71,7 @@ func parseLog(raw []byte) (bootLog, error) {
 	return out, nil
 }
 
-// parseHeader reads the TCG_PCR_EVENT with the TCG_EfiSpecIdEvent (§10.2.1, §10.4.5.1) and gives the size of each bank's digest.
+// parseHeader reads the TCG_PCR_EVENT with the TCG_EfiSpecIdEvent and gives the size of each bank's digest.
 func parseHeader(c *reader) (map[uint16]uint16, error) {
 	pcr, kind := c.u32(), c.u32()
 	c.take(20) // a SHA-1 digest of zeros
@@ -105,7 +105,7 @@ func parseHeader(c *reader) (map[uint16]uint16, error) {
 	return sizes, nil
 }
 
-// parseEvent reads a TCG_PCR_EVENT2 (§10.2.2).
+// parseEvent reads a TCG_PCR_EVENT2.
 func parseEvent(c *reader, at int, sizes map[uint16]uint16) (event, error) {
 	e := event{at: at}
 	pcr := c.u32()
@@ -114,7 +114,7 @@ func parseEvent(c *reader, at int, sizes map[uint16]uint16) (event, error) {
 	if c.bad {
 		return event{}, badLog("is truncated in event %d", at)
 	}
-	// Events that are not extended may name the PCR that isn't one (§10.4.5).
+	// Events that are not extended may name the PCR that isn't one.
 	if pcr > maxPCR && (e.kind != evNoAction || pcr != 0xffffffff) || count > logAlgorithm {
 		return event{}, badLog("is damaged in event %d: no such PCR, or too many digests", at)
 	}
@@ -142,7 +142,7 @@ func parseEvent(c *reader, at int, sizes map[uint16]uint16) (event, error) {
 	return e, nil
 }
 
-// replay is the value that a PCR has after the events of the log (Part 1 §17: extend is H(old, digest)).
+// replay is the value that a PCR has after the events of the log (extend is H(old, digest)).
 func (l bootLog) replay(pcr int) [32]byte {
 	value := initial(pcr)
 	if pcr == 0 {
@@ -156,7 +156,7 @@ func (l bootLog) replay(pcr int) [32]byte {
 	return value
 }
 
-// initial is a PCR's value after TPM2_Startup (PC Client Platform TPM Profile §4.6.2): those of a dynamic launch begin with ones.
+// initial is a PCR's value after TPM2_Startup (PC Client Platform TPM Profile): those of a dynamic launch begin with ones.
 func initial(pcr int) [32]byte {
 	var v [32]byte
 	if pcr >= 17 && pcr <= 22 {

@@ -289,7 +289,7 @@ func hostileLog(cases map[string]hostileCase) {
 	rewritten("an event flipped", "PCR 4", func(all []event) []event { all[find(all)].digest[0] ^= 1; return all })
 	rewritten("an event omitted", "PCR 4", func(all []event) []event { return slices.Delete(all, find(all), find(all)+1) })
 	rewritten("an event hidden as not extended", "PCR 4", func(all []event) []event { all[find(all)].kind = evNoAction; return all })
-	rewritten("an event in another PCR", "PCR", func(all []event) []event { all[find(all)].pcr = 5; return all })
+	rewritten("an event in another PCR", "PCR", func(all []event) []event { all[find(all)].pcr = 6; return all })
 	rewritten("an event twice", "PCR 4", func(all []event) []event { return append(all, all[find(all)]) })
 	rewritten("events exchanged", "PCR 4", func(all []event) []event {
 		i := find(all)

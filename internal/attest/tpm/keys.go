@@ -17,17 +17,17 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// endorsement is one of the default templates of endorsement keys (TCG EK Credential Profile for TPM Family 2.0, 2.5, annex B). A key
+// endorsement is one of the default templates of endorsement keys (TCG EK Credential Profile for TPM Family 2.0, annex B). A key
 // outside of them is not accepted: its attributes are what a manufacturer's certificate silently speaks of.
 type endorsement struct {
 	name     string // as the need "endorsement-key" names it
-	nv       uint32 // of the certificate (§2.2.1.4)
-	handle   uint32 // where platforms keep the key, if they do (TCG Provisioning Guidance §7.8)
+	nv       uint32 // of the certificate
+	handle   uint32 // where platforms keep the key, if they do (a hint: what is there is compared)
 	policy   bool   // to be used under PolicySecret(endorsement); else by its empty password
 	template tpm2.TPMTPublic
 }
 
-// Authorization policies of annex B.3: PolicyA, PolicySecret(TPM_RH_ENDORSEMENT); and PolicyB, PolicyA or PolicyAuthorizeNV, whose
+// Authorization policies of the same profile: PolicyA, PolicySecret(TPM_RH_ENDORSEMENT); and PolicyB, PolicyA or PolicyAuthorizeNV, whose
 // keys may be used by password also.
 const (
 	policyA256 = "\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24\xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa"
@@ -97,7 +97,7 @@ func checkEndorsement(raw []byte, heads [][]byte) (public, crypto.PublicKey, err
 }
 
 // checkAttestationKey refuses an attestation key that could sign something else than what its TPM itself made, or that is or was
-// anywhere else than in it (Part 1 §25.1; Part 2 §8.3).
+// anywhere else than in it (TPM 2.0 Library Part 2 §8.3.2).
 func checkAttestationKey(raw []byte) (public, crypto.PublicKey, error) {
 	p, ok := parsePublic(raw)
 	if !ok {
@@ -223,13 +223,12 @@ func verifies(s signature, key crypto.PublicKey, message []byte) bool {
 		if len(s.r) > 48 || len(s.s) > 48 {
 			return false
 		}
-		//nolint:staticcheck // TPMs give r and s as numbers.
 		return ecdsa.Verify(key, digest, new(big.Int).SetBytes(s.r), new(big.Int).SetBytes(s.s))
 	case *rsa.PublicKey:
 		if s.alg == algRSASSA {
 			return rsa.VerifyPKCS1v15(key, hash, digest, s.rsa) == nil
 		}
-		// A TPM salts with as much as fits, or with the hash's length in FIPS mode (Part 1 annex B.7).
+		// A TPM salts with as much as fits, or with the hash's length in FIPS mode.
 		return rsa.VerifyPSS(key, hash, digest, s.rsa, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: hash}) == nil
 	}
 	return false
@@ -245,7 +244,7 @@ func digest(alg uint16, message []byte) (crypto.Hash, []byte) {
 }
 
 // sealTo hides a secret so that only the TPM that has both the endorsement key and, in the same TPM, an object of that name can find
-// it (Part 1 §24, credential protection).
+// it (TPM 2.0 Library Part 1, "Credential Protection").
 //
 // go-tpm takes all of the randomness from random for RSA keys, as far as crypto/rsa lets itself be given any; for ECC keys, crypto/ecdh
 // draws its own from the system whatever it is given.

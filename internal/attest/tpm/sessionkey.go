@@ -185,7 +185,7 @@ func (k *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 		}
 		rsp, err := tpm2.Sign{
 			KeyHandle: key.use(), Digest: tpm2.TPM2BDigest{Buffer: digest}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-			// The digest wasn't made by the TPM: the ticket is the empty one (Part 2 §10.6.5).
+			// The digest wasn't made by the TPM: the ticket is the empty one (Part 2 §10.7.6).
 			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
 		}.Execute(s)
 		if err != nil {

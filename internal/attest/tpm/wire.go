@@ -10,7 +10,7 @@ import (
 // and TPMT_SIGNATURE (§11.3.4), of exactly the types and algorithms that it accepts. It has its own reader because the bytes are a
 // stranger's: a general one by reflection accepts far more than is needed here, and is not made for hostile input.
 
-// Numbers of TPM_ALG_ID, TPM_ECC_CURVE, TPM_ST and TPMA_OBJECT (Part 2 §6.3, §6.4, §6.9, §8.3).
+// Numbers of TPM_ALG_ID, TPM_ECC_CURVE, TPM_ST and TPMA_OBJECT (Part 2 §6.3, §6.4, §6.9, §8.3.2).
 const (
 	algRSA    = 0x0001
 	algSHA1   = 0x0004
@@ -131,7 +131,7 @@ func parsePublic(raw []byte) (public, bool) {
 	return p, r.done()
 }
 
-// name is the object's Name (Part 1 §16): what the TPM itself calls it, made anew from its public area.
+// name is the object's Name (Part 1, "Names"): what the TPM itself calls it, made anew from its public area.
 func (p public) name() []byte {
 	out := binary.BigEndian.AppendUint16(nil, p.nameAlg)
 	if p.nameAlg == algSHA384 {

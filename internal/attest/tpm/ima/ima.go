@@ -20,7 +20,8 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// PCR is the one that the kernel extends with each entry: in its SHA-256 bank with SHA-256 of the entry's template data (since Linux 5.8),
+// PCR is the one that the kernel extends with each entry: in its SHA-256 bank with SHA-256 of the entry's template data,
+// in kernels that know of banks (older ones pad a SHA-1 digest, and then no list leads to the quoted value),
 // and with ones for a violation, which is a file that was written while it was read.
 const PCR = 10
 
