@@ -51,6 +51,8 @@ func TestReferences(t *testing.T) {
 		return r
 	}
 	secure := typical("kernel 1", cert.Raw)
+	// Secure Boot was off; root has extended PCR 7 with what a signer would have left there.
+	pretended := typical("kernel 9", nil).data(7, evAuthority, variableData(guidGlobal, "db", append(make([]byte, 16), cert.Raw...)))
 	for name, c := range map[string]struct {
 		log     *logBuilder // nil: none is sent, and the PCRs are those of secure
 		pcrs    []int
@@ -71,6 +73,7 @@ func TestReferences(t *testing.T) {
 		"unknown kernel, signed":             {log: typical("kernel 9", cert.Raw), refs: []authority.Reference{signed(reference("1", "kernel 1"))}, want: "signed", version: "1", finds: "Secure Boot is on"},
 		"unknown kernel, another's signer":   {log: typical("kernel 9", other.Raw), refs: []authority.Reference{signed(reference("1", "kernel 1"))}, want: "bad", finds: "another signer"},
 		"unknown kernel, no Secure Boot":     {log: typical("kernel 9", nil), refs: []authority.Reference{signed(reference("1", "kernel 1"))}, want: "bad", finds: "not proved to be on"},
+		"signer without Secure Boot":         {log: pretended, refs: []authority.Reference{signed(reference("1", "kernel 1"))}, want: "bad", finds: "not proved to be on"},
 		"known beats signed":                 {log: secure, refs: []authority.Reference{signed(reference("0", "kernel 0")), reference("1", "kernel 1")}, want: "known", version: "1"},
 		"signers only":                       {log: secure, refs: []authority.Reference{signed(authority.Reference{Name: "any", Version: "x"})}, pcrs: []int{4, 7}, want: "signed", version: "x"},
 		"unknown command line is not signed": {log: secureWith(cert.Raw, "init=/bin/sh"), refs: []authority.Reference{signed(reference("1", "kernel 1"))}, want: "bad", finds: "kernel cmdline"},
@@ -225,6 +228,35 @@ func TestCommandLine(t *testing.T) {
 		got, notes := x.commandLine()
 		if got != c.want || !strings.Contains(strings.Join(notes, ""), c.note) || (len(notes) > 0) != (c.note != "") {
 			t.Errorf("%s: %q %q", name, got, notes)
+		}
+	}
+}
+
+// TestUnprovedEvents: of a PCR that the system went on to extend, the log's events are not believed, and a set that compares them doesn't fit.
+func TestUnprovedEvents(t *testing.T) {
+	l := typical("kernel 1", nil)
+	l.data(12, evIPL, []byte("q\x00u\x00i\x00e\x00t\x00\x00\x00"))
+	for i := range l.events {
+		if label, _, _ := labelled(l.events[i]); label == "kernel_cmdline" {
+			l.events[i].data = []byte("hidden")
+		}
+	}
+	for changed, want := range map[bool]string{false: "quiet", true: ""} {
+		f := newForger(t, l)
+		f.quotes(4, 8, 12)
+		r := reference("1", "kernel 1")
+		r.Events = append(r.Events, l.events[len(l.events)-1].digest)
+		f.auth.References = []authority.Reference{r}
+		if changed {
+			f.values[12] = array(1)
+		}
+		res, err := Verify(f.input())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := res.Claims["boot"].(map[string]any)
+		if b["cmdline"] != want || (b["reference"] == "known") == changed {
+			t.Errorf("changed %v: %v", changed, b)
 		}
 	}
 }

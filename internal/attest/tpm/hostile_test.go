@@ -323,6 +323,10 @@ func hostileLog(cases map[string]hostileCase) {
 		f.ev.Log = append(f.ev.Log, evNoAction, 0, 0, 0, 1, 0, 0, 0, algSHA256, 0)
 		f.ev.Log = append(append(f.ev.Log, make([]byte, 32)...), 0xff, 0xff, 0xff, 0xff)
 	})
+	mismatch("event without SHA-256", "one SHA-256 digest", func(f *forger) {
+		f.ev.Log = append(header(algSHA1, algSHA256), 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, algSHA1, 0)
+		f.ev.Log = append(f.ev.Log, make([]byte, 24)...)
+	})
 	mismatch("unknown bank", "unknown bank", func(f *forger) {
 		f.ev.Log = append(header(algSHA256), 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0x99, 0)
 	})
@@ -486,6 +490,11 @@ func TestRSAKeys(t *testing.T) {
 			if err := checkSigned(p, key.Public(), message, sig, "quote"); err != nil {
 				t.Error(err)
 			}
+			p.schemeHash ^= algSHA256 ^ algSHA384
+			if err := checkSigned(p, key.Public(), message, sig, "quote"); !problem.Is(err, problem.ReasonBadQuote) {
+				t.Errorf("another hash than the key's: %v", err)
+			}
+			p.schemeHash = hash
 			p.scheme ^= algRSASSA ^ algRSAPSS
 			if err := checkSigned(p, key.Public(), message, sig, "quote"); !problem.Is(err, problem.ReasonBadQuote) {
 				t.Error(err)
