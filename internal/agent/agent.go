@@ -34,6 +34,9 @@ import (
 
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
+	"github.com/bailment/bailment/internal/agent/workload/kubelet"
+	"github.com/bailment/bailment/internal/agent/workloadapi"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/hardening"
@@ -55,6 +58,10 @@ type Config struct {
 	Statement release.Statement
 	Logger    *slog.Logger // nil: none
 	Limits    Limits
+	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
+	WorkloadAPI string
+	Parents     int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
+	Kubelet     kubelet.Config // who knows this machine's pods; without an Address nobody
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -104,10 +111,13 @@ type Agent struct {
 	gen       uint64
 	watching  bool
 
-	wake     chan struct{} // next, dead or session changed
-	runs     runs
-	measurer *measurer
-	stopping <-chan struct{} // closed when the agent stops; set before anybody can ask
+	wake      chan struct{} // next, dead or session changed
+	runs      runs
+	measurer  *measurer
+	workloads *workload.Inspector
+	spiffe    *workloadapi.Server
+	pods      *kubelet.Client // nil: none
+	stopping  <-chan struct{} // closed when the agent stops; set before anybody can ask
 }
 
 // New checks a configuration and makes an agent of it.
@@ -134,12 +144,20 @@ func New(cfg Config) (*Agent, error) {
 			}
 		}
 	}
-	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {
-		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory and socket are absolute paths")
+	if !filepath.IsAbs(cfg.StateDir) {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory is an absolute path")
 	}
-	if len(cfg.Socket) > localapi.MaxSocket {
-		return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", cfg.Socket, len(cfg.Socket), localapi.MaxSocket).
-			WithFix("name a shorter path as `socket` in the agent's configuration")
+	for setting, socket := range map[string]string{"socket": cfg.Socket, "workload_api": cfg.WorkloadAPI} {
+		if socket != "" && !filepath.IsAbs(socket) {
+			return nil, problem.New(problem.ReasonInvalid, "the agent's sockets are absolute paths")
+		}
+		if len(socket) > localapi.MaxSocket {
+			return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", socket, len(socket), localapi.MaxSocket).
+				WithFix("name a shorter path as `%s` in the agent's configuration", setting)
+		}
+	}
+	if cfg.Socket != "" && cfg.Socket == cfg.WorkloadAPI {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's two sockets have one path").WithFix("name another path as `workload_api` in the agent's configuration")
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
@@ -147,7 +165,26 @@ func New(cfg Config) (*Agent, error) {
 		measurer: newMeasurer(),
 	}
 	a.runs.init()
+	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})
+	if err := a.inspect(); err != nil {
+		return nil, err
+	}
 	return a, nil
+}
+
+// inspect prepares for finding out what processes are.
+func (a *Agent) inspect() error {
+	cfg := workload.Config{Measure: a.measurer.measureProcess, Parents: a.cfg.Parents}
+	if a.cfg.Kubelet.Address != "" {
+		var err error
+		if a.pods, err = kubelet.New(a.cfg.Kubelet); err != nil {
+			return err
+		}
+		cfg.Pods = a.pods
+	}
+	var err error
+	a.workloads, err = workload.New(cfg)
+	return err
 }
 
 // Run works until ctx ends, then lets go of the runs, and returns nil. The leases of processes that go on are left to the next
@@ -164,7 +201,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel(nil)
 	var work sync.WaitGroup
 	if a.cfg.Socket != "" {
-		l, err := a.listen()
+		l, err := a.listenAt(a.cfg.Socket, "socket")
 		if err != nil {
 			return err
 		}
@@ -173,6 +210,19 @@ func (a *Agent) Run(ctx context.Context) error {
 				cancel(err)
 			}
 		})
+	}
+	if a.cfg.WorkloadAPI != "" {
+		l, err := a.listenWorkloads()
+		if err != nil {
+			return err
+		}
+		work.Go(func() {
+			if err := a.spiffe.Serve(ctx, l); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	if a.cfg.Socket != "" || a.cfg.WorkloadAPI != "" {
 		// Ready means that processes can ask. Whether they get what they want is a matter of state: to wait here for
 		// a server that is away would have the service manager kill the one who waits for it.
 		a.notify(daemon.SdNotifyReady)
@@ -182,6 +232,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.notify(daemon.SdNotifyStopping)
 	work.Wait()
 	a.closeClients()
+	_ = a.workloads.Close()
 	if err != nil {
 		return err
 	}
@@ -212,13 +263,14 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	return func() { lock.Close() }, nil
 }
 
-func (a *Agent) listen() (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(a.cfg.Socket), 0o755); err != nil {
-		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
+// listenAt makes a socket that all users of the machine may ask at.
+func (a *Agent) listenAt(path, setting string) (*localapi.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, unplaced(err, "socket", path, setting)
 	}
-	l, err := localapi.Listen(a.cfg.Socket, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
+	l, err := localapi.Listen(path, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
 	if err != nil {
-		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
+		return nil, unplaced(err, "socket", path, setting)
 	}
 	return l, nil
 }
@@ -246,6 +298,9 @@ func (a *Agent) closeClients() {
 		if c != nil {
 			c.Close()
 		}
+	}
+	if a.pods != nil {
+		a.pods.Close()
 	}
 }
 

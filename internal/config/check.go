@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -82,19 +83,63 @@ func (a *Agent) check(has attest.Methods) Findings {
 	if !filepath.IsAbs(a.Data) {
 		c.bad("data", "%q is not an absolute path", a.Data)
 	}
-	if !filepath.IsAbs(a.Socket) {
-		c.bad("socket", "%q is not an absolute path", a.Socket)
+	c.socket("socket", a.Socket)
+	switch beside := a.WorkloadSocket(); {
+	case a.WorkloadAPI == "":
+		if len(a.Socket) <= maxSocket && len(beside) > maxSocket {
+			c.bad("workload_api", "would be a path of %d bytes beside socket, and the kernel takes at most %d: name a shorter one", len(beside), maxSocket)
+		}
+	case a.WorkloadAPI != None:
+		c.socket("workload_api", beside)
 	}
-	if len(a.Socket) > maxSocket {
-		c.bad("socket", "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(a.Socket), maxSocket)
+	if a.WorkloadSocket() == a.Socket {
+		c.bad("workload_api", "is the same path as socket's")
 	}
 	for _, need := range slices.Sorted(maps.Keys(a.Attest.Files)) {
 		if path := a.Attest.Files[need]; !filepath.IsAbs(path) {
 			c.bad("attest.files."+need, "%q is not an absolute path", path)
 		}
 	}
+	c.kubelet(a.Kubelet)
 	c.method(a.Attest, has)
 	return c.found
+}
+
+func (c *checker) socket(key, path string) {
+	if !filepath.IsAbs(path) {
+		c.bad(key, "%q is not an absolute path", path)
+	}
+	if len(path) > maxSocket {
+		c.bad(key, "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(path), maxSocket)
+	}
+}
+
+// kubelet: the token is worth something to others, so it goes over TLS to a named authority's holder, or nowhere.
+func (c *checker) kubelet(k Kubelet) {
+	if k.Address == "" {
+		if k != (Kubelet{}) {
+			c.bad("kubelet.address", "is missing: without it nothing else of the kubelet has an effect")
+		}
+		return
+	}
+	u, err := url.Parse(k.Address)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
+		c.bad("kubelet.address", "%q is not https://HOST:PORT, as in https://127.0.0.1:10250", k.Address)
+		return
+	}
+	if u.Scheme == "http" {
+		if ip, err := netip.ParseAddr(u.Hostname()); err != nil || !ip.IsLoopback() {
+			c.bad("kubelet.address", "%q is plain HTTP to an address that is not loopback: use https", k.Address)
+		}
+	}
+	for _, f := range []struct{ key, path string }{{"kubelet.token_file", k.Token}, {"kubelet.ca_file", k.CA}} {
+		switch {
+		case u.Scheme == "http" && f.path != "":
+			c.bad(f.key, "has no use with plain HTTP: leave it out, or use https")
+		case u.Scheme == "https" && !filepath.IsAbs(f.path):
+			c.bad(f.key, "%q is not an absolute path, and https needs it", f.path)
+		}
+	}
 }
 
 // method compares what the attestation method is given with what it needs.

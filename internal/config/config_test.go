@@ -114,6 +114,29 @@ var two = attest.Methods{
 	{Name: "x509", Needs: []attest.Need{{Name: "certificate", Doc: "in PEM"}, {Name: "key", Doc: "in PEM"}, {Name: "chain", Optional: true}}},
 }
 
+func TestWorkloadSocket(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
+	for text, want := range map[string]string{
+		token:                                                 "/run/bailment/spiffe.sock",
+		token + "socket: /a/b":                                "/a/spiffe.sock",
+		token + "workload_api: /x/y":                          "/x/y",
+		token + "workload_api: none":                          "",
+		token + "socket: /a/spiffe.sock":                      "f.yaml: workload_api: is the same path as socket's",
+		token + "workload_api: s.sock":                        "f.yaml:2:1: workload_api: \"s.sock\" is not an absolute path",
+		token + "workload_api: /" + strings.Repeat("s", 107):  "f.yaml:2:1: workload_api: has 108 bytes",
+		token + "socket: /" + strings.Repeat("s", 104) + "/a": "f.yaml: workload_api: would be a path of 117 bytes",
+	} {
+		a, err := ParseAgent("f.yaml", []byte(text), two)
+		if err != nil {
+			if !strings.Contains(err.Error(), want) || want == "" {
+				t.Errorf("%q: got %v, want %q", text, err, want)
+			}
+		} else if got := a.WorkloadSocket(); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestAgentFindings(t *testing.T) {
 	const token = "attest: {files: {token: /t}}\n"
 	for text, want := range map[string]string{
@@ -142,6 +165,32 @@ func TestAgentFindings(t *testing.T) {
 		}
 		if err := a.Validate(two); err != nil {
 			t.Errorf("%q: loaded, and not valid: %v", text, err)
+		}
+	}
+}
+
+// What is found out about processes, and from which kubelet.
+func TestWorkloadFindings(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
+	for text, want := range map[string]string{
+		token + "workloads: {parents: 9}":                                        "f.yaml:2:22: workloads.parents: is more than 8",
+		token + "kubelet: {node_name: a}":                                        "kubelet.address: is missing",
+		token + "kubelet: {address: 127.0.0.1:10250}":                            "f.yaml:2:11: kubelet.address: \"127.0.0.1:10250\" is not https://HOST:PORT",
+		token + "kubelet: {address: 'https://127.0.0.1:10250'}":                  "2 findings",
+		token + "kubelet: {address: 'https://h:1', token_file: /t, ca_file: ca}": "kubelet.ca_file: \"ca\" is not an absolute path",
+		token + "kubelet: {address: 'http://192.0.2.1:10255'}":                   "is plain HTTP to an address that is not loopback",
+		token + "kubelet: {address: 'http://127.0.0.1:10255', token_file: /t}":   "kubelet.token_file: has no use with plain HTTP",
+	} {
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+	for _, text := range []string{
+		token + "workloads: {parents: 8}", token + "kubelet: {address: 'http://127.0.0.1:10255'}",
+		token + "kubelet: {address: 'https://127.0.0.1:10250', token_file: /t, ca_file: /c, node_name: n}",
+	} {
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err != nil {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }
