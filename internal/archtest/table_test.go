@@ -59,6 +59,9 @@ var table = []archtest.Row{
 	{"internal/attest/sevsnp/snptest", "internal/attest/tsm", "github.com/google/go-sev-guest"},
 	{"internal/attest/tdx", "internal/problem internal/identity internal/authority internal/attest internal/attest/tsm", "github.com/google/go-tdx-guest"},
 	{"internal/attest/tdx/tdxtest", "internal/attest/tsm", "github.com/google/go-tdx-guest"},
+	{"internal/attest/tpm/ima", "internal/problem", ""},
+	{"internal/attest/tpm", "internal/problem internal/identity internal/authority internal/attest internal/attest/tpm/ima", "github.com/google/go-tpm"},
+	{"internal/attest/tpm/tpmtest", "", "github.com/google/go-tpm"},
 	{"internal/attest/jwt/jwttest", "internal/problem internal/attest", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/platform", "internal/problem internal/identity internal/authority internal/attest internal/attest/jwt", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/gcp", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
@@ -66,7 +69,7 @@ var table = []archtest.Row{
 	{"internal/attest/ci", "internal/problem internal/attest internal/attest/jwt internal/attest/platform internal/attest/k8s", ""},
 	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
 	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
-	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509 internal/attest/azure", ""},
+	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509 internal/attest/azure internal/attest/tpm", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
 	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},
@@ -126,10 +129,8 @@ var table = []archtest.Row{
 	{
 		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/agent/workload/kubelet internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state internal/job " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
-			"internal/problem internal/identity internal/release/... internal/spelling",
-		"github.com/spf13/cobra github.com/spf13/pflag github.com/spiffe/go-spiffe/v2 google.golang.org/grpc github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 			"internal/problem internal/identity internal/authority internal/release/... internal/spelling",
-		"github.com/go-jose/go-jose/v4 github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
+		"github.com/go-jose/go-jose/v4 github.com/spf13/cobra github.com/spf13/pflag github.com/spiffe/go-spiffe/v2 google.golang.org/grpc github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},
 	{"cmd/release", "internal/problem internal/release internal/sshsig", "golang.org/x/crypto"},

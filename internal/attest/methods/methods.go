@@ -17,6 +17,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/tdx"
+	"github.com/bailment/bailment/internal/attest/tpm"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -29,14 +30,15 @@ func All() attest.Methods {
 		k8s.JobMethod(),
 		ci.GitLab(),
 		x509.Method(),
+		sshhost.Method(),
 		azure.Method(),
 		ci.OIDC(),
 		ci.CircleCI(),
 		ci.Buildkite(),
 		ci.GitHub(),
 		gcp.Method(),
-		sshhost.Method(),
 		sevsnp.Method(),
 		tdx.Method(),
+		tpm.Method(),
 	}
 }

@@ -2,10 +2,12 @@ package methods_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	cx509 "crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
@@ -35,6 +37,8 @@ import (
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/attest/platform"
 	"github.com/bailment/bailment/internal/attest/platform/platformtest"
+	"github.com/bailment/bailment/internal/attest/tpm"
+	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 	"github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
@@ -54,12 +58,22 @@ type fixture struct {
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
 func fixtures(t *testing.T) map[string]fixture {
-	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), azure.Name: azureMachine(t), x509.Name: certificate(t)}
+	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), azure.Name: azureMachine(t), x509.Name: certificate(t), tpm.Name: softwareTPM(t)}
 	for _, m := range platformtest.Methods() {
 		all[m.Name] = token(t, m)
 	}
 	maps.Copy(all, machines(t))
 	return all
+}
+
+// softwareTPM lists the endorsement keys, so that the fixture doesn't depend on the time at which swtpm makes certificates.
+func softwareTPM(t *testing.T) fixture {
+	s := tpmtest.New(t, 0)
+	params, err := tpm.NewParams([]authority.Authority{{Name: "list", Method: tpm.Name, EndorsementKeys: s.EndorsementKeys()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{attest.Material{tpm.NeedDevice: []byte(s.Socket)}, params}
 }
 
 // token is the fixture of a method whose evidence is a platform's token.
@@ -273,11 +287,17 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 		a, f.params = s.attester, s.params
 	}
 	b := attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-	ev, err := a.Attest(context.Background(), b)
+	good := attest.Input{Binding: b, Now: now, Params: f.params}
+	if m.Offer == nil {
+		good.Evidence, err = a.Attest(context.Background(), b)
+	} else {
+		good.Secret = secretOf
+		good.Evidence, err = twoRounds(t, m, a, b, f)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := attest.Input{Binding: b, Evidence: ev, Now: now, Params: f.params}
+	ev := good.Evidence
 	res, err := m.Verify(good)
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +345,11 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	refuse("no time", change(func(in *attest.Input) { in.Now = time.Time{} }), problem.ReasonInternal)
 	refuse("no binding", change(func(in *attest.Input) { in.Binding = attest.Binding{} }), problem.ReasonInternal)
 	refuse("no evidence", change(func(in *attest.Input) { in.Evidence = nil }), problem.ReasonInvalid)
-	refuse("too large", change(func(in *attest.Input) { in.Evidence = make([]byte, attest.MaxEvidence+1) }), problem.ReasonTooLarge)
+	refuse("too large", change(func(in *attest.Input) { in.Evidence = make([]byte, cmp.Or(m.MaxEvidence, attest.MaxEvidence)+1) }), problem.ReasonTooLarge)
+	if m.Offer != nil {
+		refuse("no secret", change(func(in *attest.Input) { in.Secret = nil }), problem.ReasonInternal)
+		refuse("other secret", change(func(in *attest.Input) { in.Secret = func([]byte) [32]byte { return array(3) } }), problem.ReasonBadProof)
+	}
 	refuse("trailing", change(func(in *attest.Input) { in.Evidence = append(in.Evidence, ' ') }), problem.ReasonInvalid)
 	for cut := 1; cut < len(ev); cut += 1 + len(ev)/100 {
 		refuse("cut", change(func(in *attest.Input) { in.Evidence = in.Evidence[:cut] }), problem.ReasonInvalid)
@@ -358,6 +382,59 @@ func checkUnbound(t *testing.T, m attest.Method, good attest.Input, res attest.R
 	if again, err := m.Verify(good); err != nil || !reflect.DeepEqual(again, res) {
 		t.Errorf("it is bound to something: %+v, %v", again, err)
 	}
+}
+
+// secretOf is a server's rule for what it hides in the offer to a hello.
+func secretOf(hello []byte) [32]byte { return sha256.Sum256(append([]byte("secret "), hello...)) }
+
+// twoRounds is how a method with an offer makes evidence; on the way, what only it has is tried.
+func twoRounds(t *testing.T, m attest.Method, a attest.Attester, b attest.Binding, f fixture) ([]byte, error) {
+	t.Helper()
+	g, ok := a.(attest.Greeter)
+	if !ok {
+		t.Fatal("a method with an offer has an attester that doesn't greet")
+	}
+	if _, err := a.Attest(context.Background(), b); err == nil {
+		t.Error("evidence was made without an offer")
+	}
+	hello, err := g.Hello(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := g.Hello(context.Background()); err != nil || !bytes.Equal(hello, again) {
+		t.Errorf("two hellos differ: %v", err)
+	}
+	good := attest.OfferInput{Hello: hello, Secret: secretOf(hello), Random: rand.Reader, Now: now, Params: f.params}
+	offer, err := m.Offer(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret := secretOf(hello); bytes.Contains(offer, secret[:]) {
+		t.Error("the offer shows its secret")
+	}
+	for name, c := range map[string]struct {
+		change func(*attest.OfferInput)
+		want   problem.Reason
+	}{
+		"no hello":  {func(in *attest.OfferInput) { in.Hello = nil }, problem.ReasonInvalid},
+		"trailing":  {func(in *attest.OfferInput) { in.Hello = append(bytes.Clone(hello), ' ') }, problem.ReasonInvalid},
+		"cut":       {func(in *attest.OfferInput) { in.Hello = hello[:len(hello)/2] }, problem.ReasonInvalid},
+		"too large": {func(in *attest.OfferInput) { in.Hello = make([]byte, attest.MaxEvidence+1) }, problem.ReasonTooLarge},
+		"no params": {func(in *attest.OfferInput) { in.Params = nil }, problem.ReasonInternal},
+		"no time":   {func(in *attest.OfferInput) { in.Now = time.Time{} }, problem.ReasonInternal},
+	} {
+		in := good
+		c.change(&in)
+		if out, err := m.Offer(in); !problem.Is(err, c.want) || out != nil {
+			t.Errorf("offer, %s: %v", name, err)
+		}
+	}
+	for name, bad := range map[string][]byte{"nothing": nil, "cut": offer[:len(offer)-1], "trailing": append(bytes.Clone(offer), ' ')} {
+		if _, err := g.Answer(context.Background(), b, hello, bad); err == nil {
+			t.Errorf("an answer to an offer that is %s", name)
+		}
+	}
+	return g.Answer(context.Background(), b, hello, offer)
 }
 
 func checkResult(t *testing.T, m attest.Method, res attest.Result) {
