@@ -36,6 +36,7 @@ var safe = map[string]bool{
 	bailmentv1connect.LedgerServiceTailProcedure:                true,
 	bailmentv1connect.KeyServiceListKeysProcedure:               true,
 	bailmentv1connect.WatchServiceWatchProcedure:                true,
+	bailmentv1connect.SpiffeServiceGetTrustBundlesProcedure:     true,
 }
 
 // keyed are the requests that carry an idempotency key: with one, a repetition has its effects once.

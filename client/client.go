@@ -80,6 +80,7 @@ type Client struct {
 	Ledger      bailmentv1connect.LedgerServiceClient
 	Keys        bailmentv1connect.KeyServiceClient
 	Watching    bailmentv1connect.WatchServiceClient
+	Spiffe      bailmentv1connect.SpiffeServiceClient
 
 	trust     *Trust
 	agent     *v1.AgentStatement
@@ -120,6 +121,7 @@ func Dial(t *Trust, o Options) (*Client, error) {
 		Ledger:      bailmentv1connect.NewLedgerServiceClient(hc, base, opts...),
 		Keys:        bailmentv1connect.NewKeyServiceClient(hc, base, opts...),
 		Watching:    bailmentv1connect.NewWatchServiceClient(hc, base, opts...),
+		Spiffe:      bailmentv1connect.NewSpiffeServiceClient(hc, base, opts...),
 		trust:       t, agent: o.Agent, transport: tr,
 	}, nil
 }

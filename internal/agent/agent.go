@@ -36,6 +36,7 @@ import (
 	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/agent/workload/kubelet"
+	"github.com/bailment/bailment/internal/agent/workloadapi"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/hardening"
@@ -59,6 +60,8 @@ type Config struct {
 	Limits    Limits
 	Parents   int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
 	Kubelet   kubelet.Config // who knows this machine's pods; without an Address nobody
+	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
+	WorkloadAPI string
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -113,6 +116,7 @@ type Agent struct {
 	measurer  *measurer
 	workloads *workload.Inspector
 	pods      *kubelet.Client // nil: none
+	spiffe    *workloadapi.Server
 	stopping  <-chan struct{} // closed when the agent stops; set before anybody can ask
 }
 
@@ -140,12 +144,20 @@ func New(cfg Config) (*Agent, error) {
 			}
 		}
 	}
-	if !filepath.IsAbs(cfg.StateDir) || cfg.Socket != "" && !filepath.IsAbs(cfg.Socket) {
-		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory and socket are absolute paths")
+	if !filepath.IsAbs(cfg.StateDir) {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's state directory is an absolute path")
 	}
-	if len(cfg.Socket) > localapi.MaxSocket {
-		return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", cfg.Socket, len(cfg.Socket), localapi.MaxSocket).
-			WithFix("name a shorter path as `socket` in the agent's configuration")
+	for setting, socket := range map[string]string{"socket": cfg.Socket, "workload_api": cfg.WorkloadAPI} {
+		if socket != "" && !filepath.IsAbs(socket) {
+			return nil, problem.New(problem.ReasonInvalid, "the agent's sockets are absolute paths")
+		}
+		if len(socket) > localapi.MaxSocket {
+			return nil, problem.New(problem.ReasonInvalid, "the socket's path %s has %d bytes, and the kernel takes at most %d", socket, len(socket), localapi.MaxSocket).
+				WithFix("name a shorter path as `%s` in the agent's configuration", setting)
+		}
+	}
+	if cfg.Socket != "" && cfg.Socket == cfg.WorkloadAPI {
+		return nil, problem.New(problem.ReasonInvalid, "the agent's two sockets have one path").WithFix("name another path as `workload_api` in the agent's configuration")
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
@@ -156,6 +168,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := a.inspect(); err != nil {
 		return nil, err
 	}
+	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})
 	return a, nil
 }
 
@@ -188,7 +201,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel(nil)
 	var work sync.WaitGroup
 	if a.cfg.Socket != "" {
-		l, err := a.listen()
+		l, err := a.listenAt(a.cfg.Socket, "socket")
 		if err != nil {
 			return err
 		}
@@ -197,6 +210,19 @@ func (a *Agent) Run(ctx context.Context) error {
 				cancel(err)
 			}
 		})
+	}
+	if a.cfg.WorkloadAPI != "" {
+		l, err := a.listenWorkloads()
+		if err != nil {
+			return err
+		}
+		work.Go(func() {
+			if err := a.spiffe.Serve(ctx, l); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	if a.cfg.Socket != "" || a.cfg.WorkloadAPI != "" {
 		// Ready means that processes can ask. Whether they get what they want is a matter of state: to wait here for
 		// a server that is away would have the service manager kill the one who waits for it.
 		a.notify(daemon.SdNotifyReady)
@@ -237,13 +263,14 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	return func() { lock.Close() }, nil
 }
 
-func (a *Agent) listen() (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(a.cfg.Socket), 0o755); err != nil {
-		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
+// listenAt makes a socket that all users of the machine may ask at.
+func (a *Agent) listenAt(path, setting string) (*localapi.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, unplaced(err, "socket", path, setting)
 	}
-	l, err := localapi.Listen(a.cfg.Socket, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
+	l, err := localapi.Listen(path, a.cfg.Limits.Connections, a.cfg.Limits.ConnectionsPerUser)
 	if err != nil {
-		return nil, unplaced(err, "socket", a.cfg.Socket, "socket")
+		return nil, unplaced(err, "socket", path, setting)
 	}
 	return l, nil
 }

@@ -127,6 +127,7 @@ func (a *Agent) use(t *client.Trust) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.trust, a.open, a.node = t, open, node
+	a.spiffe.RefreshBundles()
 	return nil
 }
 

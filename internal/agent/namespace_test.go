@@ -15,7 +15,7 @@ import (
 	"github.com/bailment/bailment/internal/agent/localapi"
 )
 
-// TestMain lets the test binary be a stranger in namespaces of his own, or one that changes.
+// TestMain lets the test binary be a stranger in namespaces of his own, one that changes, or a workload.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("AGENT_TEST_MOUNT"); dir != "" {
 		fmt.Println(pretend(dir, os.Getenv("AGENT_TEST_SOCKET")))
@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 		changeling(socket)
 		return
 	}
+	beWorkload(os.Getenv("WORKLOAD_ROLE"))
 	os.Exit(m.Run())
 }
 

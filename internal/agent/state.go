@@ -164,6 +164,7 @@ func (a *Agent) kill(p *problem.Problem) {
 	}
 	a.enter(classify(p))
 	a.poke()
+	a.spiffe.Look()
 }
 
 // revive takes that back: a hold was lifted. The lock is held.
@@ -176,6 +177,7 @@ func (a *Agent) revive() {
 		a.succeed()
 	}
 	a.poke()
+	a.spiffe.Look()
 }
 
 // succeed records that all is well. The lock is held.

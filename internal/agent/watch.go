@@ -90,7 +90,11 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 			a.log.Warn("keeping the index of the newest news failed", "err", err)
 		}
 	}
+	changed := ev.Generation > a.gen
 	a.gen = max(a.gen, ev.Generation)
+	if changed || len(ev.CaChain) > 0 {
+		a.spiffe.RefreshBundles()
+	}
 	if ev.SessionDead {
 		reason := problem.Reason(ev.Reason)
 		if reason.Fix() == "" {
@@ -104,6 +108,10 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 	if len(ev.RevokedScopes) > 0 {
 		a.log.Warn("something was revoked that concerns this machine", "scopes", ev.RevokedScopes)
 		a.runs.look()
+		changed = true
+	}
+	if changed {
+		a.spiffe.Look()
 	}
 	if news && a.failure != nil && !a.usable() {
 		// What the policy says may have changed.

@@ -23,6 +23,7 @@ var table = []archtest.Row{
 	{"internal/identity", "", ""},
 	{"internal/authority", "", "github.com/go-jose/go-jose/v4 golang.org/x/crypto"},
 	{"internal/spelling", "", ""},
+	{"internal/spiffe", "", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
 	{"internal/cache", "", ""},
 	{"internal/archtest", "", ""},
 
@@ -35,8 +36,8 @@ var table = []archtest.Row{
 	{"internal/release/own", "internal/problem internal/release internal/sshsig", ""},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
-	{"internal/policy", "internal/problem internal/identity internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
-	{"internal/state", "internal/problem internal/identity internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
+	{"internal/policy", "internal/problem internal/identity internal/spiffe internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/state", "internal/problem internal/identity internal/spiffe internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
 	{"internal/store", "verify", ""},
 
 	// Mechanisms.
@@ -64,12 +65,14 @@ var table = []archtest.Row{
 	{"internal/store/sqlite", "internal/problem internal/store internal/durable", "modernc.org/sqlite golang.org/x/sys"},
 	{"internal/store/storetest", "internal/store", "golang.org/x/mod pgregory.net/rapid"},
 
-	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
+	{"internal/custody", "internal/ceremony internal/problem internal/identity internal/spiffe internal/seal internal/keyring internal/state internal/store", "golang.org/x/mod"},
+
+	{"internal/federation", "internal/problem internal/spiffe", "github.com/spiffe/go-spiffe/v2"},
 
 	// The use cases, and what watches them.
-	{"internal/invariant", "internal/problem internal/identity internal/policy internal/release internal/state", ""},
+	{"internal/invariant", "internal/problem internal/identity internal/spiffe internal/policy internal/release internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache " +
+		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache internal/spiffe " +
 			"internal/attest internal/attest/jointoken internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
 		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time github.com/go-jose/go-jose/v4",
 	},
@@ -90,15 +93,16 @@ var table = []archtest.Row{
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
 	{"internal/agent/workload/kubelet", "internal/attest internal/problem", ""},
 	{"internal/agent/workload", "internal/agent/localapi internal/agent/workload/kubelet internal/attest internal/problem", "golang.org/x/sys"},
+	{"internal/agent/workloadapi", "api/envoysds/... client internal/agent/localapi internal/cache internal/problem", "github.com/spiffe/go-spiffe/v2 golang.org/x/time google.golang.org/grpc google.golang.org/protobuf"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/agent/workload internal/agent/workload/kubelet internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/agent/workload internal/agent/workload/kubelet internal/agent/workloadapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
-		"internal/server", "internal/rpc internal/canary internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
+		"internal/server", "internal/rpc internal/canary internal/issuers internal/federation internal/spiffe internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
 			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
 		"github.com/prometheus/client_golang github.com/prometheus/client_model github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
 	},

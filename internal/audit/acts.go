@@ -59,6 +59,17 @@ func (r *run) actOf(ev state.Event) act {
 		return act{nil, &ev.Ruling, ""}
 	case *state.KeysRewrapped:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.JWTKeyAdded:
+		if ev.Actor == nil {
+			return act{nil, &ev.Ruling, ""} // due by the bundle
+		}
+		return act{ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.KeyWithdrawn:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
+	case *state.JWTIssued:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.FederationRefreshed:
+		return act{nil, &ev.Ruling, ""}
 	}
 	return act{}
 }

@@ -83,11 +83,17 @@ func (a *Agent) check(has attest.Methods) Findings {
 	if !filepath.IsAbs(a.Data) {
 		c.bad("data", "%q is not an absolute path", a.Data)
 	}
-	if !filepath.IsAbs(a.Socket) {
-		c.bad("socket", "%q is not an absolute path", a.Socket)
+	c.socket("socket", a.Socket)
+	switch beside := a.WorkloadSocket(); {
+	case a.WorkloadAPI == "":
+		if len(a.Socket) <= maxSocket && len(beside) > maxSocket {
+			c.bad("workload_api", "would be a path of %d bytes beside socket, and the kernel takes at most %d: name a shorter one", len(beside), maxSocket)
+		}
+	case a.WorkloadAPI != None:
+		c.socket("workload_api", beside)
 	}
-	if len(a.Socket) > maxSocket {
-		c.bad("socket", "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(a.Socket), maxSocket)
+	if a.WorkloadSocket() == a.Socket {
+		c.bad("workload_api", "is the same path as socket's")
 	}
 	for _, need := range slices.Sorted(maps.Keys(a.Attest.Files)) {
 		if path := a.Attest.Files[need]; !filepath.IsAbs(path) {
@@ -124,6 +130,15 @@ func (c *checker) kubelet(k Kubelet) {
 		case u.Scheme == "https" && !filepath.IsAbs(f.path):
 			c.bad(f.key, "%q is not an absolute path, and https needs it", f.path)
 		}
+	}
+}
+
+func (c *checker) socket(key, path string) {
+	if !filepath.IsAbs(path) {
+		c.bad(key, "%q is not an absolute path", path)
+	}
+	if len(path) > maxSocket {
+		c.bad(key, "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(path), maxSocket)
 	}
 }
 

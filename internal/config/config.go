@@ -12,6 +12,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"time"
 )
 
@@ -81,13 +82,26 @@ type Log struct {
 
 // Agent is the configuration of `bailment agent`.
 type Agent struct {
-	Bootstrap string      `yaml:"bootstrap" doc:"Bootstrap string, bailment1:HOST:PORT/ENV#GENESIS. Empty: $BAILMENT_BOOTSTRAP."`
-	Data      string      `yaml:"data" default:"/var/lib/bailment-agent" doc:"Directory for the node's key and certificate. Readable by the agent's user only."`
-	Socket    string      `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask; its path has at most 107 bytes."`
-	Attest    Attestation `yaml:"attest" doc:"How this machine proves what it is."`
-	Workloads Workloads   `yaml:"workloads" doc:"What is found out about the processes that ask."`
-	Kubelet   Kubelet     `yaml:"kubelet" doc:"The kubelet of this machine, which knows its pods. Without an address, no pod is asked for."`
-	Log       Log         `yaml:"log" doc:"Structured log on standard error. It never holds values."`
+	Bootstrap string `yaml:"bootstrap" doc:"Bootstrap string, bailment1:HOST:PORT/ENV#GENESIS. Empty: $BAILMENT_BOOTSTRAP."`
+	Data      string `yaml:"data" default:"/var/lib/bailment-agent" doc:"Directory for the node's key and certificate. Readable by the agent's user only."`
+	Socket    string `yaml:"socket" default:"/run/bailment/agent.sock" doc:"Unix socket that processes on this machine ask; its path has at most 107 bytes."`
+	// WorkloadAPI is beside Socket unless it is said where, so that two agents of one machine don't get into each other's way.
+	WorkloadAPI string      `yaml:"workload_api" doc:"Unix socket of the SPIFFE Workload API and Envoy's SDS, for SPIFFE_ENDPOINT_SOCKET (unix://PATH); its path has at most 107 bytes. Empty: spiffe.sock in the directory of socket. \"none\" turns it off."`
+	Attest      Attestation `yaml:"attest" doc:"How this machine proves what it is."`
+	Workloads   Workloads   `yaml:"workloads" doc:"What is found out about the processes that ask."`
+	Kubelet     Kubelet     `yaml:"kubelet" doc:"The kubelet of this machine, which knows its pods. Without an address, no pod is asked for."`
+	Log         Log         `yaml:"log" doc:"Structured log on standard error. It never holds values."`
+}
+
+// WorkloadSocket is where the Workload API is served; empty: nowhere.
+func (a *Agent) WorkloadSocket() string {
+	switch a.WorkloadAPI {
+	case None:
+		return ""
+	case "":
+		return filepath.Join(filepath.Dir(a.Socket), "spiffe.sock")
+	}
+	return a.WorkloadAPI
 }
 
 // Workloads says what is found out about processes.

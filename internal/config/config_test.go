@@ -114,6 +114,29 @@ var two = attest.Methods{
 	{Name: "x509", Needs: []attest.Need{{Name: "certificate", Doc: "in PEM"}, {Name: "key", Doc: "in PEM"}, {Name: "chain", Optional: true}}},
 }
 
+func TestWorkloadSocket(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
+	for text, want := range map[string]string{
+		token:                                                 "/run/bailment/spiffe.sock",
+		token + "socket: /a/b":                                "/a/spiffe.sock",
+		token + "workload_api: /x/y":                          "/x/y",
+		token + "workload_api: none":                          "",
+		token + "socket: /a/spiffe.sock":                      "f.yaml: workload_api: is the same path as socket's",
+		token + "workload_api: s.sock":                        "f.yaml:2:1: workload_api: \"s.sock\" is not an absolute path",
+		token + "workload_api: /" + strings.Repeat("s", 107):  "f.yaml:2:1: workload_api: has 108 bytes",
+		token + "socket: /" + strings.Repeat("s", 104) + "/a": "f.yaml: workload_api: would be a path of 117 bytes",
+	} {
+		a, err := ParseAgent("f.yaml", []byte(text), two)
+		if err != nil {
+			if !strings.Contains(err.Error(), want) || want == "" {
+				t.Errorf("%q: got %v, want %q", text, err, want)
+			}
+		} else if got := a.WorkloadSocket(); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestAgentFindings(t *testing.T) {
 	const token = "attest: {files: {token: /t}}\n"
 	for text, want := range map[string]string{

@@ -212,12 +212,22 @@ func (t *turn) openable(ev *state.SessionOpened) error {
 // finish signs the certificate, after the entry.
 func (e *Environment) finish(o *Opened, k sessionKey, proof *ledger.Proof) (*Opened, error) {
 	o.Proof = proof
-	leaf, chain, err := e.keys.Load().SignSVID(o.Identity, k.public, o.serial, proof.Time, o.Expires)
+	leaf, chain, err := e.signing().SignSVID(o.Identity, k.public, o.serial, proof.Time, o.Expires)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the certificate")
 	}
 	o.Chain = append([][]byte{leaf}, chain...)
 	return o, nil
+}
+
+// signing are the keys to sign with what was just entered: those of the newest state, if they can be had. So a CA signs nothing
+// whose entry comes after that of the next CA, and can be withdrawn when all from before is over.
+func (e *Environment) signing() *custody.Keys {
+	k, err := e.currentKeys(e.run, e.log.State())
+	if err != nil {
+		return e.keys.Load() // the loop that loads them says why
+	}
+	return k
 }
 
 // serialTag binds a certificate's serial number to the session, identity and key that it is for.
@@ -490,7 +500,7 @@ func (e *Environment) ServerCertificate(ctx context.Context, key crypto.Signer, 
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	leaf, chain, err := e.keys.Load().SignServer(out.Identity, e.Name(), key.Public(), out.serial, proof.Time, out.Expires)
+	leaf, chain, err := e.signing().SignServer(out.Identity, e.Name(), key.Public(), out.serial, proof.Time, out.Expires)
 	if err != nil {
 		return nil, time.Time{}, problem.Wrap(err, problem.ReasonInternal, "signing the server's certificate")
 	}

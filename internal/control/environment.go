@@ -84,6 +84,7 @@ type Environment struct {
 	values       *cache.Cache[uint64, store.Sealed]
 	openers      *cache.Cache[string, *rate.Limiter]
 	denials      denialSums
+	docs         *documents
 	watchers     watchers
 	arrivals     watchers // of entries, whatever they are
 	checks       checks
@@ -109,6 +110,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	}
 	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
+	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.checks.recent.wake = make(chan struct{}, 1)
 	log, err := ledger.Load(ctx, ledger.Config[*state.State]{
@@ -150,6 +152,7 @@ func (e *Environment) start(ctx context.Context) error {
 	}
 	e.background.Go(func() { e.flushLoop(e.run) })
 	e.background.Go(func() { e.keysLoop(e.run) })
+	e.background.Go(func() { e.tokensLoop(e.run) })
 	e.startChecks()
 	e.started.Store(true)
 	return nil

@@ -44,15 +44,22 @@ func (e *Environment) Certificates() []*x509.Certificate { return e.keys.Load().
 // as signed by the one before.
 func (e *Environment) CAChain() [][]byte { return e.keys.Load().Chain() }
 
-// RotateKey adds a new key of a kind (ca, checkpoint, kek), which is the current one from its entry on.
+// RotateKey adds a new key of a kind (ca, checkpoint, kek), which is the current one from its entry on. Of jwt the new one is only
+// published, and the one that was published until now is the current one.
 func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (string, *ledger.Proof, error) {
 	e.keyMu.Lock()
 	defer e.keyMu.Unlock()
 	switch kind {
+	case custody.JWT:
+		proof, err := e.rotateTokens(ctx, c)
+		if err != nil {
+			return "", nil, err
+		}
+		return custody.Name(custody.JWT, newestNumber(e.log.State())), proof, nil
 	case custody.CA, custody.Checkpoint, custody.KEK:
 	default:
 		return "", nil, problem.New(problem.ReasonInvalid, "keys of kind %q are not rotated", kind).
-			WithFix("rotate one of ca, checkpoint, kek")
+			WithFix("rotate one of ca, checkpoint, kek, jwt")
 	}
 	type made struct {
 		by    *custody.Keys
@@ -323,7 +330,10 @@ func (e *Environment) ListKeys(_ context.Context, c Caller) ([]KeyView, error) {
 		}
 	}
 	var out []KeyView
-	for _, kind := range []string{custody.CA, custody.Checkpoint, custody.KEK} {
+	for _, kind := range []string{custody.CA, custody.Checkpoint, custody.KEK, custody.JWT} {
+		if _, some := s.NewestKey(kind); !some && kind == custody.JWT {
+			continue
+		}
 		all, err := custody.Numbered(s, kind)
 		if err != nil {
 			return nil, err

@@ -77,14 +77,14 @@ func (k *Keys) SignSVID(id identity.ID, pub crypto.PublicKey, serial string, fro
 	return der, k.chain, err
 }
 
-// SignServer makes this server's own certificate: an SVID that also carries the environment's name, which SNI asks for.
+// SignServer makes this server's own certificate: an SVID that also carries the environment's name, which SNI asks for. As in every
+// SVID both usages are there (X509-SVID §4.4): bundle endpoints of others may be asked with it.
 func (k *Keys) SignServer(id identity.ID, name string, pub crypto.PublicKey, serial string, from, until time.Time) ([]byte, [][]byte, error) {
 	t, err := k.template(id, serial, from, until)
 	if err != nil {
 		return nil, nil, err
 	}
 	t.DNSNames = []string{name}
-	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	der, err := x509.CreateCertificate(rand.Reader, t, k.caCert, pub, k.ca)
 	if err != nil {
 		return nil, nil, err

@@ -106,6 +106,8 @@ type Keys struct {
 	verifiers []note.Verifier
 	vkeys     []string
 
+	tokens map[string]tokenKey // by name; those that sign, or will
+
 	known int // keys that the state named: keys are only ever added
 }
 
@@ -180,6 +182,9 @@ func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys
 		return nil, err
 	}
 	if err := v.unsealCA(ctx, s, k); err != nil {
+		return nil, err
+	}
+	if err := v.unsealTokens(ctx, s, k); err != nil {
 		return nil, err
 	}
 	return k, v.unsealCheckpoint(ctx, s, k, origin)

@@ -108,6 +108,7 @@ func legal(from, to state.VersionState) bool {
 }
 
 func (c *Checker) lifecycle(st *step, fail failure) {
+	c.lifecycleSPIFFE(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -391,6 +392,7 @@ func (c *Checker) enough(index uint64, fail failure) {
 }
 
 func (c *Checker) monotonic(st *step, fail failure) {
+	c.monotonicSPIFFE(st, fail)
 	if st.index != c.m.next {
 		fail("entry %d follows entry %d", st.index, int64(c.m.next)-1)
 	}
@@ -499,6 +501,7 @@ func (c *Checker) monotonicCounter(e *state.SessionOpened, fail failure) {
 }
 
 func (c *Checker) confined(st *step, fail failure) {
+	c.confinedSPIFFE(st, fail)
 	for _, path := range paths(st) {
 		if err := identity.ValidPath(path); err != nil {
 			fail("%q is not an identity of this environment: %v", path, err)

@@ -12,6 +12,8 @@
 //
 // Its place: pure, beside state and policy. Package control runs it in the background, package audit over a whole ledger. A Checker
 // is used by one goroutine at a time.
+//
+//arch:allow package-lines: the rules judge one model together; to split them would export it
 package invariant
 
 import (
@@ -78,7 +80,7 @@ var Table = []Invariant{
 	{
 		Name: Recorded, entry: (*Checker).recorded, count: (*Checker).recordedCount,
 		Entries: "a release names the ciphertext that was written",
-		Beside:  "values handed out are no more than the releases entered",
+		Beside:  "values and tokens handed out are no more than the releases and tokens entered",
 	},
 	{
 		Name: Revoked, entry: (*Checker).revoked,
@@ -87,7 +89,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Bounded, entry: (*Checker).bounded,
-		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, tokens, open changes and whole denials have their bounds",
+		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, join tokens, open changes and whole denials have their bounds; a JWT-SVID lives for minutes, within its session",
 	},
 	{
 		Name: ExactlyOnce, entry: (*Checker).once,
@@ -95,7 +97,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Lifecycle, entry: (*Checker).lifecycle,
-		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring",
+		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised",
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
@@ -210,8 +212,11 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 			out = append(out, Violation{Confined, index, fmt.Sprintf("the bundle %s is of environment %s", d, c.m.prog.Environment().Name)})
 		}
 	}
-	if _, ok := e.Event.(*state.SecretReleased); ok && index >= c.opts.CountFrom {
-		c.delivered++
+	switch e.Event.(type) {
+	case *state.SecretReleased, *state.JWTIssued:
+		if index >= c.opts.CountFrom {
+			c.delivered++
+		}
 	}
 	return out
 }
@@ -247,7 +252,7 @@ func (c *Checker) CheckCounts(n Counts) []Violation {
 func (c *Checker) recordedCount(n Counts, fail failure) {
 	if n.Delivered > c.delivered && n.Delivered-c.delivered > c.excess {
 		c.excess = n.Delivered - c.delivered
-		fail("%d values were handed out, and %d releases are entered", n.Delivered, c.delivered)
+		fail("%d values and tokens were handed out, and %d are entered", n.Delivered, c.delivered)
 	}
 }
 

@@ -165,6 +165,7 @@ func (c *Checker) live(st *step, a *state.Actor) (*session, string) {
 }
 
 func (c *Checker) attested(st *step, fail failure) {
+	c.attestedSPIFFE(st, fail)
 	var x *session
 	if st.actor != nil {
 		var why string
@@ -297,6 +298,7 @@ func (c *Checker) attestedToken(st *step, e *state.SessionOpened, enrolled *enro
 }
 
 func (c *Checker) permitted(st *step, fail failure) {
+	c.permittedSPIFFE(st, fail)
 	if r := st.ruling; r != nil {
 		if r.Generation != c.m.generation || r.Bundle != c.m.bundle {
 			fail("it was ruled by generation %d (%s), and generation %d (%s) is in force", r.Generation, r.Bundle, c.m.generation, c.m.bundle)
@@ -514,6 +516,7 @@ func (c *Checker) horizon(st *step, e *state.RevocationRecorded, fail failure) {
 		if !x.closed {
 			outlives(x.subject(), x.expires, index)
 		}
+		outlives(x.subject(), x.tokens, index) // giving a session back ends none of its tokens
 	}
 	if id != 0 {
 		fail("something of entry %d lives until %s, after the horizon %s", id, latest, e.Horizon)
@@ -542,6 +545,7 @@ const (
 )
 
 func (c *Checker) bounded(st *step, fail failure) {
+	c.boundedSPIFFE(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretReleased:
 		c.boundedRelease(st, e, fail)

@@ -61,6 +61,8 @@ type model struct {
 	roots      []state.StateRootSet
 	inForce    uint64 // the change that brought the bundle into force
 	due        dueQueue
+
+	tokensOut tokenState
 }
 
 type session struct {
@@ -69,6 +71,7 @@ type session struct {
 	index, root, counter              uint64
 	key, heir                         state.Digest // heir: the key that renewed a job's session
 	expires, lifetime                 state.Millis
+	tokens                            state.Millis // when the last token issued in it is over
 	closed                            bool
 	raw                               map[string]any
 	claims                            policy.Claims
@@ -201,7 +204,7 @@ func newModel() *model {
 		secrets: map[string]*secret{}, tokens: map[string]*token{}, uses: map[string]*used{}, gone: map[string]uint64{}, changes: map[uint64]*change{},
 		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
-		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{},
+		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{}, tokensOut: newTokenState(),
 	}
 }
 
@@ -282,6 +285,17 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
 	case *state.KeysRewrapped:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.JWTKeyAdded:
+		if e.Actor == nil { // the environment itself, by its bundle
+			return deed{ruling: &e.Ruling}
+		}
+		return deed{actor: e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.KeyWithdrawn:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
+	case *state.JWTIssued:
+		return deed{actor: &e.Actor, ruling: &e.Ruling}
+	case *state.FederationRefreshed:
+		return deed{ruling: &e.Ruling}
 	}
 	return deed{}
 }
@@ -372,6 +386,7 @@ func (m *model) learn(st *step) {
 			m.learnSecret(st)
 		}
 	}
+	m.learnSPIFFE(st)
 	m.learnIdem(st)
 }
 
@@ -469,7 +484,7 @@ func (m *model) learnKey(k *state.KeyFacts) {
 
 // keyNumber reads KIND/NUMBER. There is one way to write each.
 func keyNumber(name string) (kind string, n uint64, ok bool) {
-	for _, kind := range []string{"ca", "checkpoint", "kek"} {
+	for _, kind := range []string{"ca", "checkpoint", "kek", "jwt"} {
 		digits, of := strings.CutPrefix(name, kind+"/")
 		if !of || digits == "" || len(digits) > 10 || digits[0] == '0' {
 			continue

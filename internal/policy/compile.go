@@ -61,13 +61,14 @@ func Compile(b *Bundle) (*Program, error) {
 	for _, d := range b.docs {
 		c.byKind[d.kind] = append(c.byKind[d.kind], d)
 	}
-	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret} {
+	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret, kindFederation} {
 		c.uniqueNames(c.byKind[kind])
 	}
 	c.environment()
 	c.authorityDocuments()
 	c.operators()
 	c.secrets()
+	c.federations()
 	c.identities()
 	c.grants()
 	if list := c.found.findings(); len(list) > 0 {

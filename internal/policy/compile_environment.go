@@ -52,6 +52,7 @@ func (c *compiler) settings(s *environmentSpec) {
 		VersionsPerSecret: c.count(s.Limits.VersionsPerSecret, "limits.versionsPerSecret", defaultVersions, 2, maxVersions),
 		ValueBytes:        c.count(s.Limits.ValueBytes, "limits.valueBytes", maxValueBytes, 1, maxValueBytes),
 	}
+	c.spiffe(s)
 	e.NodeLifetime = c.duration(s.Nodes.Lifetime, "nodes.lifetime", defaultNodeLifetime, minNodeLifetime, maxNodeLifetime)
 }
 

@@ -121,6 +121,7 @@ func (c *compiler) identities() {
 			return
 		}
 		r.path = path
+		c.federatesWith(s, &r)
 		r.when = c.condition(c.ruleScope, s.When, d.source)
 		if r.method == MethodWorkload {
 			c.workloadRule(s, &r)

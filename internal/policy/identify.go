@@ -38,6 +38,7 @@ type identityRule struct {
 	nodes     []identity.Pattern
 	session   time.Duration
 	lifetime  time.Duration
+	federates []string // names of federations, sorted
 	source    Pos
 }
 

@@ -30,6 +30,7 @@ var places = map[string]place{
 	"identities":  {kindIdentity, false, "rules that turn proved claims into an identity"},
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
+	"federation":  {kindFederation, false, "relations with other trust domains"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
@@ -81,6 +82,7 @@ type (
 			Require  text   `yaml:"require" enum:"any,signed,measured" doc:"What is asked of agents: any (development only, and its default), signed (default in production), or measured: their platform must have measured the program that they are."`
 			Rollback text   `yaml:"rollback" doc:"Names the rollback by which this bundle lowers minimum or require, such as an incident's number. Each one is named anew."`
 		} `yaml:"agents" doc:"Which agents may run."`
+		SPIFFE      spiffeSpec  `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
 		Authorities []rootsSpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
 	}
 
@@ -153,6 +155,8 @@ type (
 		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
 		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's. CI: 1m to 1h, 10m by default."`
 		Lifetime  period `yaml:"lifetime" doc:"CI only: hard end of a job's enrolment, 1m to 24h, 6h by default."`
+
+		FederatesWith []text `yaml:"federatesWith" doc:"workload only: names of the federations whose trust bundles it gets."`
 	}
 
 	grantSpec struct {

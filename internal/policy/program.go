@@ -32,6 +32,7 @@ type Environment struct {
 	Limits       Limits
 	NodeLifetime time.Duration // hard lifetime of an enrolment
 	Agents       Agents
+	SPIFFE       SPIFFE
 }
 
 // Sessions are the lifetimes of sessions by the kind of identity.
@@ -107,7 +108,8 @@ type Program struct {
 	nodes       []identityRule
 	workloads   []identityRule
 	byWorkload  map[string][]int
-	grants      []grant // by rank
+	federations []Federation // by name
+	grants      []grant      // by rank
 	index       grantIndex
 }
 

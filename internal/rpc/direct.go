@@ -18,7 +18,7 @@ import (
 // together (docs/benchmarks.md). What comes otherwise (gRPC, a compressed body, a version to come) goes to
 // connect, and gets the same answer: TestDirect compares the two.
 func (a *API) directs() map[string]direct {
-	s, t := secrets{a}, attestations{a}
+	s, t, x := secrets{a}, attestations{a}, spiffes{a}
 	return map[string]direct{
 		api.AttestationServiceChallengeProcedure:      directly(t.Challenge),
 		api.AttestationServiceAttestProcedure:         directly(t.Attest),
@@ -29,6 +29,7 @@ func (a *API) directs() map[string]direct {
 		api.SecretServiceRenewLeaseProcedure:          directly(s.RenewLease),
 		api.SecretServiceReturnLeaseProcedure:         directly(s.ReturnLease),
 		api.AttestationServiceAttestWorkloadProcedure: directly(t.AttestWorkload),
+		api.SpiffeServiceIssueJWTProcedure:            directly(x.IssueJWT),
 	}
 }
 

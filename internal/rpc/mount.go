@@ -36,15 +36,17 @@ func (a *API) mount(options []connect.HandlerOption) {
 	add(api.NewLedgerServiceHandler(ledgers{a}, options...))
 	add(api.NewKeyServiceHandler(keys{a}, options...))
 	add(api.NewWatchServiceHandler(watches{a}, options...))
+	add(api.NewSpiffeServiceHandler(spiffes{a}, options...))
 	direct := a.directs()
-	services := pb.File_bailment_v1_bailment_proto.Services()
-	for i := range services.Len() {
-		s := services.Get(i)
-		h := handlers["/"+string(s.FullName())+"/"]
-		for j := range s.Methods().Len() {
-			path := procedure(s.Methods().Get(j))
-			a.routes[path] = a.routeOf(h, s, s.Methods().Get(j))
-			a.routes[path].direct = direct[path]
+	for _, file := range []protoreflect.FileDescriptor{pb.File_bailment_v1_bailment_proto, pb.File_bailment_v1_spiffe_proto} {
+		for i := range file.Services().Len() {
+			s := file.Services().Get(i)
+			h := handlers["/"+string(s.FullName())+"/"]
+			for j := range s.Methods().Len() {
+				path := procedure(s.Methods().Get(j))
+				a.routes[path] = a.routeOf(h, s, s.Methods().Get(j))
+				a.routes[path].direct = direct[path]
+			}
 		}
 	}
 }
@@ -57,7 +59,7 @@ func (a *API) routeOf(h http.Handler, s protoreflect.ServiceDescriptor, m protor
 	path := procedure(m)
 	r := &route{handler: h, stream: m.IsStreamingServer()}
 	r.proof, r.public = public[path]
-	r.secret = path == api.SecretServiceGetProcedure
+	r.secret = path == api.SecretServiceGetProcedure || path == api.SpiffeServiceIssueJWTProcedure
 	r.bundle = path == api.ChangeServiceProposeProcedure
 	if a.o.Meter != nil {
 		r.meter = a.o.Meter(strings.TrimSuffix(string(s.Name()), "Service"), string(m.Name()))

@@ -80,7 +80,7 @@ func (s *Server) plain(environment string, r *http.Request) http.HandlerFunc {
 	case r.URL.Path == "/readyz":
 		return func(w http.ResponseWriter, _ *http.Request) { s.readyz(w, []string{environment}) }
 	}
-	return nil
+	return s.document(environment, r)
 }
 
 func livez(w http.ResponseWriter, _ *http.Request) {

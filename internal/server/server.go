@@ -27,6 +27,7 @@ import (
 	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/hardening"
+	"github.com/bailment/bailment/internal/issuers"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/rpc"
 	"github.com/bailment/bailment/internal/seal"
@@ -66,6 +67,7 @@ type Server struct {
 	opsOn    *listener
 	stopping atomic.Bool
 	silence  *canary.Watch
+	issuers  *issuers.Keys // one cache for all environments: the keys are the issuers' own
 
 	background sync.WaitGroup
 	cancel     context.CancelFunc
@@ -89,7 +91,7 @@ func New(cfg config.Server, o Options) (*Server, error) {
 	}
 	silence := canary.New()
 	logger := slog.New(silence.Handler(o.Logger.Handler()))
-	return &Server{cfg: cfg, o: o, logger: logger, silence: silence, sites: make(map[string]*site), metrics: newMetrics(o.Version)}, nil
+	return &Server{cfg: cfg, o: o, logger: logger, silence: silence, issuers: issuers.New(issuers.Config{Log: logger}), sites: make(map[string]*site), metrics: newMetrics(o.Version)}, nil
 }
 
 // hostID is the host's name as one segment of a SPIFFE ID.
@@ -149,6 +151,7 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	}
 	for _, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
+		s.background.Go(func() { x.federate(background) })
 	}
 	return nil
 }
@@ -253,6 +256,7 @@ func (s *Server) Close() (err error) {
 
 func (s *Server) close() error {
 	s.cancel()
+	s.issuers.Close()
 	s.background.Wait()
 	if s.listen != nil {
 		_ = s.listen.Close() // closed already after Serve

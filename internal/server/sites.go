@@ -125,7 +125,7 @@ func (s *Server) openOver(ctx context.Context, name, dir string, open func(conte
 	}
 	logger := s.logger.With("environment", name)
 	return control.Open(ctx, control.Config{
-		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Logger: logger,
+		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Issuers: s.issuers, Logger: logger,
 		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, Boot: s.o.Boot, ServerID: s.cfg.ServerID, Silence: s.silence,
 		Openings: control.Openings{PerSecond: s.cfg.Limits.IdentitySessions.PerSecond, Burst: s.cfg.Limits.IdentitySessions.Burst},
 		OnViolation: func(invariant, detail string) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/spiffe"
 )
 
 // Kinds of the environment's keys whose public side is in the ledger. There are no others.
@@ -17,6 +18,7 @@ const (
 	KeyCA         = "ca"         // signs certificates
 	KeyCheckpoint = "checkpoint" // signs checkpoints
 	KeyKEK        = "kek"        // wraps data keys; nothing of it is public
+	KeyJWT        = "jwt"        // signs JWT-SVIDs
 )
 
 // KeyName is the name of a key: KIND/NUMBER.
@@ -55,6 +57,9 @@ func checkKey(name string, public, cert, cross []byte) (kind string, number uint
 		whole = len(public) == ed25519.PublicKeySize && len(cert) == 0 && vouched
 	case KeyKEK:
 		whole = len(public) == 0 && len(cert) == 0 && len(cross) == 0
+	case KeyJWT: // its private half under our own key-encryption key is what tells it from a stranger's
+		_, err := spiffe.ParseTokenKey(public)
+		whole = err == nil && len(cert) == 0 && len(cross) == 0
 	default:
 		return "", 0, fmt.Errorf("there are no keys of the kind %.80q", kind)
 	}
@@ -98,6 +103,9 @@ func (s *State) checkNext(k *KeyFacts) error {
 	if err != nil {
 		return err
 	}
+	if kind == KeyJWT {
+		return fmt.Errorf("key %s comes by another entry", k.Name)
+	}
 	before, ok := s.CurrentKey(kind)
 	if !ok {
 		return fmt.Errorf("there is no key before %s", k.Name)
@@ -123,7 +131,7 @@ func (s *State) addKey(k *KeyFacts, m Meta) {
 	s.Keys.set(k.Name, &PublicKey{Name: k.Name, Public: k.Public, Cert: k.Cert, Cross: k.Cross, Current: true, Created: m.Index})
 }
 
-// CurrentKey is the current key of a kind: ca, checkpoint, kek.
+// CurrentKey is the current key of a kind. Of jwt, of which the newest is published ahead of its use, it is the one before that.
 func (s *State) CurrentKey(kind string) (*PublicKey, bool) {
 	var found *PublicKey
 	s.Keys.From(kind+"/", func(name string, k *PublicKey) bool {
@@ -168,6 +176,9 @@ func (s *State) checkKeys() error {
 		if n := count[kind]; n == 0 || highest[kind] != n || current[kind] != n {
 			return fmt.Errorf("the keys of the kind %s are not a sequence", kind)
 		}
+	}
+	if n := count[KeyJWT]; highest[KeyJWT] != n || (n > 0 && current[KeyJWT] != max(n-1, 1)) {
+		return fmt.Errorf("the keys of the kind %s are not a sequence", KeyJWT)
 	}
 	return nil
 }

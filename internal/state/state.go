@@ -8,6 +8,8 @@
 //
 // Time is the entry's. What expires is judged by comparing with now; rows that are over are
 // swept, a bounded number with each entry, so that the state stays as small as what is alive.
+//
+//arch:allow package-lines: the table of entry types is closed, and its reducers stand together
 package state
 
 import (
@@ -43,11 +45,13 @@ type State struct {
 	Once       Table[string, Millis]      // spent challenges and the like, until when kept
 	SeenKeys   Table[string, *SeenKey]    // session keys' thumbprints and who used them
 	Denials    Table[string, *DenialMinute]
-	Keys       Table[string, *PublicKey] // ca/N, checkpoint/N, kek/N
+	Keys       Table[string, *PublicKey] // ca/N, checkpoint/N, kek/N, jwt/N
 	Manifests  Table[string, uint64]     // digests that were in force → generation
 	Uses       Table[string, *Use]       // evidence of single or first use, by attest.Result.Once
 	Gone       Table[string, uint64]     // decommissioned identities → index of the statement
 	queue      Table[string, struct{}]   // what to sweep when, see expire.go
+
+	Federations Table[string, *Federated] // by the relation's name
 }
 
 // Env is what genesis says for ever.
@@ -272,6 +276,9 @@ type PublicKey struct {
 	Cross   []byte `json:"cross,omitempty"` // DER: the new CA signed by the one before
 	Current bool   `json:"current"`
 	Created uint64 `json:"created"`
+	// Since is when a key of JWT-SVIDs was added. Withdrawn is the entry from which on others are told no more to trust it.
+	Since     Millis `json:"since,omitempty"`
+	Withdrawn uint64 `json:"withdrawn,omitempty"`
 }
 
 // New is the state before genesis.
@@ -286,7 +293,7 @@ func New() *State {
 		SeenKeys: newTable[string, *SeenKey](), Denials: newTable[string, *DenialMinute](),
 		Keys: newTable[string, *PublicKey](), Manifests: newTable[string, uint64](),
 		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
-		queue: newTable[string, struct{}](),
+		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
 	}
 }
 
@@ -305,6 +312,7 @@ func (s *State) Fork() *State {
 	f.SeenKeys, f.Denials, f.Keys = s.SeenKeys.fork(), s.Denials.fork(), s.Keys.fork()
 	f.Manifests, f.queue = s.Manifests.fork(), s.queue.fork()
 	f.Uses, f.Gone = s.Uses.fork(), s.Gone.fork()
+	f.Federations = s.Federations.fork()
 	return &f
 }
 

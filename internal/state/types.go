@@ -74,6 +74,10 @@ var Types = []Type{
 	{Kind{"evidence.forgotten", 1}, func() Event { return new(EvidenceForgotten) }, "an approved change lets evidence be used once more", 2},
 	{Kind{"node.quarantined", 1}, func() Event { return new(NodeQuarantined) }, "a machine proved to be what its rule does not allow, and is held", 2},
 	{Kind{"identity.decommissioned", 1}, func() Event { return new(IdentityDecommissioned) }, "an identity ended for ever, and nothing of it is left", 2},
+	{Kind{"jwt.key_added", 1}, func() Event { return new(JWTKeyAdded) }, "a key of JWT-SVIDs was added and published; the one before it signs from here on", 2},
+	{Kind{"key.withdrawn", 1}, func() Event { return new(KeyWithdrawn) }, "others were told to trust a key, and those before it, no more", 2},
+	{Kind{"jwt.issued", 1}, func() Event { return new(JWTIssued) }, "a JWT-SVID was issued", 2},
+	{Kind{"federation.refreshed", 1}, func() Event { return new(FederationRefreshed) }, "the trust bundle of another trust domain was fetched anew", 2},
 }
 
 var typeIndex = func() map[Kind]func() Event {

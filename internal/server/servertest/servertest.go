@@ -206,6 +206,7 @@ type Clients struct {
 	Ledger      api.LedgerServiceClient
 	Key         api.KeyServiceClient
 	Watch       api.WatchServiceClient
+	Spiffe      api.SpiffeServiceClient
 }
 
 // Clients makes the generated clients over a certificate, or over none.
@@ -220,6 +221,7 @@ func NewClients(c *http.Client, url string, opts ...connect.ClientOption) *Clien
 		Secret: api.NewSecretServiceClient(c, url, opts...), Revocation: api.NewRevocationServiceClient(c, url, opts...),
 		Change: api.NewChangeServiceClient(c, url, opts...), Explain: api.NewExplainServiceClient(c, url, opts...),
 		Ledger: api.NewLedgerServiceClient(c, url, opts...), Key: api.NewKeyServiceClient(c, url, opts...), Watch: api.NewWatchServiceClient(c, url, opts...),
+		Spiffe: api.NewSpiffeServiceClient(c, url, opts...),
 	}
 }
 
