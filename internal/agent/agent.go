@@ -58,10 +58,10 @@ type Config struct {
 	Statement release.Statement
 	Logger    *slog.Logger // nil: none
 	Limits    Limits
-	Parents   int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
-	Kubelet   kubelet.Config // who knows this machine's pods; without an Address nobody
 	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
 	WorkloadAPI string
+	Parents     int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
+	Kubelet     kubelet.Config // who knows this machine's pods; without an Address nobody
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -115,8 +115,8 @@ type Agent struct {
 	runs      runs
 	measurer  *measurer
 	workloads *workload.Inspector
-	pods      *kubelet.Client // nil: none
 	spiffe    *workloadapi.Server
+	pods      *kubelet.Client // nil: none
 	stopping  <-chan struct{} // closed when the agent stops; set before anybody can ask
 }
 
@@ -165,10 +165,10 @@ func New(cfg Config) (*Agent, error) {
 		measurer: newMeasurer(),
 	}
 	a.runs.init()
+	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})
 	if err := a.inspect(); err != nil {
 		return nil, err
 	}
-	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})
 	return a, nil
 }
 

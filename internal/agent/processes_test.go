@@ -262,14 +262,23 @@ func TestWorkloadAPIRotation(t *testing.T) {
 
 // handshake is one of mutual TLS, over a pipe.
 func handshake(s *spiffe.X509Source) error {
+	return handshakeOf(tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeAny()), tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeAny()))
+}
+
+// handshakeOf ends when both sides accepted the other: a client hears of its refusal with the first byte that it reads.
+func handshakeOf(server, client *tls.Config) error {
 	left, right := net.Pipe()
 	defer left.Close()
-	defer right.Close()
-	server := tls.Server(right, tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeAny()))
-	client := tls.Client(left, tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeAny()))
 	done := make(chan error, 1)
-	go func() { done <- server.Handshake() }()
-	return errors.Join(client.Handshake(), <-done)
+	go func() {
+		c := tls.Server(right, server)
+		_, err := c.Write([]byte("x"))
+		_ = right.Close()
+		done <- err
+	}()
+	_, err := io.ReadFull(tls.Client(left, client), make([]byte, 1))
+	_ = left.Close()
+	return errors.Join(err, <-done)
 }
 
 // other is this test's program as another one: a copy of its file, so that its digest is another.

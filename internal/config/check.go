@@ -105,6 +105,15 @@ func (a *Agent) check(has attest.Methods) Findings {
 	return c.found
 }
 
+func (c *checker) socket(key, path string) {
+	if !filepath.IsAbs(path) {
+		c.bad(key, "%q is not an absolute path", path)
+	}
+	if len(path) > maxSocket {
+		c.bad(key, "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(path), maxSocket)
+	}
+}
+
 // kubelet: the token is worth something to others, so it goes over TLS to a named authority's holder, or nowhere.
 func (c *checker) kubelet(k Kubelet) {
 	if k.Address == "" {
@@ -130,15 +139,6 @@ func (c *checker) kubelet(k Kubelet) {
 		case u.Scheme == "https" && !filepath.IsAbs(f.path):
 			c.bad(f.key, "%q is not an absolute path, and https needs it", f.path)
 		}
-	}
-}
-
-func (c *checker) socket(key, path string) {
-	if !filepath.IsAbs(path) {
-		c.bad(key, "%q is not an absolute path", path)
-	}
-	if len(path) > maxSocket {
-		c.bad(key, "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(path), maxSocket)
 	}
 }
 

@@ -74,6 +74,12 @@ var pages = map[string]page{
 		},
 	},
 	"rotate-keys.md": {presumes: leasing, promises: 5},
+	"spiffe-workloads.md": {
+		presumes: speaking, promises: 5, after: func(string) string { return "kill \"$(cat agent.pid)\"; wait\n" },
+		before: map[string]string{"export SPIFFE_ENDPOINT_SOCKET=unix:///run/bailment/spiffe.sock": `bailment agent --config agent.yaml 2> agent.log &
+echo $! > agent.pid
+until bailment agent status | grep 'state *ready'; do sleep 0.05; done`},
+	},
 	"verify-the-ledger.md": {
 		presumes: serving, name: "prod", promises: 4,
 		before: map[string]string{
@@ -181,6 +187,14 @@ func attested(t *testing.T, name string) reader {
 		"/workload/app", "/workload/payments-api", "--dir DIR", `--dir "$DATA/$NAME"`, "bailment1:…", `"$BAILMENT_BOOTSTRAP"`,
 		"bailment ledger verify", signed+"\nbailment ledger verify",
 	)
+	return r
+}
+
+// speaking is attested, with the agent's sockets where the page has them.
+func speaking(t *testing.T, name string) reader {
+	t.Helper()
+	r := attested(t, name)
+	r.replace = strings.NewReplacer("/run/bailment", r.dir)
 	return r
 }
 
