@@ -108,14 +108,20 @@ func (a *Agent) openProcess(c *localapi.Conn) (workloadapi.Caller, error) {
 	return process{p}, nil
 }
 
-// Claims are those of a run, without the process's ID: processes that are told apart by that alone share an SVID.
+// Claims are those of a run, without IDs of processes, its own and its ancestors': processes that are told apart by those alone
+// share an SVID.
 func (p process) Claims(ctx context.Context) (map[string]any, error) {
 	out, err := p.Process.Claims(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if of, ok := out["process"].(map[string]any); ok {
-		delete(of, "pid")
+	of, _ := out["process"].(map[string]any)
+	delete(of, "pid")
+	parents, _ := of["parents"].([]any)
+	for _, p := range parents {
+		if parent, ok := p.(map[string]any); ok {
+			delete(parent, "pid")
+		}
 	}
 	return out, nil
 }
