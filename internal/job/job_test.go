@@ -433,9 +433,12 @@ func TestSignalWhileGivingBack(t *testing.T) {
 	h := start(t, clienttest.Config{})
 	cmd, out := h.command(nil, "true")
 	var once sync.Once
+	begun := make(chan struct{}) // cmd.Process is there
 	h.server.Before(func(procedure string) error {
 		if strings.HasSuffix(procedure, "/ReturnLease") {
 			once.Do(func() {
+				<-begun
+
 				_ = cmd.Process.Signal(unix.SIGINT)
 				_ = cmd.Process.Signal(unix.SIGTERM)
 			})
@@ -443,6 +446,7 @@ func TestSignalWhileGivingBack(t *testing.T) {
 		return nil
 	})
 	h.launch(cmd)
+	close(begun)
 	if code := h.wait(cmd); code != 0 {
 		t.Errorf("code %d; %s", code, out)
 	}
@@ -586,13 +590,19 @@ func TestKilledBeforeTheAnswer(t *testing.T) {
 	h := start(t, clienttest.Config{})
 	cmd, out := h.command(nil, "echo", "begun")
 	var once sync.Once
+	begun := make(chan struct{}) // cmd.Process is there
 	h.server.Lose(func(procedure string) (lost bool) {
 		if strings.HasSuffix(procedure, "/Get") {
-			once.Do(func() { _ = cmd.Process.Kill(); lost = true })
+			once.Do(func() {
+				<-begun
+				_ = cmd.Process.Kill()
+				lost = true
+			})
 		}
 		return lost
 	})
 	h.launch(cmd)
+	close(begun)
 	h.wait(cmd)
 	h.eventually("the watchdog", h.returned)
 	if strings.Contains(out.String(), "begun") {
@@ -606,13 +616,19 @@ func TestKilledWhileGivingBack(t *testing.T) {
 	h := start(t, clienttest.Config{})
 	cmd, _ := h.command(func(s *settings) { s.Secrets = append(s.Secrets, run.Secret{Name: "db/other", Env: "OTHER"}) }, "true")
 	var once sync.Once
+	begun := make(chan struct{}) // cmd.Process is there
 	h.server.Lose(func(procedure string) (lost bool) {
 		if strings.HasSuffix(procedure, "/ReturnLease") {
-			once.Do(func() { _ = cmd.Process.Kill(); lost = true })
+			once.Do(func() {
+				<-begun
+				_ = cmd.Process.Kill()
+				lost = true
+			})
 		}
 		return lost
 	})
 	h.launch(cmd)
+	close(begun)
 	h.wait(cmd)
 	h.eventually("the watchdog", h.returned)
 }
