@@ -34,6 +34,8 @@ import (
 
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
+	"github.com/bailment/bailment/internal/agent/workload/kubelet"
 	"github.com/bailment/bailment/internal/agent/workloadapi"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/durable"
@@ -58,6 +60,8 @@ type Config struct {
 	Limits    Limits
 	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
 	WorkloadAPI string
+	Parents     int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
+	Kubelet     kubelet.Config // who knows this machine's pods; without an Address nobody
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -107,11 +111,13 @@ type Agent struct {
 	gen       uint64
 	watching  bool
 
-	wake     chan struct{} // next, dead or session changed
-	runs     runs
-	measurer *measurer
-	spiffe   *workloadapi.Server
-	stopping <-chan struct{} // closed when the agent stops; set before anybody can ask
+	wake      chan struct{} // next, dead or session changed
+	runs      runs
+	measurer  *measurer
+	workloads *workload.Inspector
+	spiffe    *workloadapi.Server
+	pods      *kubelet.Client // nil: none
+	stopping  <-chan struct{} // closed when the agent stops; set before anybody can ask
 }
 
 // New checks a configuration and makes an agent of it.
@@ -160,7 +166,25 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.runs.init()
 	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})
+	if err := a.inspect(); err != nil {
+		return nil, err
+	}
 	return a, nil
+}
+
+// inspect prepares for finding out what processes are.
+func (a *Agent) inspect() error {
+	cfg := workload.Config{Measure: a.measurer.measureProcess, Parents: a.cfg.Parents}
+	if a.cfg.Kubelet.Address != "" {
+		var err error
+		if a.pods, err = kubelet.New(a.cfg.Kubelet); err != nil {
+			return err
+		}
+		cfg.Pods = a.pods
+	}
+	var err error
+	a.workloads, err = workload.New(cfg)
+	return err
 }
 
 // Run works until ctx ends, then lets go of the runs, and returns nil. The leases of processes that go on are left to the next
@@ -208,6 +232,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.notify(daemon.SdNotifyStopping)
 	work.Wait()
 	a.closeClients()
+	_ = a.workloads.Close()
 	if err != nil {
 		return err
 	}
@@ -273,6 +298,9 @@ func (a *Agent) closeClients() {
 		if c != nil {
 			c.Close()
 		}
+	}
+	if a.pods != nil {
+		a.pods.Close()
 	}
 }
 

@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -15,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailment/bailment/internal/agent/localapi"
-	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/problem"
 )
 
-// Where a digest is from, as the claim process.digest_source says.
+// Where a digest is from; see workload.
 const (
-	sourceMeasured = "measured" // by this agent, of the descriptor that the process sent
-	sourceClaimed  = "claimed"  // by the process itself
+	sourceMeasured = workload.SourceMeasured
+	sourceClaimed  = workload.SourceClaimed
 )
 
 // Bounds of measuring, which any user of the machine can ask for.
@@ -88,6 +86,67 @@ func (m *measurer) measure(ctx context.Context, uid uint32, f *os.File, said loc
 	} else if st.Size() > maxExecutable {
 		return executable{}, unmeasured("it has %d bytes, and at most %d are measured", st.Size(), int64(maxExecutable))
 	}
+	e, err := m.inTurn(ctx, uid, func(ctx context.Context) (executable, error) { return m.look(ctx, uid, f) })
+	if err == nil && said.SHA256 != "" && said.SHA256 != e.digest {
+		return executable{}, unmeasured("it is not the file that the process hashed")
+	}
+	return e, err
+}
+
+// measureProcess measures what a process executes itself, for workload. A file that is larger than what is measured is no error here: the
+// process is already there, nobody chose this file to be hashed, and who it is may be clear without.
+func (m *measurer) measureProcess(ctx context.Context, uid uint32, open func(flags int) (*os.File, error)) (workload.Executable, error) {
+	// What is known needs no turn, and no other goroutine: that is most of what it would cost.
+	if e, ok, err := m.remembered(uid, open); ok || err != nil {
+		return e.told(), err
+	}
+	e, err := m.inTurn(ctx, uid, func(ctx context.Context) (executable, error) {
+		f, err := open(unix.O_RDONLY)
+		if err != nil {
+			return executable{}, err
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		switch {
+		case err != nil || !st.Mode().IsRegular():
+			return executable{}, unmeasured("it is not a regular file")
+		case st.Size() > maxExecutable:
+			return executable{source: workload.SourceUnavailable}, nil
+		}
+		return m.look(ctx, uid, f)
+	})
+	return e.told(), err
+}
+
+// remembered is what is known of a file without reading it.
+func (m *measurer) remembered(uid uint32, open func(flags int) (*os.File, error)) (e executable, ok bool, err error) {
+	f, err := open(unix.O_PATH)
+	if err != nil {
+		return executable{}, false, err
+	}
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return executable{}, false, unmeasured("the descriptor is of no use")
+	}
+	err = raw.Control(func(fd uintptr) {
+		path, st, stable := glance(int(fd), uid)
+		if !stable {
+			return
+		}
+		var digest string
+		digest, ok = m.recall(stateOf(&st))
+		e = executable{path, digest, sourceMeasured}
+	})
+	return e, ok, err
+}
+
+func (e executable) told() workload.Executable {
+	return workload.Executable{Path: e.path, SHA256: e.digest, Source: e.source}
+}
+
+// inTurn calls fn when it is this user's turn and a processor is free, and waits for it while ctx lasts.
+func (m *measurer) inTurn(ctx context.Context, uid uint32, fn func(context.Context) (executable, error)) (executable, error) {
 	leave, err := m.enter(ctx, uid)
 	if err != nil {
 		return executable{}, err
@@ -109,16 +168,13 @@ func (m *measurer) measure(ctx context.Context, uid uint32, f *os.File, said loc
 		// A file system that its user serves (FUSE) may let a read hang for ever. Then it is this user who waits: others go on.
 		defer leave()
 		defer release()
-		e, err := m.look(ctx, uid, f)
+		e, err := fn(ctx)
 		done <- outcome{e, err}
 	}()
 	defer cancel()
 	defer release()
 	select {
 	case o := <-done:
-		if o.err == nil && said.SHA256 != "" && said.SHA256 != o.digest {
-			o.err = unmeasured("it is not the file that the process hashed")
-		}
 		if o.err != nil {
 			return executable{}, o.err
 		}
@@ -166,12 +222,7 @@ func (m *measurer) look(ctx context.Context, uid uint32, f *os.File) (executable
 	}
 	var st unix.Stat_t
 	path, stable := "", false
-	if cerr := raw.Control(func(fd uintptr) {
-		if err = unix.Fstat(int(fd), &st); err == nil {
-			path = confirmed(int(fd), &st)
-			stable = path != "" && uid != 0 && onlyRoots(int(fd), &st)
-		}
-	}); cerr != nil || err != nil {
+	if cerr := raw.Control(func(fd uintptr) { path, st, stable = glance(int(fd), uid) }); cerr != nil || st.Mode == 0 {
 		return executable{}, unmeasured("the descriptor is of no use")
 	}
 	before := stateOf(&st)
@@ -200,38 +251,19 @@ func (m *measurer) look(ctx context.Context, uid uint32, f *os.File) (executable
 	return e, nil
 }
 
+// glance looks at a file without reading it. Stable is one whose digest may be remembered for this user. A state of nothing is a
+// file that can't be looked at.
+func glance(fd int, uid uint32) (path string, st unix.Stat_t, stable bool) {
+	if unix.Fstat(fd, &st) != nil {
+		return "", unix.Stat_t{}, false
+	}
+	path = workload.Confirmed(fd, &st)
+	return path, st, path != "" && uid != 0 && onlyRoots(fd, &st)
+}
+
 func stateOf(st *unix.Stat_t) fileState {
 	return fileState{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
 }
-
-// confirmed is the path of an open file, if it is that file's path for this agent too, else empty.
-//
-// The kernel's word alone (readlink of /proc/self/fd/N) is a path in the mount namespace that the descriptor is from, and every
-// user who may make namespaces can mount what he likes where he likes in his own. So the path is opened here, and counts if it
-// leads to the same file (device and inode), and is that file's name here without a symbolic link on the way. The number
-// of the mount is not compared: an agent with a mount namespace of its own, as its systemd unit gives it, has other numbers
-// for the same mounts, and one file is one file by whichever it was opened.
-func confirmed(fd int, st *unix.Stat_t) string {
-	path, err := os.Readlink(fdPath(fd))
-	if err != nil || st.Nlink == 0 || !filepath.IsAbs(path) || attest.CheckClaimText(path) != nil {
-		return ""
-	}
-	here, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(here)
-	var found unix.Stat_t
-	if unix.Fstat(here, &found) != nil || found.Dev != st.Dev || found.Ino != st.Ino {
-		return ""
-	}
-	if name, err := os.Readlink(fdPath(here)); err != nil || name != path {
-		return ""
-	}
-	return path
-}
-
-func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // Bounds of what is remembered.
 const (
@@ -281,45 +313,4 @@ func (r reader) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	return r.r.Read(b)
-}
-
-// maxClaimGroups keeps the claims within their size, whoever has thousands of groups.
-const maxClaimGroups = 256
-
-// claims are what the agent says about a process:
-//
-//	unix.uid, unix.gid       integers, from the kernel
-//	unix.groups              list of integers, from the kernel, at most 256
-//	process.pid              integer, from the kernel; absent when it has none here
-//	process.digest_source    "measured" or "claimed"
-//	process.sha256           64 hexadecimal digits, if measured
-//	process.path             of the executable, if measured and the path leads this agent to the same file; see confirmed
-//	process.claimed_sha256   what the process says itself, if nothing was measured; may be absent
-//	process.claimed_path     the same
-//
-// A rule that asks for path or sha256 and not for the source must not be met by a process's own word, so that word has
-// names of its own.
-func claims(p localapi.Peer, e executable) map[string]any {
-	groups := make([]any, 0, min(len(p.Groups), maxClaimGroups))
-	for _, g := range p.Groups[:min(len(p.Groups), maxClaimGroups)] {
-		groups = append(groups, int64(g))
-	}
-	process := map[string]any{"digest_source": e.source}
-	prefix := ""
-	if e.source != sourceMeasured {
-		prefix = "claimed_"
-	}
-	if e.path != "" {
-		process[prefix+"path"] = e.path
-	}
-	if e.digest != "" {
-		process[prefix+"sha256"] = e.digest
-	}
-	if p.PID > 0 {
-		process["pid"] = int64(p.PID)
-	}
-	return map[string]any{
-		"unix":    map[string]any{"uid": int64(p.UID), "gid": int64(p.GID), "groups": groups},
-		"process": process,
-	}
 }

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -46,9 +49,6 @@ func TestPathIsConfirmed(t *testing.T) {
 	if e := look(); e.path != path {
 		t.Errorf("the path of a file where it is: %q", e.path)
 	}
-	if c := claims(localapi.Peer{}, look())["process"].(map[string]any); c["path"] != path || c["sha256"] == nil {
-		t.Errorf("%v", c)
-	}
 	program(t, filepath.Join(dir, "new"), "two")
 	if err := os.Rename(filepath.Join(dir, "new"), path); err != nil {
 		t.Fatal(err)
@@ -61,18 +61,10 @@ func TestPathIsConfirmed(t *testing.T) {
 	if e := look(); e.path != "" {
 		t.Errorf("the path of a deleted file: %q", e.path)
 	}
-	c := claims(localapi.Peer{}, look())["process"].(map[string]any)
-	if _, ok := c["path"]; ok || c["sha256"] == nil || c["digest_source"] != sourceMeasured {
-		t.Errorf("%v", c)
-	}
-	// Who says it himself is not believed, under the names that rules ask for.
+	// Who says it himself is not believed.
 	e, err := m.measure(t.Context(), 1000, nil, localapi.Exe{Path: path, SHA256: look().digest})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c = claims(localapi.Peer{}, e)["process"].(map[string]any)
-	if c["path"] != nil || c["sha256"] != nil || c["claimed_path"] != path || c["claimed_sha256"] != look().digest || c["digest_source"] != sourceClaimed {
-		t.Errorf("%v", c)
+	if err != nil || e != (executable{path, look().digest, sourceClaimed}) {
+		t.Errorf("%+v, %v", e, err)
 	}
 }
 
@@ -195,5 +187,74 @@ func TestRememberedDigests(t *testing.T) {
 	}
 	if len(m.known) > maxDigest {
 		t.Errorf("%d remembered", len(m.known))
+	}
+}
+
+// Of a process the file that it executes is measured: what isn't to be known of it is no refusal, what changes is.
+func TestMeasuringProcesses(t *testing.T) {
+	m := newMeasurer()
+	dir := t.TempDir()
+	f := program(t, filepath.Join(dir, "app"), "one")
+	opens := func(path string) func(int) (*os.File, error) {
+		return func(flags int) (*os.File, error) { return os.OpenFile(path, flags, 0) }
+	}
+	e, err := m.measureProcess(t.Context(), 1000, opens(f.Name()))
+	if err != nil || e.Path != f.Name() || e.Source != workload.SourceMeasured || e.SHA256 != fmt.Sprintf("%x", sha256.Sum256([]byte("one"))) {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if err := os.Truncate(f.Name(), maxExecutable+1); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := m.measureProcess(t.Context(), 1000, opens(f.Name())); err != nil || e != (workload.Executable{Source: workload.SourceUnavailable}) {
+		t.Errorf("a large one: %+v, %v", e, err)
+	}
+	if _, err := m.measureProcess(t.Context(), 1000, opens(dir)); !problem.Is(err, problem.ReasonInvalid) {
+		t.Errorf("a directory: %v", err)
+	}
+	denied := func(int) (*os.File, error) { return nil, unix.EACCES }
+	if _, err := m.measureProcess(t.Context(), 1000, denied); !errors.Is(err, unix.EACCES) {
+		t.Errorf("denied: %v", err)
+	}
+	// A file system that lets the opening hang has its own user wait, and nobody else.
+	stuck := make(chan struct{})
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	m = newMeasurer()
+	m.all = make(chan struct{}, 1)
+	if _, err := m.measureProcess(short, 1000, func(flags int) (*os.File, error) {
+		if flags&unix.O_PATH != 0 {
+			return os.OpenFile(f.Name(), flags, 0)
+		}
+		<-stuck
+		return nil, unix.EIO
+	}); !problem.Is(err, problem.ReasonOverloaded) {
+		t.Errorf("stuck: %v", err)
+	}
+	again, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := m.measureProcess(again, 1000, opens(f.Name())); !problem.Is(err, problem.ReasonOverloaded) {
+		t.Errorf("the same user: %v", err)
+	}
+	if _, err := m.measureProcess(t.Context(), 1001, opens(f.Name())); err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	close(stuck)
+	if _, err := m.measureProcess(t.Context(), 1000, opens(f.Name())); err != nil {
+		t.Errorf("the user, later: %v", err)
+	}
+}
+
+// BenchmarkMeasureProcess is what a process costs whose executable was measured before.
+func BenchmarkMeasureProcess(b *testing.B) {
+	m := newMeasurer()
+	path, err := filepath.EvalSymlinks("/bin/sh")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := m.measureProcess(b.Context(), 1000, func(flags int) (*os.File, error) { return os.OpenFile(path, flags, 0) }); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -15,13 +15,17 @@ import (
 	"github.com/bailment/bailment/internal/agent/localapi"
 )
 
-// TestMain lets the test binary be a stranger in namespaces of his own, or a workload.
+// TestMain lets the test binary be a stranger in namespaces of his own, a workload, or one that changes.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("AGENT_TEST_MOUNT"); dir != "" {
 		fmt.Println(pretend(dir, os.Getenv("AGENT_TEST_SOCKET")))
 		return
 	}
 	beWorkload(os.Getenv("WORKLOAD_ROLE"))
+	if socket := os.Getenv("AGENT_TEST_CHANGELING"); socket != "" {
+		changeling(socket)
+		return
+	}
 	os.Exit(m.Run())
 }
 

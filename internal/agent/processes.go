@@ -2,14 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/agent/workloadapi"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -51,82 +47,25 @@ func (i issuer) IssueJWT(context.Context, *client.Session, []string) (workloadap
 }
 
 // process is who is at the other end of the Workload API's socket.
-type process struct {
-	a     *Agent
-	peer  localapi.Peer
-	pidfd int // -1: it has no ID here
-	exe   *unix.Stat_t
-}
+type process struct{ *workload.Process }
 
-// openProcess begins to watch the process that made a connection. Between its connecting and this, its ID could have become
-// another process's.
+// openProcess begins to watch the process that made a connection.
 func (a *Agent) openProcess(c *localapi.Conn) (workloadapi.Caller, error) {
-	p := &process{a: a, peer: c.Peer, pidfd: -1}
-	if p.peer.PID > 0 {
-		fd, err := unix.PidfdOpen(int(p.peer.PID), 0)
-		if err != nil {
-			return nil, fmt.Errorf("the process that connected: %w", err)
-		}
-		p.pidfd = fd
+	p, err := a.workloads.Open(c.UnixConn)
+	if err != nil {
+		return nil, err
 	}
-	return p, nil
+	return process{p}, nil
 }
 
-// Claims are those of a run, of the file that the process executes, without its ID.
-func (p *process) Claims(ctx context.Context) (map[string]any, error) {
-	e := executable{source: sourceClaimed}
-	if p.peer.PID > 0 {
-		f, err := os.Open(p.exePath())
-		switch {
-		case errors.Is(err, os.ErrPermission): // an agent that is not root sees the files of its own user's processes only
-		case err != nil:
-			return nil, gone()
-		default:
-			defer f.Close()
-			var st unix.Stat_t
-			if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-				return nil, gone()
-			}
-			if e, err = p.a.measurer.measure(ctx, p.peer.UID, f, localapi.Exe{}); err != nil {
-				return nil, err
-			}
-			p.exe = &st
-		}
+// Claims are those of a run, without the process's ID: processes that are told apart by that alone share an SVID.
+func (p process) Claims(ctx context.Context) (map[string]any, error) {
+	out, err := p.Process.Claims(ctx)
+	if err != nil {
+		return nil, err
 	}
-	out := claims(p.peer, e)
-	delete(out["process"].(map[string]any), "pid")
-	return out, p.Same()
-}
-
-func (p *process) exePath() string { return fmt.Sprintf("/proc/%d/exe", p.peer.PID) }
-
-// Same refuses when the process has ended, or executes another file.
-func (p *process) Same() error {
-	if p.pidfd < 0 {
-		return nil
+	if of, ok := out["process"].(map[string]any); ok {
+		delete(of, "pid")
 	}
-	if p.exe != nil {
-		var st unix.Stat_t
-		if unix.Stat(p.exePath(), &st) != nil || st.Dev != p.exe.Dev || st.Ino != p.exe.Ino {
-			return gone()
-		}
-	}
-	// After the file: while the process lives, its ID is nobody else's. A zombie lives on as one, but has no executable.
-	if err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0); errors.Is(err, unix.ESRCH) {
-		return gone()
-	}
-	return nil
-}
-
-// Close stops watching.
-func (p *process) Close() error {
-	if p.pidfd < 0 {
-		return nil
-	}
-	return unix.Close(p.pidfd)
-}
-
-func gone() error {
-	return problem.New(problem.ReasonNoIdentity, "the process that connected is gone, or executes another file now").
-		WithFix("connect again")
+	return out, nil
 }

@@ -11,6 +11,7 @@ import (
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -53,14 +54,23 @@ func (r *runs) look() {
 	}
 }
 
+// asker is the process that asks, as workload finds out what it is.
+type asker interface {
+	// ClaimsFor are the claims about it, for a program that it starts.
+	ClaimsFor(ctx context.Context, e workload.Executable) (map[string]any, error)
+	// Same says whether it is still what the claims say.
+	Same() error
+}
+
 // run is one process with its secrets.
 type run struct {
 	a      *Agent
 	id     string
 	peer   localapi.Peer
+	asker  asker
+	exe    executable
 	want   string
-	node   string // path of the one that speaks for it
-	claims map[string]any
+	node   string         // path of the one that speaks for it
 	client *client.Client // with the workload's own session
 	wake   chan struct{}
 	ended  chan struct{} // its end is asked for
@@ -180,7 +190,7 @@ func (r *run) open(ctx context.Context, req localapi.OpenRequest, e executable) 
 	if err != nil {
 		return nil, err
 	}
-	r.claims, r.want = claims(r.peer, e), req.Workload
+	r.exe, r.want = e, req.Workload
 	if err := r.attest(ctx); err != nil {
 		return nil, err
 	}
@@ -195,6 +205,11 @@ func (r *run) open(ctx context.Context, req localapi.OpenRequest, e executable) 
 	r.client, r.node = c, id.Path()
 	out := &localapi.Opened{Run: r.id, Identity: r.session.Identity, Node: node.Identity, Expires: r.session.Expires}
 	for _, w := range req.Secrets {
+		// Before each: what is got for a process that isn't the one any more would be a release that nobody took.
+		if err := r.asker.Same(); err != nil {
+			wipe(out)
+			return nil, err
+		}
 		g, err := r.hand(ctx, w, req.Receipts)
 		if err == nil {
 			out.Secrets = append(out.Secrets, *g)
@@ -268,13 +283,18 @@ func (r *run) credentials() (*tls.Certificate, error) {
 	return &r.session.Certificate, nil
 }
 
-// attest gets a session for the workload, with a new key that never leaves this process.
+// attest gets a session for the workload, with a new key that never leaves this process. What the process is, is found out anew each
+// time: a renewal vouches for what it is now, in the pod that it is in now.
 func (r *run) attest(ctx context.Context) error {
+	claims, err := r.asker.ClaimsFor(ctx, r.exe.told())
+	if err != nil {
+		return err
+	}
 	key, err := client.NewKey()
 	if err != nil {
 		return err
 	}
-	s, err := again(ctx, func() (*client.Session, error) { return r.a.node.AttestWorkload(ctx, r.claims, r.want, key) })
+	s, err := again(ctx, func() (*client.Session, error) { return r.a.node.AttestWorkload(ctx, claims, r.want, key) })
 	if err != nil {
 		return err
 	}

@@ -9,10 +9,19 @@ import (
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/client/clienttest"
 	"github.com/bailment/bailment/internal/agent/localapi"
+	"github.com/bailment/bailment/internal/agent/workload"
 	"github.com/bailment/bailment/internal/problem"
 )
 
 var someone = localapi.Peer{UID: 1000, GID: 1000, PID: 42, Groups: []uint32{1000, 27}}
+
+// steady is a process that stays what it is, as far as anybody can tell.
+type steady struct{}
+
+func (steady) ClaimsFor(context.Context, workload.Executable) (map[string]any, error) {
+	return map[string]any{"unix": map[string]any{"uid": int64(someone.UID)}}, nil
+}
+func (steady) Same() error { return nil }
 
 // opened is a run whose handler is played by the test.
 type opened struct {
@@ -28,6 +37,7 @@ func (b *bench) open(wanted ...localapi.Wanted) (*opened, *localapi.Opened, erro
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	x.asker = steady{}
 	o, err := x.open(b.t.Context(), localapi.OpenRequest{Secrets: wanted}, executable{"/bin/app", "", sourceClaimed})
 	if err != nil {
 		x.finish()
@@ -289,6 +299,7 @@ func TestAskerIsGoneBeforeTheAnswer(t *testing.T) {
 					cancel()
 					return lost
 				})
+				x.asker = steady{}
 				_, err = x.open(ctx, localapi.OpenRequest{Secrets: []localapi.Wanted{password}}, executable{"/bin/app", "", sourceClaimed})
 				if err == nil {
 					t.Fatal("given to nobody")

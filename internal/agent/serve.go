@@ -150,6 +150,13 @@ func (a *Agent) handleOpen(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
+	// The earlier it is held, the less can have happened to it since it connected.
+	asker, err := a.workloads.Open(conn.UnixConn)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	defer asker.Close()
 	// From here on, a read that ends means that the process did: it must have no deadline, and find nothing else.
 	if conn.Last() {
 		fail(w, problem.New(problem.ReasonInvalid, "something follows the request, which is the connection's last"))
@@ -166,6 +173,7 @@ func (a *Agent) handleOpen(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer x.finish()
+	x.asker = asker
 	ctx, cancel := context.WithTimeout(r.Context(), openTimeout)
 	defer cancel()
 	e, err := a.measurer.measure(ctx, conn.Peer.UID, exe, req.Exe)
@@ -174,6 +182,13 @@ func (a *Agent) handleOpen(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	opened, err := x.open(ctx, req, e)
+	if err == nil {
+		// The rules were asked about a process as it was some round trips ago. The connection outlives an execve, and can be in
+		// other hands: what is written goes to whom it was decided for, or to nobody, and then the leases are given back.
+		if err = asker.Same(); err != nil {
+			wipe(opened)
+		}
+	}
 	if err != nil {
 		p := problem.As(err)
 		a.log.Info("a run was not given what it asked for", "uid", conn.Peer.UID, "pid", conn.Peer.PID, "exe", e.path,

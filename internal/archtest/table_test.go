@@ -92,11 +92,13 @@ var table = []archtest.Row{
 	},
 	{"internal/agent/localapi", "internal/attest internal/problem internal/identity", "golang.org/x/sys"},
 	{"internal/agent/workloadapi", "api/envoysds/... client internal/agent/localapi internal/cache internal/problem", "github.com/spiffe/go-spiffe/v2 golang.org/x/time google.golang.org/grpc google.golang.org/protobuf"},
+	{"internal/agent/workload/kubelet", "internal/attest internal/problem", ""},
+	{"internal/agent/workload", "internal/agent/localapi internal/agent/workload/kubelet internal/attest internal/problem", "golang.org/x/sys"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/agent/workloadapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity",
+		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/agent/workloadapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity internal/agent/workload internal/agent/workload/kubelet",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
@@ -111,7 +113,7 @@ var table = []archtest.Row{
 	},
 	{"internal/quickstart", "examples internal/durable internal/problem internal/identity internal/sshsig internal/seal", "golang.org/x/crypto golang.org/x/sys"},
 	{
-		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
+		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/agent/workload/kubelet internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
 			"internal/problem internal/identity internal/release/... internal/spelling",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",

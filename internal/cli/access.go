@@ -97,30 +97,6 @@ type tokenView struct {
 	Entry     uint64    `json:"entry"`
 }
 
-func (a *app) nodeCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use: "node", Short: "Machines", RunE: group, Args: cobra.ArbitraryArgs,
-		Long: "Admits machines and lists them.", Example: "  bailment node token web-1\n  bailment node list",
-	}
-	var ttl time.Duration
-	token := &cobra.Command{
-		Use: "token NAME", Short: "Make a single-use join token for one machine", Args: cobra.ExactArgs(1),
-		Long: `Makes a join token and prints it, with the bootstrap string, for the machine's agent. The
-token is made on this machine: the server gets its ID and public key only. It can be used by
-one session key; the machine that was promised it must be the one that gets it.`,
-		Example: "  bailment node token web-1 --ttl 1h\n  bailment node token web-1 -o json | jq -r .token > token && chmod 600 token",
-		RunE:    a.call(func(ctx context.Context, c *conn, args []string) error { return a.nodeToken(ctx, c, args[0], ttl) }),
-	}
-	token.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long it can be used")
-	list := &cobra.Command{
-		Use: "list", Short: "List machines", Args: cobra.NoArgs,
-		Long: "Lists the machines that were attested, with their state.", Example: "  bailment node list -o json",
-		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error { return a.listIdentities(ctx, c, "/node/") }),
-	}
-	c.AddCommand(token, list)
-	return c
-}
-
 func (a *app) nodeToken(ctx context.Context, c *conn, name string, ttl time.Duration) error {
 	if err := jointoken.ValidName(name); err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "the machine's name")
@@ -186,7 +162,7 @@ func (a *app) identityCommand() *cobra.Command {
 			}
 			return a.listIdentities(ctx, c, prefix)
 		}),
-	})
+	}, a.showIdentityCommand("show IDENTITY", "bailment identity show /workload/payments-api", a.identityNames))
 	return c
 }
 
@@ -373,12 +349,22 @@ func (a *app) revocationCommand() *cobra.Command {
 		}),
 	}
 	c.AddCommand(list,
-		a.proposeAct("lift SCOPE", "hold.lift", "Propose to lift a hold",
-			"Proposes a change that lifts the hold on a scope: the one that stands now, which the signed text\nnames by its entry (SCOPE#ENTRY), and no later one. It takes effect when enough operators have\napproved it. What was cut off stays dead."),
-		a.proposeAct("confirm SCOPE", "revocation.confirm", "Propose to confirm a provisional hold",
-			"Proposes a change that makes a hold beyond the blast limit, which ends by itself, a cutoff and\na hold without end, before it has ended. The signed text names the hold by its entry."),
+		a.proposeAct(act{
+			use: "lift SCOPE", action: "hold.lift", short: "Propose to lift a hold",
+			long:    "Proposes a change that lifts the hold on a scope: the one that stands now, which the signed text\nnames by its entry (SCOPE#ENTRY), and no later one. It takes effect when enough operators have\napproved it. What was cut off stays dead.",
+			example: "  bailment revocation lift identity:/workload/payments-api --reason \"incident 7 is over\"", target: theHold, complete: a.heldScopes,
+		}),
+		a.proposeAct(act{
+			use: "confirm SCOPE", action: "revocation.confirm", short: "Propose to confirm a provisional hold",
+			long:    "Proposes a change that makes a hold beyond the blast limit, which ends by itself, a cutoff and\na hold without end, before it has ended. The signed text names the hold by its entry.",
+			example: "  bailment revocation confirm identity:/workload/payments-api --reason \"incident 7 is over\"", target: theHold, complete: a.heldScopes,
+		}),
 	)
 	return c
+}
+
+func theHold(ctx context.Context, c *conn, scope, _ string) (string, error) {
+	return c.hold(ctx, scope)
 }
 
 func zeroAsNone(n uint64) any {

@@ -396,23 +396,30 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeO
 	})
 }
 
-// proposeAct is a command that proposes something else than a bundle.
-func (a *app) proposeAct(use, action, short, long string) *cobra.Command {
+// act is a command that proposes something else than a bundle: what, and about what.
+type act struct {
+	use, short, long, example string
+	action                    string
+	target                    func(ctx context.Context, c *conn, arg string, reason string) (string, error)
+	complete                  words
+}
+
+// proposeAct makes the command.
+func (a *app) proposeAct(x act) *cobra.Command {
 	var o proposeOptions
 	c := &cobra.Command{
-		Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.heldScopes),
-		Example: "  bailment revocation " + use[:len(use)-len(" SCOPE")] + " identity:/workload/payments-api --reason \"incident 7 is over\"",
+		Use: x.use, Short: x.short, Long: x.long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, x.complete), Example: x.example,
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			base, err := c.bundle(ctx, "")
 			if err != nil {
 				return err
 			}
-			target, err := c.hold(ctx, args[0])
+			target, err := x.target(ctx, c, args[0], o.reason)
 			if err != nil {
 				return err
 			}
-			req := &v1.ProposeRequest{Action: action, Target: target}
-			return a.propose(ctx, c, base, ceremony.Change{Action: action, Target: target}, req, o, nil)
+			req := &v1.ProposeRequest{Action: x.action, Target: target}
+			return a.propose(ctx, c, base, ceremony.Change{Action: x.action, Target: target}, req, o, nil)
 		}),
 	}
 	o.flags(c)

@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/bailment/bailment/internal/agent"
 	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/config"
@@ -25,7 +24,6 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
-	"github.com/bailment/bailment/internal/release/own"
 	"github.com/bailment/bailment/internal/run"
 	"github.com/bailment/bailment/internal/server"
 	"github.com/bailment/bailment/internal/sshsig"
@@ -211,29 +209,7 @@ A second socket, spiffe.sock beside the first one, is that of the SPIFFE Workloa
 Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=unix://PATH.`,
 		Example: "  bailment agent --config /etc/bailment/agent.yaml\n  bailment agent status",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.LoadAgent(file, methods.All())
-			if err != nil {
-				return err
-			}
-			logger, err := a.logger(cfg.Log)
-			if err != nil {
-				return err
-			}
-			if cfg.Bootstrap == "" {
-				cfg.Bootstrap = a.flags.bootstrap
-			}
-			if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
-				return badBootstrap(cfg.Bootstrap, err)
-			}
-			statement, err := own.Own(thisVersion())
-			if err != nil {
-				return err
-			}
-			x, err := agent.New(agent.Config{
-				Statement: statement,
-				Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values,
-				WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
-			})
+			x, err := a.newAgent(file)
 			if err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -99,6 +100,7 @@ func (a *Agent) check(has attest.Methods) Findings {
 			c.bad("attest.files."+need, "%q is not an absolute path", path)
 		}
 	}
+	c.kubelet(a.Kubelet)
 	c.method(a.Attest, has)
 	return c.found
 }
@@ -109,6 +111,34 @@ func (c *checker) socket(key, path string) {
 	}
 	if len(path) > maxSocket {
 		c.bad(key, "has %d bytes, and the kernel takes at most %d for a socket's path: name a shorter one", len(path), maxSocket)
+	}
+}
+
+// kubelet: the token is worth something to others, so it goes over TLS to a named authority's holder, or nowhere.
+func (c *checker) kubelet(k Kubelet) {
+	if k.Address == "" {
+		if k != (Kubelet{}) {
+			c.bad("kubelet.address", "is missing: without it nothing else of the kubelet has an effect")
+		}
+		return
+	}
+	u, err := url.Parse(k.Address)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
+		c.bad("kubelet.address", "%q is not https://HOST:PORT, as in https://127.0.0.1:10250", k.Address)
+		return
+	}
+	if u.Scheme == "http" {
+		if ip, err := netip.ParseAddr(u.Hostname()); err != nil || !ip.IsLoopback() {
+			c.bad("kubelet.address", "%q is plain HTTP to an address that is not loopback: use https", k.Address)
+		}
+	}
+	for _, f := range []struct{ key, path string }{{"kubelet.token_file", k.Token}, {"kubelet.ca_file", k.CA}} {
+		switch {
+		case u.Scheme == "http" && f.path != "":
+			c.bad(f.key, "has no use with plain HTTP: leave it out, or use https")
+		case u.Scheme == "https" && !filepath.IsAbs(f.path):
+			c.bad(f.key, "%q is not an absolute path, and https needs it", f.path)
+		}
 	}
 }
 

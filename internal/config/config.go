@@ -88,6 +88,8 @@ type Agent struct {
 	// WorkloadAPI is beside Socket unless it is said where, so that two agents of one machine don't get into each other's way.
 	WorkloadAPI string      `yaml:"workload_api" doc:"Unix socket of the SPIFFE Workload API and Envoy's SDS, for SPIFFE_ENDPOINT_SOCKET (unix://PATH); its path has at most 107 bytes. Empty: spiffe.sock in the directory of socket. \"none\" turns it off."`
 	Attest      Attestation `yaml:"attest" doc:"How this machine proves what it is."`
+	Workloads   Workloads   `yaml:"workloads" doc:"What is found out about the processes that ask."`
+	Kubelet     Kubelet     `yaml:"kubelet" doc:"The kubelet of this machine, which knows its pods. Without an address, no pod is asked for."`
 	Log         Log         `yaml:"log" doc:"Structured log on standard error. It never holds values."`
 }
 
@@ -100,6 +102,19 @@ func (a *Agent) WorkloadSocket() string {
 		return filepath.Join(filepath.Dir(a.Socket), "spiffe.sock")
 	}
 	return a.WorkloadAPI
+}
+
+// Workloads says what is found out about processes.
+type Workloads struct {
+	Parents int `yaml:"parents" min:"0" max:"8" doc:"How many ancestors of a process are claimed (process.parents). 0: none."`
+}
+
+// Kubelet says where the kubelet is, and how it and the agent know each other.
+type Kubelet struct {
+	Address  string `yaml:"address" doc:"https://127.0.0.1:10250, or the read-only port by name, http://127.0.0.1:10255, which proves nothing about who answers. Empty: none."`
+	Token    string `yaml:"token_file" doc:"File with the service-account token that may get nodes/proxy (or nodes/pods); for https. It is read anew for each question."`
+	CA       string `yaml:"ca_file" doc:"File with the certificates (PEM) that the kubelet's serving certificate is from, or that certificate; for https."`
+	NodeName string `yaml:"node_name" doc:"Name of this node: the kubelet's certificate is for it, and its pods are on it. Empty: the certificate is for the address."`
 }
 
 // Attestation is the method of an agent and what it needs.

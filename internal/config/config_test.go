@@ -169,6 +169,32 @@ func TestAgentFindings(t *testing.T) {
 	}
 }
 
+// What is found out about processes, and from which kubelet.
+func TestWorkloadFindings(t *testing.T) {
+	const token = "attest: {files: {token: /t}}\n"
+	for text, want := range map[string]string{
+		token + "workloads: {parents: 9}":                                        "f.yaml:2:22: workloads.parents: is more than 8",
+		token + "kubelet: {node_name: a}":                                        "kubelet.address: is missing",
+		token + "kubelet: {address: 127.0.0.1:10250}":                            "f.yaml:2:11: kubelet.address: \"127.0.0.1:10250\" is not https://HOST:PORT",
+		token + "kubelet: {address: 'https://127.0.0.1:10250'}":                  "2 findings",
+		token + "kubelet: {address: 'https://h:1', token_file: /t, ca_file: ca}": "kubelet.ca_file: \"ca\" is not an absolute path",
+		token + "kubelet: {address: 'http://192.0.2.1:10255'}":                   "is plain HTTP to an address that is not loopback",
+		token + "kubelet: {address: 'http://127.0.0.1:10255', token_file: /t}":   "kubelet.token_file: has no use with plain HTTP",
+	} {
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+	for _, text := range []string{
+		token + "workloads: {parents: 8}", token + "kubelet: {address: 'http://127.0.0.1:10255'}",
+		token + "kubelet: {address: 'https://127.0.0.1:10250', token_file: /t, ca_file: /c, node_name: n}",
+	} {
+		if _, err := ParseAgent("f.yaml", []byte(text), two); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestLoad(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "server.yaml")
 	if _, err := LoadServer(path); err == nil {

@@ -22,7 +22,8 @@ type Peer struct {
 // maxGroups bounds what is asked for; Linux has at most 65,536 (NGROUPS_MAX).
 const maxGroups = 1024
 
-func peerOf(c *net.UnixConn) (Peer, error) {
+// PeerOf asks the kernel who is at the other end of a connection.
+func PeerOf(c *net.UnixConn) (Peer, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return Peer{}, err
@@ -198,7 +199,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		p, err := peerOf(c)
+		p, err := PeerOf(c)
 		if err != nil || !l.admit(p.UID) {
 			c.Close()
 			continue

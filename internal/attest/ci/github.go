@@ -135,25 +135,42 @@ func (g github) subject(text, owner, name string) (form string, err error) {
 	default:
 		return "", platform.Contradicts("subject", "repository")
 	}
-	kind, value, _ := strings.Cut(context, ":")
-	switch kind {
-	case "environment":
-		// A job with an environment has it in both places. GitHub writes a colon within as %3A, and older servers don't.
-		if env := g.get("environment"); env == "" || value != env && value != strings.ReplaceAll(env, ":", "%3A") {
-			return "", platform.Contradicts("subject", "environment")
-		}
-	case "ref":
-		if ref := g.get("ref"); g.get("environment") != "" || value != ref && value != strings.ReplaceAll(ref, ":", "%3A") {
-			return "", platform.Contradicts("subject", "ref")
-		}
-	case "pull_request":
-		if value != "" || g.get("environment") != "" || !strings.HasPrefix(g.get("event_name"), "pull_request") {
-			return "", platform.Contradicts("subject", "event")
-		}
-	default:
+	switch exactly, err := g.context(context); {
+	case err != nil:
+		return "", err
+	case !exactly:
 		return subjectCustom, nil
 	}
 	return form, nil
+}
+
+// context checks what follows the repository: environment, ref or pull_request in the default form, after which a custom one may go on. It
+// reports whether the subject is exactly of the default form.
+func (g github) context(text string) (exactly bool, err error) {
+	kind, value, _ := strings.Cut(text, ":")
+	env := g.get("environment")
+	switch kind {
+	case "environment":
+		// GitHub writes a colon within as %3A, and older servers don't.
+		for _, written := range []string{env, strings.ReplaceAll(env, ":", "%3A")} {
+			if rest, ok := strings.CutPrefix(value, written); ok && env != "" && (rest == "" || rest[0] == ':') {
+				return rest == "", nil
+			}
+		}
+		return false, platform.Contradicts("subject", "environment")
+	case "ref":
+		// A ref has no colon (git-check-ref-format). In the default form it stands there only if the job has no environment.
+		if ref, _, _ := strings.Cut(value, ":"); ref != g.get("ref") {
+			return false, platform.Contradicts("subject", "ref")
+		}
+		return value == g.get("ref") && env == "", nil
+	case "pull_request":
+		if !strings.HasPrefix(g.get("event_name"), "pull_request") {
+			return false, platform.Contradicts("subject", "event")
+		}
+		return value == "" && env == "", nil
+	}
+	return false, nil
 }
 
 func numeric(s string) bool {

@@ -154,7 +154,7 @@ func parse(token []byte) (parsed, error) {
 	if len(token) > MaxToken {
 		return parsed{}, problem.New(problem.ReasonTooLarge, "the token has more than %d bytes", MaxToken)
 	}
-	parts := bytes.Split(token, []byte{'.'})
+	parts := bytes.SplitN(token, []byte{'.'}, 4)
 	if len(parts) != 3 {
 		return parsed{}, invalid("the token is not three parts with dots between (truncated, or encrypted)")
 	}
