@@ -52,7 +52,9 @@ type Config struct {
 	Method    string            // attestation method
 	Needs     map[string]string // files that hold what the method needs, by the need's name; read at each attestation
 	Values    map[string]string // what the method needs that is no file
-	Methods   attest.Methods    // the table of methods
+	// HardwareKey: session keys are made in the machine's hardware, by the method's attester, and can't leave it.
+	HardwareKey bool
+	Methods     attest.Methods // the table of methods
 	Version   string            // of this program, told to the server
 	// Statement is what this program can say of itself; its zero value: its version only.
 	Statement release.Statement
@@ -110,6 +112,10 @@ type Agent struct {
 	control   uint64
 	gen       uint64
 	watching  bool
+	asked     bool          // somebody asked for an attempt now
+	begun     uint64        // attempts
+	over      uint64        // attempts that have ended
+	attempted chan struct{} // closed when an attempt ends
 
 	wake      chan struct{} // next, dead or session changed
 	runs      runs
@@ -129,6 +135,9 @@ func New(cfg Config) (*Agent, error) {
 	m, err := cfg.Methods.Find(cfg.Method)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.HardwareKey && !m.MakesKeys {
+		return nil, problem.New(problem.ReasonInvalid, "attestation method %s makes no keys in hardware", m.Name)
 	}
 	known := make(map[string]bool)
 	for _, n := range m.Needs {
@@ -161,8 +170,8 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
-		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
-		measurer: newMeasurer(),
+		state: Starting, since: time.Now(), changed: make(chan struct{}), attempted: make(chan struct{}),
+		wake: make(chan struct{}, 1), measurer: newMeasurer(),
 	}
 	a.runs.init()
 	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})

@@ -56,6 +56,13 @@ type KeyMaker interface {
 	LoadKey(ctx context.Context, blob []byte) (crypto.Signer, error)
 }
 
+// Measurer is an Attester that can say without a server what an authority of the bundle would know the machine by, as it is now.
+type Measurer interface {
+	// Measure gives the machine's endorsement key and one reference set: the values of these PCRs (none: the default ones), or the
+	// components that the event log explains them by.
+	Measure(ctx context.Context, pcrs []int) (authority.Authority, error)
+}
+
 // Input is all that a verifier may look at.
 type Input struct {
 	Binding  Binding   // what the evidence must be bound to, from the caller's own challenge
@@ -149,7 +156,12 @@ type Method struct {
 	// most that of a single-use token.
 	Unbound bool
 	Renewal Renewal
-	Verify  Verifier
+	// OneKey: the same material makes the same evidence for longer than one attestation, and that counts for one session key only
+	// (Result.Once). So the agent keeps its session key as long as the material stays the same, and makes another with the next one.
+	OneKey bool
+	// MakesKeys: its attester is a KeyMaker.
+	MakesKeys bool
+	Verify    Verifier
 	// MaxEvidence is the most bytes of evidence; 0: MaxEvidence of this package.
 	MaxEvidence int
 	// Params makes what Verify takes, once per bundle, from the bundle's authorities of this method, ordered by name. nil for

@@ -217,7 +217,29 @@ Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=uni
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "configuration file (default: every setting's default)")
+	show := func(s *localapi.Status) error {
+		return a.show(s, func(t *rows) { statusTable(t, s) })
+	}
 	c.AddCommand(&cobra.Command{
+		Use: "renew", Short: "Have the agent on this machine prove it anew, now", Args: cobra.NoArgs,
+		Long: `Has the agent on this machine prove the machine to the server at once, whatever it waits for, and
+shows its state after that: what somebody wants who has mended what was refused. Only root and the
+agent's own user may. Its socket is $BAILMENT_AGENT, else
+` + defaultSocket + `.
+
+It exits with 0 if there is a new session, and otherwise says what was wrong. What the agent had
+before, it keeps.`,
+		Example: "  sudo bailment agent renew",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), a.flags.timeout)
+			defer cancel()
+			s, err := (&localapi.Client{Socket: a.agentSocket()}).Renew(ctx)
+			if err != nil {
+				return err
+			}
+			return show(s)
+		},
+	}, &cobra.Command{
 		Use: "status", Short: "Ask the agent on this machine how it is", Args: cobra.NoArgs,
 		Long:    "Asks the agent on this machine for its state. Its socket is $BAILMENT_AGENT, else\n" + defaultSocket + ".",
 		Example: "  bailment agent status -o json",
@@ -228,25 +250,27 @@ Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=uni
 			if err != nil {
 				return err
 			}
-			return a.show(s, func(t *rows) {
-				t.add("state", s.State)
-				t.add("since", s.Since)
-				t.add("environment", s.Environment)
-				t.add("server", s.Address)
-				t.add("identity", s.Identity)
-				t.add("assurance", s.Assurance)
-				t.add("certificate until", s.Expires)
-				t.add("enrolment until", s.LifetimeEnd)
-				t.add("told of changes", s.Watching)
-				t.add("runs", s.Runs)
-				if s.Problem != nil {
-					t.line("problem (%s): %s", s.Problem.Reason, s.Problem.Message)
-					t.line("try: %s", s.Problem.Fix)
-				}
-			})
+			return show(s)
 		},
 	})
 	return c
+}
+
+func statusTable(t *rows, s *localapi.Status) {
+	t.add("state", s.State)
+	t.add("since", s.Since)
+	t.add("environment", s.Environment)
+	t.add("server", s.Address)
+	t.add("identity", s.Identity)
+	t.add("assurance", s.Assurance)
+	t.add("certificate until", s.Expires)
+	t.add("enrolment until", s.LifetimeEnd)
+	t.add("told of changes", s.Watching)
+	t.add("runs", s.Runs)
+	if s.Problem != nil {
+		t.line("problem (%s): %s", s.Problem.Reason, s.Problem.Message)
+		t.line("try: %s", s.Problem.Fix)
+	}
 }
 
 // badBootstrap: without its string an agent would ask nobody, for ever.
