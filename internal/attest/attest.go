@@ -107,6 +107,9 @@ type Result struct {
 	Key [32]byte
 	// Executables are the SHA-256 digests of programs that the platform measured as run (TPM with IMA); nil: it measures none.
 	Executables map[[32]byte]bool
+	// Findings say in words what of the machine is not as the authority's reference values have it, worst first: the verifier's own texts,
+	// for who reads why a rule did not accept it. They are no claims; what rules may ask of stands in Claims.
+	Findings []string
 	// NotAfter is when the evidence itself ends, and so the last moment at which anything derived
 	// from it may; zero: it has no end of its own.
 	NotAfter time.Time
