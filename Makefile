@@ -23,7 +23,7 @@ TOOL := go tool -modfile=tools/go.mod
 # What people wrote: generated code is nobody's style.
 OURS  = $$(go list ./... | grep -v /bailment/api/)
 
-.PHONY: test check deps lint format vet staticcheck architecture race build release release-check crash fuzz bench generate fmt clean
+.PHONY: test check deps lint format vet staticcheck architecture workflows race build release release-check crash fuzz bench generate fmt clean
 
 test: deps lint race
 check: test
@@ -32,7 +32,7 @@ deps:
 	@scripts/deps test
 
 # From the quickest to the slowest, so that what fails fails soon.
-lint: format vet staticcheck architecture
+lint: format vet staticcheck architecture workflows
 
 format:
 	@echo "== format (gofumpt)"
@@ -50,6 +50,10 @@ staticcheck:
 architecture:
 	@echo "== architecture"
 	@out=$$(go test -count=1 ./internal/archtest 2>&1) || { echo "$$out"; exit 1; }
+
+workflows:
+	@echo "== actionlint"
+	@$(TOOL) actionlint -shellcheck= -pyflakes= integrations/github/example.yml
 
 race:
 	@echo "== go test -race"

@@ -33,20 +33,21 @@ import (
 
 // model is the state behind the fake. Indices stand for ledger entries.
 type model struct {
-	index      uint64
-	control    uint64
-	challenges map[string]bool // true: used
-	tokens     map[string]*token
-	nodes      map[string]*node
-	sessions   map[uint64]*session
-	seen       map[[32]byte]string
-	values     map[string][]byte
-	versions   map[string]uint64
-	leases     map[uint64]*Lease
-	holds      map[string]bool   // identity paths
-	cutoffs    map[string]uint64 // identity path → index
-	claims     []map[string]any
-	refuse     func(claims map[string]any, want string) error
+	federations federations
+	index       uint64
+	control     uint64
+	challenges  map[string]bool // true: used
+	tokens      map[string]*token
+	nodes       map[string]*node
+	sessions    map[uint64]*session
+	seen        map[[32]byte]string
+	values      map[string][]byte
+	versions    map[string]uint64
+	leases      map[uint64]*Lease
+	holds       map[string]bool   // identity paths
+	cutoffs     map[string]uint64 // identity path → index
+	claims      []map[string]any
+	refuse      func(claims map[string]any, want string) error
 }
 
 type token struct {

@@ -274,6 +274,7 @@ func (s *Server) handler() http.Handler {
 	mux.Handle(bailmentv1connect.NewEnvironmentServiceHandler(environment{s: s}, opts))
 	mux.Handle(bailmentv1connect.NewAttestationServiceHandler(attestation{s: s}, opts))
 	mux.Handle(bailmentv1connect.NewSecretServiceHandler(secrets{s: s}, opts))
+	mux.Handle(bailmentv1connect.NewSpiffeServiceHandler(spiffes{s: s}, opts))
 	mux.Handle(bailmentv1connect.NewWatchServiceHandler(watching{s: s}, opts))
 	mux.Handle(bailmentv1connect.NewLedgerServiceHandler(bailmentv1connect.UnimplementedLedgerServiceHandler{}, opts))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

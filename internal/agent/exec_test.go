@@ -96,7 +96,7 @@ func TestExecWhileItIsServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(answer), "401 Unauthorized") || !strings.Contains(string(answer), string(problem.ReasonProcessChanged)) {
+	if !strings.Contains(string(answer), "403 Forbidden") || !strings.Contains(string(answer), string(problem.ReasonProcessChanged)) {
 		t.Errorf("%s", answer)
 	}
 	eventually(t, "the lease to be given back", func() bool { return returned(s) })

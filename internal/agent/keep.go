@@ -127,7 +127,6 @@ func (a *Agent) use(t *client.Trust) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.trust, a.open, a.node = t, open, node
-	a.spiffe.RefreshBundles()
 	return nil
 }
 
@@ -145,6 +144,7 @@ func (a *Agent) install(s *client.Session) {
 	a.session, a.dead = s, nil
 	close(a.changed)
 	a.changed = make(chan struct{})
+	a.spiffe.Retry()
 }
 
 // attempt makes one try to get on: to pin, to attest or to renew.

@@ -194,7 +194,8 @@ func TestRememberedDigests(t *testing.T) {
 func TestMeasuringProcesses(t *testing.T) {
 	m := newMeasurer()
 	dir := t.TempDir()
-	f := program(t, filepath.Join(dir, "app"), "one")
+	path := filepath.Join(dir, "app")
+	f := program(t, path, "one")
 	opens := func(path string) func(int) (*os.File, error) {
 		return func(flags int) (*os.File, error) { return os.OpenFile(path, flags, 0) }
 	}
@@ -210,6 +211,19 @@ func TestMeasuringProcesses(t *testing.T) {
 	}
 	if _, err := m.measureProcess(t.Context(), 1000, opens(dir)); !problem.Is(err, problem.ReasonInvalid) {
 		t.Errorf("a directory: %v", err)
+	}
+	var opened []*os.File
+	if _, err := m.measureProcess(t.Context(), 1000, func(flags int) (*os.File, error) {
+		f, err := os.OpenFile(path, flags, 0)
+		opened = append(opened, f)
+		return f, err
+	}); err != nil || len(opened) != 2 {
+		t.Errorf("opened %d times, %v", len(opened), err)
+	}
+	for _, f := range opened {
+		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("a file stays open: %v", err)
+		}
 	}
 	denied := func(int) (*os.File, error) { return nil, unix.EACCES }
 	if _, err := m.measureProcess(t.Context(), 1000, denied); !errors.Is(err, unix.EACCES) {

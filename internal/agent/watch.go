@@ -92,7 +92,7 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 	}
 	changed := ev.Generation > a.gen
 	a.gen = max(a.gen, ev.Generation)
-	if changed || len(ev.CaChain) > 0 {
+	if news || len(ev.CaChain) > 0 {
 		a.spiffe.RefreshBundles()
 	}
 	if ev.SessionDead {

@@ -47,6 +47,10 @@ var table = []archtest.Row{
 	{"internal/attest/cms/cmstest", "internal/attest/cms", "github.com/smallstep/pkcs7"},
 	{"internal/attest/metadata", "internal/problem", ""},
 	{"internal/attest/aws", "internal/problem internal/identity internal/authority internal/attest internal/attest/cms internal/attest/metadata", "github.com/go-json-experiment/json"},
+	{
+		"internal/attest/azure", "internal/problem internal/identity internal/authority internal/attest internal/attest/cms internal/attest/jwt internal/attest/metadata",
+		"github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json",
+	},
 	{"internal/attest/jointoken", "internal/problem internal/identity internal/attest", ""},
 	{"internal/attest/x509", "internal/problem internal/identity internal/authority internal/attest", ""},
 	{"internal/attest/sshhost", "internal/problem internal/identity internal/authority internal/sshsig internal/attest", "golang.org/x/crypto"},
@@ -55,6 +59,9 @@ var table = []archtest.Row{
 	{"internal/attest/sevsnp/snptest", "internal/attest/tsm", "github.com/google/go-sev-guest"},
 	{"internal/attest/tdx", "internal/problem internal/identity internal/authority internal/attest internal/attest/tsm", "github.com/google/go-tdx-guest"},
 	{"internal/attest/tdx/tdxtest", "internal/attest/tsm", "github.com/google/go-tdx-guest"},
+	{"internal/attest/tpm/ima", "internal/problem", ""},
+	{"internal/attest/tpm", "internal/problem internal/identity internal/authority internal/attest internal/attest/tpm/ima", "github.com/google/go-tpm"},
+	{"internal/attest/tpm/tpmtest", "", "github.com/google/go-tpm"},
 	{"internal/attest/jwt/jwttest", "internal/problem internal/attest", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/platform", "internal/problem internal/identity internal/authority internal/attest internal/attest/jwt", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/gcp", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
@@ -62,7 +69,7 @@ var table = []archtest.Row{
 	{"internal/attest/ci", "internal/problem internal/attest internal/attest/jwt internal/attest/platform internal/attest/k8s", ""},
 	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
 	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
-	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509", ""},
+	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509 internal/attest/azure internal/attest/tpm", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
 	{"internal/keyring/holdertest", "internal/problem internal/seal internal/keyring", ""},
 	{"internal/keyring/file", "internal/problem internal/seal internal/durable internal/keyring", "golang.org/x/sys"},
@@ -84,7 +91,7 @@ var table = []archtest.Row{
 	},
 
 	{
-		"internal/control/controltest", "internal/control internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
+		"internal/control/controltest", "internal/control internal/spiffe internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
 			"internal/keyring internal/keyring/file internal/ledger internal/store internal/store/sqlite internal/invariant verify",
 		"golang.org/x/crypto",
 	},
@@ -101,10 +108,11 @@ var table = []archtest.Row{
 	{"internal/agent/workload/kubelet", "internal/attest internal/problem", ""},
 	{"internal/agent/workload", "internal/agent/localapi internal/agent/workload/kubelet internal/attest internal/problem", "golang.org/x/sys"},
 	{"internal/run", "internal/agent/localapi internal/problem internal/identity internal/hardening", "golang.org/x/sys"},
+	{"internal/job", "api/... client internal/attest internal/attest/ci internal/attest/jwt internal/problem internal/identity internal/run", "golang.org/x/sys"},
 	{"internal/audit", "verify internal/ceremony internal/identity internal/invariant internal/ledger internal/policy internal/problem internal/sshsig internal/state internal/store", "golang.org/x/mod golang.org/x/crypto"},
 	{"internal/config", "internal/problem internal/identity internal/attest internal/spelling", "github.com/goccy/go-yaml"},
 	{
-		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/agent/workloadapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity internal/agent/workload internal/agent/workload/kubelet",
+		"internal/agent", "api/... client verify internal/release internal/agent/localapi internal/agent/workloadapi internal/attest internal/attest/methods internal/config internal/durable internal/hardening internal/seal internal/problem internal/identity internal/agent/workload internal/agent/workload/kubelet internal/spiffe",
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
@@ -119,10 +127,10 @@ var table = []archtest.Row{
 	},
 	{"internal/quickstart", "examples internal/durable internal/problem internal/identity internal/sshsig internal/seal", "golang.org/x/crypto golang.org/x/sys"},
 	{
-		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/agent/workload/kubelet internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state " +
+		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/agent/workload/kubelet internal/run internal/audit internal/invariant internal/config internal/quickstart internal/control internal/policy internal/state internal/job " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
-			"internal/problem internal/identity internal/release/... internal/spelling",
-		"github.com/spf13/cobra github.com/spf13/pflag github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
+			"internal/problem internal/identity internal/authority internal/release/... internal/spelling",
+		"github.com/go-jose/go-jose/v4 github.com/spf13/cobra github.com/spf13/pflag github.com/spiffe/go-spiffe/v2 google.golang.org/grpc github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",
 	},
 	{"cmd/bailment", "internal/cli", ""},
 	{"cmd/release", "internal/problem internal/release internal/sshsig", "golang.org/x/crypto"},

@@ -248,10 +248,10 @@ func (a *app) root() *cobra.Command {
 	a.complete(root, "env", func(context.Context) []string { return a.pinned() })
 
 	root.AddCommand(
-		a.initCommand(), a.serverCommand(), a.agentCommand(), a.attestCommand(), a.runCommand(), a.configCommand(),
+		a.initCommand(), a.serverCommand(), a.agentCommand(), a.attestCommand(), a.runCommand(), a.ciCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(), a.svidCommand(), a.statusCommand(), a.doctorCommand(),
 		a.secretCommand(), a.leaseCommand(), a.nodeCommand(), a.identityCommand(),
-		a.bundleCommand(), a.changeCommand(), a.revokeCommand(), a.revocationCommand(), a.explainCommand(),
+		a.bundleCommand(), a.rootsCommand(), a.changeCommand(), a.revokeCommand(), a.revocationCommand(), a.explainCommand(),
 		a.ledgerCommand(), a.receiptCommand(), a.keyCommand(),
 		a.quickstartCommand(), a.completionCommand(), a.versionCommand(), a.genCommand(),
 	)

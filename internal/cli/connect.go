@@ -125,6 +125,22 @@ func (a *app) at(t *client.Trust) (*client.Trust, error) {
 	return t.Matches(b.String())
 }
 
+// moved is a bootstrap string with the address that is asked for.
+func (a *app) moved(bootstrap string) (string, error) {
+	if a.flags.addr == "" {
+		return bootstrap, nil
+	}
+	b, err := identity.ParseBootstrap(bootstrap)
+	if err != nil {
+		return "", problem.Wrap(err, problem.ReasonInvalid, "the bootstrap string")
+	}
+	t, err := a.at(&client.Trust{Environment: b.Env, Genesis: b.Genesis})
+	if err != nil {
+		return "", err
+	}
+	return t.BootstrapString(), nil
+}
+
 // trust is what is pinned of the environment; on first use it is found by the bootstrap string, and kept.
 func (a *app) trust(ctx context.Context) (*client.Trust, error) {
 	t, err := a.knownTrust()
@@ -135,17 +151,9 @@ func (a *app) trust(ctx context.Context) (*client.Trust, error) {
 		return nil, problem.New(problem.ReasonInvalid, "the environment %s is not pinned here", a.flags.env).
 			WithFix("give its bootstrap string once, with --bootstrap or BAILMENT_BOOTSTRAP")
 	}
-	asked := a.flags.bootstrap
-	if a.flags.addr != "" {
-		b, err := identity.ParseBootstrap(asked)
-		if err != nil {
-			return nil, problem.Wrap(err, problem.ReasonInvalid, "the bootstrap string")
-		}
-		moved, err := a.at(&client.Trust{Environment: b.Env, Genesis: b.Genesis})
-		if err != nil {
-			return nil, err
-		}
-		asked = moved.BootstrapString()
+	asked, err := a.moved(a.flags.bootstrap)
+	if err != nil {
+		return nil, err
 	}
 	if t, err = client.Bootstrap(ctx, asked, client.Options{CallTimeout: a.flags.timeout}); err != nil {
 		return nil, err

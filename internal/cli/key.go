@@ -31,16 +31,20 @@ func (a *app) keyCommand() *cobra.Command {
 			}),
 		},
 		&cobra.Command{
-			Use: "rotate KIND", Short: "Add a key and make it the current one", Args: cobra.ExactArgs(1), ValidArgs: []string{"ca", "checkpoint", "kek"},
-			Long: "Adds a key of a kind (ca, checkpoint, kek). The one before stays usable for what it was used\nfor. After rotating kek, `key rewrap` moves the data keys.", Example: "  bailment key rotate checkpoint",
+			Use: "rotate KIND", Short: "Add a key and make it the current one", Args: cobra.ExactArgs(1), ValidArgs: []string{"ca", "checkpoint", "kek", "jwt"},
+			Long: "Adds a key of a kind (ca, checkpoint, kek, jwt). The one before stays usable for what it was used\nfor. After rotating kek, `key rewrap` moves the data keys. A new jwt key is published now and signs\nafter the next rotation; the one that was published before signs from here on.", Example: "  bailment key rotate checkpoint",
 			RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 				r, err := c.Keys.RotateKey(ctx, &v1.RotateKeyRequest{Kind: args[0]})
 				if err != nil {
 					return err
 				}
+				if args[0] == "jwt" {
+					return a.show(r, func(t *rows) { t.line("%s is published (entry %d)", r.Name, r.Entry.GetIndex()) })
+				}
 				return a.show(r, func(t *rows) { t.line("%s is current (entry %d)", r.Name, r.Entry.GetIndex()) })
 			}),
 		},
+		a.keyWithdraw(),
 		&cobra.Command{
 			Use: "rewrap", Short: "Move data keys under the current key-encryption key", Args: cobra.NoArgs,
 			Long: "Wraps every data key anew under the current key-encryption key. No value is decrypted. It can be\nbroken off at any time and run again: what is done stays done.", Example: "  bailment key rewrap",
@@ -62,5 +66,27 @@ func (a *app) keyCommand() *cobra.Command {
 			}),
 		},
 	)
+	return c
+}
+
+func (a *app) keyWithdraw() *cobra.Command {
+	var compromised bool
+	var reason string
+	c := &cobra.Command{
+		Use: "withdraw KEY", Short: "Tell others to trust a key no more", Args: cobra.ExactArgs(1),
+		Long: "Takes a former CA or jwt key, and those of its kind before it, out of the trust bundle that\n" +
+			"workloads and other trust domains are told. It is refused while something that the key signed\n" +
+			"is valid, unless the key is in wrong hands. Rotate the current one first.",
+		Example: "  bailment key withdraw ca/1 --reason \"rotated last week\"\n  bailment key rotate ca && bailment key withdraw ca/2 --compromised --reason \"stolen backup\"",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			r, err := c.Spiffe.WithdrawKey(ctx, &v1.WithdrawKeyRequest{Key: args[0], Compromised: compromised, Reason: reason})
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) { t.line("%s is withdrawn (entry %d)", args[0], r.Entry.GetIndex()) })
+		}),
+	}
+	c.Flags().BoolVar(&compromised, "compromised", false, "although what it signed may still be valid")
+	c.Flags().StringVar(&reason, "reason", "", "why; it stands in the ledger")
 	return c
 }

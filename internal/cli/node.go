@@ -220,8 +220,8 @@ func (a *app) decommissionCommand() *cobra.Command {
 that, approved by enough operators, looks through the ledger for anything of it that is alive
 (sessions, leases, processes that it speaks for, join tokens that would name it) and enters the
 statement that there is nothing. From then on no machine can ever have that identity. The
-statement's entry has a receipt (ledger proof) for whoever wants to see it. Values that were handed out die
-only when they are rotated: the statement names them.`,
+statement's entry has a receipt (ledger proof) for whoever wants to see it. Values that were
+handed out die only when they are rotated: the statement names them.`,
 		example: "  bailment node decommission /node/tpm/web-1 --reason \"sold, ticket 812\"",
 		target:  a.cutOff, complete: a.nodeNames,
 	})

@@ -34,6 +34,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"keygen": keygen, "found": found, "await": await, "getenv": getenv, "damage": damage, "edit": edit, "fill": fill, "tls": handshake,
+			"authorities": authorities, "metadata": metadataService,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)

@@ -1,6 +1,10 @@
 package control
 
-import "github.com/bailment/bailment/internal/state"
+import (
+	"context"
+
+	"github.com/bailment/bailment/internal/state"
+)
 
 // DeliverUnrecorded counts a value as handed out that no entry stands for: a planted defect.
 func (e *Environment) DeliverUnrecorded() { e.checks.delivered.Add(1) }
@@ -42,3 +46,6 @@ func (e *Environment) DecideProvisional(s *state.State, now state.Millis, person
 	}
 	return nil
 }
+
+// TendTokens makes the keys of tokens that are due, as the loop does.
+func (e *Environment) TendTokens(ctx context.Context) error { return e.tendTokens(ctx, false) }

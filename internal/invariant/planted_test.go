@@ -448,7 +448,8 @@ var plants = []planted{
 	{invariant.Recorded, "more handed out than entered", func(s *scene) {
 		n := uint64(0)
 		for _, e := range s.r.entries {
-			if _, ok := e.Event.(*state.SecretReleased); ok {
+			switch e.Event.(type) {
+			case *state.SecretReleased, *state.JWTIssued:
 				n++
 			}
 		}
@@ -1104,7 +1105,7 @@ func TestPlants(t *testing.T) {
 	r := history(t)
 	count := map[invariant.Name]int{}
 	said := map[string]bool{}
-	for _, p := range slices.Concat(plants, rulePlants) {
+	for _, p := range slices.Concat(plants, rulePlants, spiffePlants) {
 		count[p.invariant]++
 		t.Run(string(p.invariant)+"/"+p.what, func(t *testing.T) {
 			mine := *r
@@ -1153,7 +1154,7 @@ func rules(t *testing.T) []rule {
 	t.Helper()
 	files := token.NewFileSet()
 	var out []rule
-	for _, name := range []string{"history.go", "invariant.go", "judge.go", "replay.go"} {
+	for _, name := range []string{"history.go", "invariant.go", "judge.go", "replay.go", "spiffe.go"} {
 		f, err := parser.ParseFile(files, name, nil, 0)
 		if err != nil {
 			t.Fatal(err)

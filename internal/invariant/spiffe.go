@@ -45,7 +45,7 @@ func newTokenState() tokenState {
 	}
 }
 
-// signing is the number of the key that signs tokens: the one before the newest, which is published ahead; the only one if there
+// signingKey is the number of the key that signs tokens: the one before the newest, which is published ahead; the only one if there
 // is one.
 func (m *model) signingKey() uint64 {
 	n := m.envKeys["jwt"]
@@ -87,7 +87,7 @@ func (m *model) learnSPIFFE(st *step) {
 	}
 }
 
-// spiffeProtocolRaised: what an older server doesn't know is not entered before the protocol was raised.
+// monotonicSPIFFE: numbers only rise, and what an older server doesn't know is not entered before the protocol was raised.
 func (c *Checker) monotonicSPIFFE(st *step, fail failure) {
 	t := &c.m.tokensOut
 	switch e := st.event.(type) {
@@ -203,14 +203,14 @@ func (c *Checker) lifecycleSPIFFE(st *step, fail failure) {
 			fail("%.80q is not a former key that others trust", e.Key)
 			return
 		}
-		if until := c.signedUntil(st, kind, n); !e.Compromised && until > st.at {
+		if until := c.signedUntil(kind, n); !e.Compromised && until > st.at {
 			fail("what %s signed lives until %s", e.Key, until)
 		}
 	}
 }
 
 // signedUntil is when the last thing is over that a former key, or one before it, signed.
-func (c *Checker) signedUntil(_ *step, kind string, n uint64) state.Millis {
+func (c *Checker) signedUntil(kind string, n uint64) state.Millis {
 	until := state.Millis(0)
 	if kind == "jwt" {
 		for number, latest := range c.m.tokensOut.latest {

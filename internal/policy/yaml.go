@@ -157,7 +157,9 @@ func (r *yamlReader) acceptable(file string, tokens token.Tokens) bool {
 		}
 		first := t.Position.Line != line
 		line = t.Position.Line
-		if flow <= 0 && (first || t.Type == token.SequenceEntryType) && t.Type != token.CommentType && t.Position.Column > maxBlockColumn {
+		// The text of a block scalar at the end of a file stands where it ends, however little it is indented.
+		inBlock := t.Prev != nil && (t.Prev.Type == token.LiteralType || t.Prev.Type == token.FoldedType)
+		if flow <= 0 && (first || t.Type == token.SequenceEntryType) && t.Type != token.CommentType && !inBlock && t.Position.Column > maxBlockColumn {
 			return refuse(t, "indented deeper than %d columns", maxBlockColumn)
 		}
 	}

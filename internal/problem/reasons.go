@@ -203,8 +203,8 @@ var reasons = map[Reason]reasonRow{
 	ReasonFloorLowered:     {Refused, "the minimum of agents is lowered only by a named rollback that was approved: set agents.rollback in the bundle"},
 	ReasonNoAudience:       {Refused, "add the audience to spiffe.jwt.audiences in environment.yaml"},
 	ReasonForeignBundle:    {Refused, "the other trust domain's bundle can't be taken as it is: look at its endpoint; if it began anew, compare its bundle out of band and have the new one approved in federation/"},
-	ReasonProcessGone:      {NotProved, "the process ended before it was answered: ask from one that stays until it has its answer"},
-	ReasonProcessChanged:   {NotProved, "the process executed another program, or was moved or replaced, after it connected: connect again from the program that needs it"},
+	ReasonProcessGone:      {Refused, "the process ended before it was answered: ask from one that stays until it has its answer"},
+	ReasonProcessChanged:   {Refused, "the process executed another program, or was moved or replaced, after it connected: connect again from the program that needs it"},
 	ReasonPodUnknown:       {NotProved, "the kubelet lists no such running container on this node: ask again when the pod runs, and compare `kubelet.node_name` with the node's name"},
 	ReasonViolated:         {Internal, "look at the entries that are named: whoever could enter them had the server's keys, or the server has a defect"},
 }

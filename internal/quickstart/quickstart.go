@@ -145,7 +145,8 @@ func (s *show) note(format string, args ...any) {
 
 // prepare makes the directory, after clearing away an earlier run.
 func (s *show) prepare() error {
-	if socket := s.path("agent.sock"); len(socket) > maxSocket {
+	// The longer one of the two that the agent makes there.
+	if socket := s.path("spiffe.sock"); len(socket) > maxSocket {
 		return problem.New(problem.ReasonInvalid, "the agent's socket would be %s, and the kernel takes at most %d bytes for its path", socket, maxSocket).
 			WithFix("choose a shorter directory with --dir")
 	}

@@ -16,6 +16,8 @@ import (
 
 	"connectrpc.com/connect"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
+
 	pb "github.com/bailment/bailment/api/bailment/v1"
 	api "github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/internal/server/servertest"
@@ -31,19 +33,20 @@ func TestEveryMethodAsksForASession(t *testing.T) {
 		api.LedgerServiceGetCheckpointProcedure: true, api.LedgerServiceGetConsistencyProcedure: true,
 	}
 	methods := 0
-	services := pb.File_bailment_v1_bailment_proto.Services()
-	for i := range services.Len() {
-		s := services.Get(i)
-		for j := range s.Methods().Len() {
-			m := s.Methods().Get(j)
-			path := "/" + string(s.FullName()) + "/" + string(m.Name())
-			methods++
-			if open[path] || m.IsStreamingServer() {
-				continue
-			}
-			code, _, body := post(t, c, h.URL()+path, "application/json", text(`{}`))
-			if code != http.StatusUnauthorized {
-				t.Errorf("%s without a certificate: %d %s", path, code, body)
+	for _, file := range []protoreflect.FileDescriptor{pb.File_bailment_v1_bailment_proto, pb.File_bailment_v1_spiffe_proto} {
+		for i := range file.Services().Len() {
+			s := file.Services().Get(i)
+			for j := range s.Methods().Len() {
+				m := s.Methods().Get(j)
+				path := "/" + string(s.FullName()) + "/" + string(m.Name())
+				methods++
+				if open[path] || m.IsStreamingServer() {
+					continue
+				}
+				code, _, body := post(t, c, h.URL()+path, "application/json", text(`{}`))
+				if code != http.StatusUnauthorized {
+					t.Errorf("%s without a certificate: %d %s", path, code, body)
+				}
 			}
 		}
 	}

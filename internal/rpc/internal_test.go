@@ -113,10 +113,11 @@ func FuzzCodec(f *testing.F) {
 	}
 	f.Add([]byte(forged.ProtoReflect().GetUnknown()), false, 3)
 	var inputs []protoreflect.MessageDescriptor
-	services := pb.File_bailment_v1_bailment_proto.Services()
-	for i := range services.Len() {
-		for j := range services.Get(i).Methods().Len() {
-			inputs = append(inputs, services.Get(i).Methods().Get(j).Input())
+	for _, file := range []protoreflect.FileDescriptor{pb.File_bailment_v1_bailment_proto, pb.File_bailment_v1_spiffe_proto} {
+		for i := range file.Services().Len() {
+			for j := range file.Services().Get(i).Methods().Len() {
+				inputs = append(inputs, file.Services().Get(i).Methods().Get(j).Input())
+			}
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte, asJSON bool, which int) {

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,9 @@ type child struct {
 	args []string
 	env  []string
 	std  [3]*os.File
+	// grace is how long the child may go on after a signal that ends programs; 0: as long as it likes.
+	grace   time.Duration
+	started func(pid int) // may be nil
 
 	pid      int
 	own      bool     // it has a process group of its own
@@ -47,17 +51,29 @@ func (c *child) run(ctx context.Context, signals chan os.Signal) (int, error) {
 	if err := c.start(); err != nil {
 		return ExitNotExecutable, err
 	}
+	if c.started != nil {
+		c.started(c.pid)
+	}
 	states := make(chan unix.WaitStatus)
 	goOn := make(chan struct{})
 	go wait(c.pid, states, goOn)
 	canceled := ctx.Done()
+	var over <-chan time.Time
 	for {
 		select {
 		case s := <-signals:
 			c.forward(s)
+			if over == nil && ends(s) {
+				over = c.lastChance()
+			}
 		case <-canceled:
 			canceled = nil
 			c.kill(unix.SIGTERM)
+			if over == nil {
+				over = c.lastChance()
+			}
+		case <-over:
+			c.killAll()
 		case st, ok := <-states:
 			if !ok {
 				return ExitOurs, problem.New(problem.ReasonInternal, "the child was lost")
@@ -233,6 +249,32 @@ func (c *child) forward(s os.Signal) {
 
 // kill signals the child alone: its own children are its to tell. For Ctrl-C the terminal tells the group.
 func (c *child) kill(sig unix.Signal) { _ = unix.Kill(c.pid, sig) }
+
+// lastChance is when the child's grace is over; nil: never.
+func (c *child) lastChance() <-chan time.Time {
+	if c.grace <= 0 {
+		return nil
+	}
+	return time.After(c.grace)
+}
+
+// ends reports whether a signal asks a program to end.
+func ends(s os.Signal) bool {
+	switch s {
+	case unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM:
+		return true
+	}
+	return false
+}
+
+// killAll ends the child with what it has started, where they have a group of their own.
+func (c *child) killAll() {
+	if c.own {
+		_ = unix.Kill(-c.pid, unix.SIGKILL)
+		return
+	}
+	c.kill(unix.SIGKILL)
+}
 
 // stopped follows a child that was stopped: the shell that waits for us must see us stop, and have its terminal.
 func (c *child) stopped(sig unix.Signal, signals chan os.Signal) {

@@ -260,13 +260,7 @@ func (c *Config) ask(ctx context.Context, exe *executable) (*child, func(), erro
 			req.Secrets = append(req.Secrets, localapi.Wanted{Name: s.Name, Purpose: c.Purpose})
 		}
 	}
-	places := storages()
-	for _, s := range c.Secrets {
-		if s.File != "" {
-			places = append(places, filepath.Dir(s.File))
-		}
-	}
-	sweep(places)
+	sweep(c.places())
 	given, err := c.open(ctx, req, exe.file)
 	if err != nil {
 		return nil, nil, err
@@ -298,6 +292,17 @@ func (c *Config) ask(ctx context.Context, exe *executable) (*child, func(), erro
 		files.remove()
 		l.close()
 	}, nil
+}
+
+// places are the directories where files of killed runs may have stayed.
+func (c *Config) places() []string {
+	places := storages()
+	for _, s := range c.Secrets {
+		if s.File != "" {
+			places = append(places, filepath.Dir(s.File))
+		}
+	}
+	return places
 }
 
 // place makes the child's environment, and the files.

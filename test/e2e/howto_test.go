@@ -72,7 +72,22 @@ var pages = map[string]page{
 			"bailment node token web-1": alice,
 		},
 	},
+	"ci-github.md": {
+		presumes: jobOf("github"), answers: 1, promises: 11,
+		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
+	},
+	"ci-gitlab.md": {
+		presumes: jobOf("gitlab"), answers: 1, promises: 8,
+		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
+	},
+	"ci-others.md":   {presumes: serving, promises: 2},
 	"rotate-keys.md": {presumes: leasing, promises: 5},
+	"spiffe-workloads.md": {
+		presumes: speaking, promises: 5, after: func(string) string { return "kill \"$(cat agent.pid)\"; wait\n" },
+		before: map[string]string{"export SPIFFE_ENDPOINT_SOCKET=unix:///run/bailment/spiffe.sock": `bailment agent --config agent.yaml 2> agent.log &
+echo $! > agent.pid
+until bailment agent status | grep 'state *ready'; do sleep 0.05; done`},
+	},
 	"verify-the-ledger.md": {
 		presumes: serving, name: "prod", promises: 4,
 		before: map[string]string{
@@ -183,6 +198,14 @@ func attested(t *testing.T, name string) reader {
 		"/workload/app", "/workload/payments-api", "--dir DIR", `--dir "$DATA/$NAME"`, "bailment1:…", `"$BAILMENT_BOOTSTRAP"`,
 		"bailment ledger verify", signed+"\nbailment ledger verify",
 	)
+	return r
+}
+
+// speaking is attested, with the agent's sockets where the page has them.
+func speaking(t *testing.T, name string) reader {
+	t.Helper()
+	r := attested(t, name)
+	r.replace = strings.NewReplacer("/run/bailment", r.dir)
 	return r
 }
 

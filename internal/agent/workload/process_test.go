@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -610,6 +611,38 @@ func TestCloseWhileInUse(t *testing.T) {
 		}
 		p.Close()
 		work.Wait()
+	}
+}
+
+// A process that asks again and again leaves nothing open.
+func TestNothingStaysOpen(t *testing.T) {
+	i := inspector(t, Config{Parents: 2})
+	o := start(t)
+	open := func() int {
+		t.Helper()
+		all, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	// Otherwise the collector closes what was forgotten.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	before := open()
+	const rounds = 20
+	for range rounds {
+		p := o.open(i)
+		told(t, p)
+		if err := p.Same(); err != nil {
+			t.Error(err)
+		}
+		p.Close()
+		if _, err := i.hold(localapi.Peer{UID: p.Peer().UID + 1, PID: p.Peer().PID}, -1, HeldByStartTime); err == nil {
+			t.Error("held for another user")
+		}
+	}
+	if after := open(); after >= before+rounds {
+		t.Errorf("%d descriptors are open, %d were", after, before)
 	}
 }
 

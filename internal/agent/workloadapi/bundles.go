@@ -17,7 +17,7 @@ import (
 const (
 	bundlesTimeout = 30 * time.Second
 	soonestRefresh = 10 * time.Second
-	latestRefresh  = 5 * time.Minute // SPIFFE Federation §5.2.2: what is taken for a hint that is not given
+	untold         = 365 * 24 * time.Hour
 	firstRetry     = 200 * time.Millisecond
 	lastRetry      = 30 * time.Second
 )
@@ -120,9 +120,9 @@ func (b *bundles) refresh(parent context.Context) time.Duration {
 		b.announce()
 	}
 	if got.RefreshAfter <= 0 {
-		return latestRefresh
+		return untold
 	}
-	return min(max(got.RefreshAfter, soonestRefresh), latestRefresh)
+	return max(got.RefreshAfter, soonestRefresh)
 }
 
 // announce wakes who waits. The lock is held.

@@ -90,6 +90,14 @@ func (x *identities) look() {
 	}
 }
 
+func (x *identities) retry() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range x.all {
+		e.retry()
+	}
+}
+
 // entry is one identity, or the refusal of one, for all processes of the same claims. Its goroutine is the only one that
 // attests; calls wait for what it says.
 type entry struct {
@@ -229,6 +237,19 @@ func (e *entry) look() {
 	e.next, e.failures = time.Time{}, 0
 	e.mu.Unlock()
 	e.poke()
+}
+
+// retry has an attempt that failed made again now. A no stays one until there are news.
+func (e *entry) retry() {
+	e.mu.Lock()
+	failed := e.err != nil && !e.no
+	if failed {
+		e.next, e.failures = time.Time{}, 0
+	}
+	e.mu.Unlock()
+	if failed {
+		e.poke()
+	}
 }
 
 // stale reports whether the svid may have been revoked. The lock is held.

@@ -129,7 +129,6 @@ type subscription struct {
 	asked    bool // by what is in want, and there was no answer yet
 	nonce    uint64
 	version  string // that was sent last
-	refused  string // that the client did not accept; it is not sent again
 	requests chan *sds.DiscoveryRequest
 }
 
@@ -223,7 +222,7 @@ func (x *subscription) take(r *sds.DiscoveryRequest) error {
 		return nil // about an answer before the last one: what it says is old
 	}
 	if answered && r.ErrorDetail != nil {
-		x.refused = x.version
+		// It is not sent again: the next version is.
 		x.s.log.Warn("an Envoy did not accept a secret", "code", r.ErrorDetail.Code, "version", x.version)
 	}
 	if !answered || !slices.Equal(want.names, x.want.names) {
@@ -238,7 +237,7 @@ func (x *subscription) tell(stream grpc.ServerStream, c caller, v *svid, b *show
 	if err != nil {
 		return err
 	}
-	if !x.asked && (out.VersionInfo == x.version || out.VersionInfo == x.refused) {
+	if !x.asked && out.VersionInfo == x.version {
 		return nil
 	}
 	if err := c.conn.same(); err != nil {

@@ -66,8 +66,9 @@ type Bundles struct {
 	Own string   // name of this environment's trust domain
 	All []Bundle // Own's first
 	// Federates names the other trust domains that an identity is told of, by its SPIFFE ID. Who has no identity is told of Own only.
-	Federates    map[string][]string
-	RefreshAfter time.Duration // 0: five minutes
+	Federates map[string][]string
+	// RefreshAfter is when to get them again, untold; 0: never.
+	RefreshAfter time.Duration
 }
 
 // Bundle is what proves the identities of one trust domain.
@@ -151,7 +152,7 @@ func New(cfg Config) *Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.MaxConcurrentStreams(callsOfConnection),
-		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
 		grpc.WaitForHandlers(true),
@@ -189,6 +190,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // Look has everything that was issued looked at again now: something was revoked or allowed, or the policy changed. What is
 // still granted is renewed and pushed, the rest ends.
 func (s *Server) Look() { s.identities.look() }
+
+// Retry has what failed tried again now: the environment can be reached again.
+func (s *Server) Retry() {
+	s.identities.retry()
+	if _, _, err := s.bundles.peek(); err != nil {
+		s.bundles.poke()
+	}
+}
 
 // RefreshBundles has the trust bundles got again now. If they changed, they are pushed.
 func (s *Server) RefreshBundles() { s.bundles.poke() }

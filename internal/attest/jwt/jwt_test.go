@@ -118,6 +118,7 @@ func TestTimes(t *testing.T) {
 		"fractions":                     {map[string]any{"iat": json.Number("1795348740.5"), "exp": json.Number("1795349400.123456789")}, nil, ""},
 		"a long fraction":               {map[string]any{"exp": json.Number("1795349400.1234567890")}, nil, problem.ReasonTokenInvalid},
 		"a fraction and an exponent":    {map[string]any{"exp": json.Number("1795349400.1e1")}, nil, problem.ReasonTokenInvalid},
+		"milliseconds":                  {map[string]any{"iat": now.UnixMilli(), "nbf": nil, "exp": now.UnixMilli() + 300}, nil, problem.ReasonTokenInvalid},
 		"before there were such tokens": {map[string]any{"iat": 1}, nil, problem.ReasonTokenInvalid},
 	} {
 		e := expect()

@@ -9,6 +9,7 @@ package methods
 import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/azure"
 	"github.com/bailment/bailment/internal/attest/ci"
 	"github.com/bailment/bailment/internal/attest/gcp"
 	"github.com/bailment/bailment/internal/attest/jointoken"
@@ -16,6 +17,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/sevsnp"
 	"github.com/bailment/bailment/internal/attest/sshhost"
 	"github.com/bailment/bailment/internal/attest/tdx"
+	"github.com/bailment/bailment/internal/attest/tpm"
 	"github.com/bailment/bailment/internal/attest/x509"
 )
 
@@ -28,13 +30,15 @@ func All() attest.Methods {
 		k8s.JobMethod(),
 		ci.GitLab(),
 		x509.Method(),
+		sshhost.Method(),
+		azure.Method(),
 		ci.OIDC(),
 		ci.CircleCI(),
 		ci.Buildkite(),
 		ci.GitHub(),
 		gcp.Method(),
-		sshhost.Method(),
 		sevsnp.Method(),
 		tdx.Method(),
+		tpm.Method(),
 	}
 }

@@ -2,10 +2,12 @@ package methods_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	cx509 "crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
@@ -27,12 +29,16 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/aws"
+	"github.com/bailment/bailment/internal/attest/azure"
 	"github.com/bailment/bailment/internal/attest/ci"
 	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/jwt/jwttest"
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/attest/platform"
 	"github.com/bailment/bailment/internal/attest/platform/platformtest"
+	"github.com/bailment/bailment/internal/attest/tpm"
+	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 	"github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
@@ -52,12 +58,22 @@ type fixture struct {
 
 // fixtures has a row for every method: TestSuite fails for a method without one.
 func fixtures(t *testing.T) map[string]fixture {
-	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), x509.Name: certificate(t)}
+	all := map[string]fixture{jointoken.Name: joinToken(t), aws.Name: awsInstance(t), azure.Name: azureMachine(t), x509.Name: certificate(t), tpm.Name: softwareTPM(t)}
 	for _, m := range platformtest.Methods() {
 		all[m.Name] = token(t, m)
 	}
 	maps.Copy(all, machines(t))
 	return all
+}
+
+// softwareTPM lists the endorsement keys, so that the fixture doesn't depend on the time at which swtpm makes certificates.
+func softwareTPM(t *testing.T) fixture {
+	s := tpmtest.New(t, 0)
+	params, err := tpm.NewParams([]authority.Authority{{Name: "list", Method: tpm.Name, EndorsementKeys: s.EndorsementKeys()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{attest.Material{tpm.NeedDevice: []byte(s.Socket)}, params}
 }
 
 // token is the fixture of a method whose evidence is a platform's token.
@@ -155,6 +171,43 @@ func awsInstance(t *testing.T) fixture {
 	return fixture{attest.Material{aws.NeedEndpoint: []byte(service.URL)}, aws.Params{Regions: regions}}
 }
 
+func azureMachine(t *testing.T) fixture {
+	const tenant, id = "11111111-2222-3333-4444-555555555555", "8d10da13-8125-4ba9-a717-bf7490507b3d"
+	root := cmstest.Issue(t, "root", 1, cmstest.Key(0), nil, cmstest.CA)
+	issuing := cmstest.Issue(t, "issuing", 2, cmstest.Key(1), &root, cmstest.CA)
+	signer := cmstest.Issue(t, "signer", 3, cmstest.Key(2), &issuing, func(c *cx509.Certificate) { c.DNSNames = []string{"metadata.azure.com"} })
+	issuer := jwttest.New(t, "https://sts.windows.net/"+tenant+"/", jose.RS256)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if q.Has("nonce") {
+			document := `{"nonce":"` + q.Get("nonce") + `","subscriptionId":"` + id + `","vmId":"` + id +
+				`","timeStamp":{"createdOn":"11/22/26 11:59:00 -0000","expiresOn":"11/22/26 17:59:00 -0000"}}`
+			message := cmstest.Message(t, []byte(document), cmstest.SHA256, false, signer)
+			_, _ = w.Write([]byte(`{"encoding":"pkcs7","signature":"` + base64.StdEncoding.EncodeToString(message) + `"}`))
+			return
+		}
+		token := issuer.Sign(map[string]any{
+			"iss": issuer.URL, "aud": q.Get("resource"), "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "tid": tenant, "oid": id, "appid": q.Get("client_id"),
+			"xms_mirid": "/subscriptions/" + id + "/resourcegroups/web/providers/Microsoft.Compute/virtualMachines/web-1",
+		})
+		_, _ = w.Write([]byte(`{"access_token":"` + string(token) + `"}`))
+	}))
+	t.Cleanup(service.Close)
+	authorities, err := azure.AuthoritiesOf([]authority.Authority{
+		{Name: "documents", Certificates: []*cx509.Certificate{root.Certificate}}, {Name: "tenant", Issuer: issuer.URL, Keys: issuer.Keys()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{
+		attest.Material{
+			azure.NeedEndpoint: []byte(service.URL), azure.NeedTenant: []byte(tenant), azure.NeedClient: []byte(id),
+			azure.NeedChain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuing.Certificate.Raw}),
+		},
+		azure.Params{Authorities: authorities},
+	}
+}
+
 func TestTable(t *testing.T) {
 	seen := map[string]bool{}
 	for _, m := range methods.All() {
@@ -234,11 +287,17 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 		a, f.params = s.attester, s.params
 	}
 	b := attest.Binding{Method: m.Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-	ev, err := a.Attest(context.Background(), b)
+	good := attest.Input{Binding: b, Now: now, Params: f.params}
+	if m.Offer == nil {
+		good.Evidence, err = a.Attest(context.Background(), b)
+	} else {
+		good.Secret = secretOf
+		good.Evidence, err = twoRounds(t, m, a, b, f)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := attest.Input{Binding: b, Evidence: ev, Now: now, Params: f.params}
+	ev := good.Evidence
 	res, err := m.Verify(good)
 	if err != nil {
 		t.Fatal(err)
@@ -286,7 +345,11 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	refuse("no time", change(func(in *attest.Input) { in.Now = time.Time{} }), problem.ReasonInternal)
 	refuse("no binding", change(func(in *attest.Input) { in.Binding = attest.Binding{} }), problem.ReasonInternal)
 	refuse("no evidence", change(func(in *attest.Input) { in.Evidence = nil }), problem.ReasonInvalid)
-	refuse("too large", change(func(in *attest.Input) { in.Evidence = make([]byte, attest.MaxEvidence+1) }), problem.ReasonTooLarge)
+	refuse("too large", change(func(in *attest.Input) { in.Evidence = make([]byte, cmp.Or(m.MaxEvidence, attest.MaxEvidence)+1) }), problem.ReasonTooLarge)
+	if m.Offer != nil {
+		refuse("no secret", change(func(in *attest.Input) { in.Secret = nil }), problem.ReasonInternal)
+		refuse("other secret", change(func(in *attest.Input) { in.Secret = func([]byte) [32]byte { return array(3) } }), problem.ReasonBadProof)
+	}
 	refuse("trailing", change(func(in *attest.Input) { in.Evidence = append(in.Evidence, ' ') }), problem.ReasonInvalid)
 	for cut := 1; cut < len(ev); cut += 1 + len(ev)/100 {
 		refuse("cut", change(func(in *attest.Input) { in.Evidence = in.Evidence[:cut] }), problem.ReasonInvalid)
@@ -319,6 +382,59 @@ func checkUnbound(t *testing.T, m attest.Method, good attest.Input, res attest.R
 	if again, err := m.Verify(good); err != nil || !reflect.DeepEqual(again, res) {
 		t.Errorf("it is bound to something: %+v, %v", again, err)
 	}
+}
+
+// secretOf is a server's rule for what it hides in the offer to a hello.
+func secretOf(hello []byte) [32]byte { return sha256.Sum256(append([]byte("secret "), hello...)) }
+
+// twoRounds is how a method with an offer makes evidence; on the way, what only it has is tried.
+func twoRounds(t *testing.T, m attest.Method, a attest.Attester, b attest.Binding, f fixture) ([]byte, error) {
+	t.Helper()
+	g, ok := a.(attest.Greeter)
+	if !ok {
+		t.Fatal("a method with an offer has an attester that doesn't greet")
+	}
+	if _, err := a.Attest(context.Background(), b); err == nil {
+		t.Error("evidence was made without an offer")
+	}
+	hello, err := g.Hello(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := g.Hello(context.Background()); err != nil || !bytes.Equal(hello, again) {
+		t.Errorf("two hellos differ: %v", err)
+	}
+	good := attest.OfferInput{Hello: hello, Secret: secretOf(hello), Random: rand.Reader, Now: now, Params: f.params}
+	offer, err := m.Offer(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret := secretOf(hello); bytes.Contains(offer, secret[:]) {
+		t.Error("the offer shows its secret")
+	}
+	for name, c := range map[string]struct {
+		change func(*attest.OfferInput)
+		want   problem.Reason
+	}{
+		"no hello":  {func(in *attest.OfferInput) { in.Hello = nil }, problem.ReasonInvalid},
+		"trailing":  {func(in *attest.OfferInput) { in.Hello = append(bytes.Clone(hello), ' ') }, problem.ReasonInvalid},
+		"cut":       {func(in *attest.OfferInput) { in.Hello = hello[:len(hello)/2] }, problem.ReasonInvalid},
+		"too large": {func(in *attest.OfferInput) { in.Hello = make([]byte, attest.MaxEvidence+1) }, problem.ReasonTooLarge},
+		"no params": {func(in *attest.OfferInput) { in.Params = nil }, problem.ReasonInternal},
+		"no time":   {func(in *attest.OfferInput) { in.Now = time.Time{} }, problem.ReasonInternal},
+	} {
+		in := good
+		c.change(&in)
+		if out, err := m.Offer(in); !problem.Is(err, c.want) || out != nil {
+			t.Errorf("offer, %s: %v", name, err)
+		}
+	}
+	for name, bad := range map[string][]byte{"nothing": nil, "cut": offer[:len(offer)-1], "trailing": append(bytes.Clone(offer), ' ')} {
+		if _, err := g.Answer(context.Background(), b, hello, bad); err == nil {
+			t.Errorf("an answer to an offer that is %s", name)
+		}
+	}
+	return g.Answer(context.Background(), b, hello, offer)
 }
 
 func checkResult(t *testing.T, m attest.Method, res attest.Result) {

@@ -17,7 +17,7 @@ import (
 )
 
 // HistoryOptions found the environment in which History does one of everything.
-var HistoryOptions = Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1}
+var HistoryOptions = Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: policy.Files{"federation/partner.yaml": []byte(partnerBundle)}}
 
 // Cast are those who are alive after History.
 type Cast struct {
@@ -244,6 +244,7 @@ func (h *history) finale() Cast {
 	h.check(err)
 	c.Lease = r.Lease
 	c.Token = w.Token(c.Alice, "spare", time.Hour).ID()
+	h.spiffe(c)
 	h.check(w.Env.Snapshot(h.ctx))
 	return c
 }

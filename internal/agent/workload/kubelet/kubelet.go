@@ -124,9 +124,14 @@ func (c *Client) Find(ctx context.Context, podUID, containerID string) (Pod, err
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	k := key{podUID, containerID}
-	for newer := time.Now().Add(-maxAge); ; {
+	answered := false
+	for newer := time.Now().Add(-maxAge); ; answered = true {
 		list, asked, err := c.listed(ctx, newer)
-		if err != nil {
+		switch {
+		case err != nil && answered && ctx.Err() != nil:
+			// It answered, and not what was hoped for: that the time is over while it is asked again changes nothing.
+			return Pod{}, unknown()
+		case err != nil:
 			return Pod{}, err
 		}
 		if p := list[k]; p != nil && (c.cfg.Node == "" || p.Node == c.cfg.Node) {
@@ -137,10 +142,14 @@ func (c *Client) Find(ctx context.Context, podUID, containerID string) (Pod, err
 		case <-next.C:
 		case <-ctx.Done():
 			next.Stop()
-			return Pod{}, problem.New(problem.ReasonPodUnknown, "the kubelet lists no running container for this process")
+			return Pod{}, unknown()
 		}
 		newer = time.Now()
 	}
+}
+
+func unknown() error {
+	return problem.New(problem.ReasonPodUnknown, "the kubelet lists no running container for this process")
 }
 
 // listed is an answer to a question that was asked at newer or later.

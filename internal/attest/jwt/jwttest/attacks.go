@@ -220,6 +220,7 @@ func algorithms() []Attack {
 		header("a compressed payload", problem.ReasonTokenInvalid, map[string]any{"zip": "DEF"}),
 		header("a token within", problem.ReasonTokenInvalid, map[string]any{"cty": "JWT"}),
 		header("an access token", problem.ReasonTokenInvalid, map[string]any{"typ": "at+jwt"}),
+		header("a key beside the issuer's", problem.ReasonTokenInvalid, map[string]any{"jwk": map[string]string{"kty": "OKP", "crv": "Ed25519", "x": Encode(make([]byte, 32))}}),
 		header("keys from elsewhere", problem.ReasonTokenInvalid, map[string]any{"jku": "https://evil.example.com/keys"}),
 		header("a certificate from elsewhere", problem.ReasonTokenInvalid, map[string]any{"x5u": "https://evil.example.com/cert"}),
 		header("a certificate of its own", problem.ReasonTokenInvalid, map[string]any{"x5c": []string{"MIIB"}}),

@@ -1,0 +1,125 @@
+package azure
+
+import (
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/bailment/bailment/internal/attest/jwt"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// document is what we read of an attested document. It has more, and may get more: Azure signed all of it.
+type document struct {
+	Nonce          string `json:"nonce"`
+	VMID           string `json:"vmId"`
+	SubscriptionID string `json:"subscriptionId"`
+	SKU            string `json:"sku"`
+	LicenseType    string `json:"licenseType"`
+	Plan           struct {
+		Name      string `json:"name"`
+		Product   string `json:"product"`
+		Publisher string `json:"publisher"`
+	} `json:"plan"`
+	TimeStamp struct {
+		CreatedOn string `json:"createdOn"`
+		ExpiresOn string `json:"expiresOn"`
+	} `json:"timeStamp"`
+
+	created, expires time.Time
+}
+
+// layout is of the document's times, which are in UTC: "11/28/18 00:16:17 -0000".
+const layout = "01/02/06 15:04:05 -0000"
+
+var guid = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+
+// parseDocument reads a document that was signed, strictly all the same. The library refuses duplicate members and what follows; other
+// letter case is another member. IDs are compared without case in Azure, so here they are in lower case.
+func parseDocument(content []byte) (document, error) {
+	var d document
+	if err := json.Unmarshal(content, &d); err != nil {
+		p := problem.New(problem.ReasonInvalid, "what was signed is not an attested document")
+		p.Err = err
+		return document{}, p
+	}
+	d.VMID, d.SubscriptionID = strings.ToLower(d.VMID), strings.ToLower(d.SubscriptionID)
+	var err1, err2 error
+	d.created, err1 = time.Parse(layout, d.TimeStamp.CreatedOn)
+	d.expires, err2 = time.Parse(layout, d.TimeStamp.ExpiresOn)
+	switch {
+	case !guid.MatchString(d.VMID):
+		return document{}, wrongField("vmId")
+	case !guid.MatchString(d.SubscriptionID):
+		// A machine of the classic deployment model has none, and is not taken.
+		return document{}, wrongField("subscriptionId")
+	case err1 != nil || err2 != nil || !d.created.Before(d.expires):
+		return document{}, wrongField("timeStamp")
+	}
+	return d, nil
+}
+
+func wrongField(name string) error {
+	return problem.New(problem.ReasonInvalid, "the attested document has no %s of the form that Azure documents", name)
+}
+
+// resource is an Azure resource's ID, in lower case.
+type resource struct{ subscription, group, kind, name string }
+
+// The kinds of resources that are machines. A token of a uniform scale set's own identity names the set, not the machine.
+const (
+	kindMachine  = "microsoft.compute/virtualmachines"
+	kindScaleSet = "microsoft.compute/virtualmachinescalesets"
+)
+
+// resourceID is /subscriptions/ID/resourcegroups/GROUP/providers/NAMESPACE/TYPE/NAME, and the machine's number within a scale set, which is
+// passed over: as a name it is used again. Names are of what Azure allows for any of these.
+var resourceID = regexp.MustCompile(`^/subscriptions/([0-9a-f-]{36})/resourcegroups/([\p{L}\p{N}_().-]{1,90})/providers/([a-z.]{1,64}/[a-z]{1,64})/([\p{L}\p{N}_.-]{1,128})(?:/virtualmachines/[0-9]{1,10})?$`)
+
+func parseResource(id string) (resource, bool) {
+	m := resourceID.FindStringSubmatch(strings.ToLower(id))
+	if m == nil || !guid.MatchString(m[1]) {
+		return resource{}, false
+	}
+	return resource{m[1], m[2], m[3], m[4]}, true
+}
+
+// readToken reads a token that was checked. What makes it one of a managed identity is xms_mirid, which Entra puts into those only: so a
+// person's token, or another application's, for the same audience is refused. The machine is xms_az_rid, where the identity was assigned
+// to it by a user, or xms_mirid itself, where it is the machine's own.
+func readToken(t jwt.Token, by *issuer) (machine, error) {
+	claims, err := jwt.Pick(t.Claims, "tid", "oid", "appid", "xms_mirid", "xms_az_rid")
+	if err != nil {
+		return machine{}, err
+	}
+	text := func(name string) string {
+		s, _ := claims[name].(string)
+		return strings.ToLower(s)
+	}
+	invalid := func(format string, args ...any) (machine, error) {
+		return machine{}, problem.New(problem.ReasonTokenInvalid, format, args...)
+	}
+	if text("tid") != by.tenant {
+		return invalid("the token is of another tenant than its issuer")
+	}
+	if !guid.MatchString(text("oid")) || !guid.MatchString(text("appid")) {
+		return invalid("the token names no object and application, as those of managed identities do")
+	}
+	if _, ok := parseResource(text("xms_mirid")); !ok {
+		return invalid("the token is not one of a managed identity")
+	}
+	id := text("xms_az_rid")
+	if id == "" {
+		id = text("xms_mirid")
+	}
+	r, ok := parseResource(id)
+	if !ok || r.kind != kindMachine && r.kind != kindScaleSet {
+		return invalid("the token does not name the virtual machine or scale set that it was given to")
+	}
+	return machine{
+		authority: by.authority, tenant: by.tenant, object: text("oid"), client: text("appid"), identity: text("xms_mirid"),
+		resource: r, expires: t.Expires,
+	}, nil
+}
