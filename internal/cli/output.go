@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
@@ -177,6 +178,8 @@ func objectOf(m protoreflect.Message) any {
 		return t.AsTime().UTC().Format(time.RFC3339Nano)
 	case *durationpb.Duration:
 		return t.AsDuration().String()
+	case *structpb.Struct: // claims, which are JSON already
+		return t.AsMap()
 	}
 	fields := m.Descriptor().Fields()
 	out := make(object, 0, fields.Len())
