@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,7 +11,29 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 )
+
+// measuring is serving, for a reader whose changes nobody else approves, at a machine with a TPM.
+func measuring(t *testing.T, name string) reader {
+	t.Helper()
+	bundle := example(t, name)
+	bundle["environment.yaml"] = bytes.Replace(bundle["environment.yaml"], []byte("required: 1"), []byte("required: 0"), 1)
+	r, _ := servedWith(t, name, bundle)
+	s := tpmtest.New(t, 0)
+	write := func(path string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(r.dir, path), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("acme-ek-root.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Issuing.Raw}))
+	write("agent.yaml", fmt.Appendf(nil, "data: %[1]s/agent\nsocket: %[1]s/agent.sock\nattest:\n  method: tpm\n  key: tpm\n  values: {device: %[2]s}\n", r.dir, s.Socket))
+	r.env = append(r.env, "BAILMENT_AGENT="+filepath.Join(r.dir, "agent.sock"), "TPM2TOOLS_TCTI=swtpm:path="+s.Socket)
+	r.replace = strings.NewReplacer("/etc/bailment/", r.dir+"/")
+	return r
+}
 
 // demoTPM runs the demo with a binary, and gives what it printed. Whatever happens, nothing of it goes on running.
 func demoTPM(t *testing.T, bin string) (string, error) {
