@@ -20,6 +20,7 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/tpm/ima"
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/problem"
 )
 
