@@ -141,12 +141,17 @@ func (t *turn) sameJob(ev *state.SessionOpened, use *state.Use) error {
 	return nil
 }
 
-// renewJob decides a renewal by possession of a job's session. The newest session of the job is the one that has no heir.
+// renewJob decides a renewal by possession of a job's session. The newest session of the job is the one that has no heir, and the other
+// replies to the same request count as that session does.
 func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
 	path := old.ID.Path()
 	x, ok := t.s.Sessions.Get(old.Index)
 	if !ok {
 		return nil, problem.New(problem.ReasonSessionUnknown, "session %d of %s was over long before", old.Index, path)
+	}
+	first, ok := t.s.FirstReply(x)
+	if !ok {
+		return nil, problem.New(problem.ReasonSessionUnknown, "the first session of %s like %d was over long before", path, old.Index)
 	}
 	method, err := t.e.cfg.Methods.Find(x.Method)
 	switch {
@@ -154,11 +159,11 @@ func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error
 		return nil, problem.New(problem.ReasonInvalid, "method %s is renewed by fresh evidence", x.Method)
 	case x.Identity != path || x.Key != old.Key:
 		return nil, errNotIssued
-	case x.Closed:
+	case x.Closed, first.Closed:
 		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
 	case t.now >= x.Lifetime:
 		return nil, problem.New(problem.ReasonLifetimeOver, "the job's enrolment as %s ended at %s", path, x.Lifetime)
-	case !x.Heir.IsZero() && x.Heir != key.thumb:
+	case !first.Heir.IsZero() && first.Heir != key.thumb:
 		// No hold: it would stop all jobs of the repository, and this job's sessions end soon anyway.
 		return nil, problem.New(problem.ReasonForked, "session %d of %s was renewed by another key", x.Index, path)
 	}
@@ -176,7 +181,7 @@ func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error
 	ev := state.SessionOpened{
 		Via: viaRenew, Identity: path, Method: x.Method, Anchor: x.Anchor, Assurance: x.Assurance, Root: x.Root, From: x.Index,
 		Counter: x.Counter + 1, Lifetime: x.Lifetime, Claims: x.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
-		Redelivery: !x.Heir.IsZero(),
+		Redelivery: !first.Heir.IsZero(),
 	}
 	return t.open(opening{event: ev, ttl: match.Session, may: may}, key)
 }
