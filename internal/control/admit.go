@@ -17,7 +17,7 @@ import (
 func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
 	match, err := t.prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
 	if err != nil && match.Path != "" {
-		return nil, t.worse(method, p, match, err)
+		return nil, t.worse(method, p, key, match, err)
 	}
 	if err != nil {
 		return nil, err
@@ -66,9 +66,10 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 		if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
 			return revoked
 		}
-	case tok.SpentBy != key.thumb:
-		return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", tok.ID)
 	default:
+		if err := t.usedByOther(jointoken.Anchor(tok.ID), key); err != nil {
+			return err
+		}
 		// The same key asks again: the same enrolment, not a second one. Only until it has renewed: from then on the first
 		// key is an old generation, whoever has it.
 		id, ok := t.s.Identities.Get(ev.Identity)
@@ -89,6 +90,24 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 	return nil
 }
 
+// usedByOther refuses evidence that counts once (attest.Result.Once; empty: it is not of that kind) and was used by another session key.
+func (t *turn) usedByOther(once string, key sessionKey) error {
+	if id, ok := strings.CutPrefix(once, jointoken.Name+":"); ok {
+		if tok, ok := t.s.Tokens.Get(id); ok && !tok.SpentBy.IsZero() && tok.SpentBy != key.thumb {
+			return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", tok.ID)
+		}
+		return nil
+	}
+	use, ok := t.s.Uses.Get(once)
+	switch {
+	case !ok || use.Key == key.thumb:
+		return nil
+	case use.Until == 0:
+		return problem.New(problem.ReasonInstanceSeen, "%s attested before, as %s in session %d", once, use.Identity, use.Session)
+	}
+	return problem.New(problem.ReasonTokenSpent, "this evidence was used by another key")
+}
+
 // firstUse judges evidence that one key only may use: whether this is its first use, or a retry of that whose reply was lost, which gives the
 // same enrolment again.
 func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (first bool, err error) {
@@ -99,11 +118,8 @@ func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (firs
 		}
 		return true, nil
 	}
-	if use.Key != key.thumb {
-		if use.Until == 0 {
-			return false, problem.New(problem.ReasonInstanceSeen, "%s attested before, as %s in session %d", p.Once, use.Identity, use.Session)
-		}
-		return false, problem.New(problem.ReasonTokenSpent, "this evidence was used by another key")
+	if err := t.usedByOther(p.Once, key); err != nil {
+		return false, err
 	}
 	// The same key asks again: the same enrolment, not a second one.
 	if strings.HasPrefix(ev.Identity, identity.PrefixCI) {
@@ -182,8 +198,12 @@ func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error
 }
 
 // worse decides what becomes of a machine that proved what its rule does not allow. It is quarantined only if it is enrolled, and proved
-// itself now with the very key that the enrolment was proved with: so nobody can have somebody else's machine quarantined.
-func (t *turn) worse(method attest.Method, p proved, match policy.Match, why error) error {
+// itself now with the very key that the enrolment was proved with: so nobody can have somebody else's machine quarantined. What counts
+// once is a proof for the session key only that used it: anybody may have found a copy of it since.
+func (t *turn) worse(method attest.Method, p proved, key sessionKey, match policy.Match, why error) error {
+	if err := t.usedByOther(p.Once, key); err != nil {
+		return err
+	}
 	refusal := problem.As(why)
 	id, ok := t.s.Identities.Get(match.Path)
 	if !ok || id.Closed {
@@ -198,8 +218,8 @@ func (t *turn) worse(method attest.Method, p proved, match policy.Match, why err
 		return refusal
 	}
 	_, err := t.enter(&state.NodeQuarantined{
-		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Claims: p.Claims, Rule: match.Rule,
-		Why: limitText(refusal.Message), Ruling: t.ruling(""),
+		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Use: p.Once, Key: key.thumb,
+		Claims: p.Claims, Rule: match.Rule, Why: limitText(refusal.Message), Ruling: t.ruling(""),
 	})
 	if err != nil {
 		return err

@@ -94,6 +94,12 @@ func (c *Checker) attestedQuarantine(st *step, e *state.NodeQuarantined, fail fa
 		fail("%s is not enrolled by that key", e.Identity)
 		return
 	}
+	if u := c.m.uses[e.Use]; u != nil && u.key != e.Key {
+		fail("the proof was used by session %d, with another key", u.session)
+	}
+	if t := c.m.tokens[strings.TrimPrefix(e.Use, "join-token:")]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
+		fail("the proof is a join token that entry %d spent, with another key", t.spentAt)
+	}
 	if st.prog == nil {
 		return
 	}
