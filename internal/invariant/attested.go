@@ -28,8 +28,8 @@ func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 	if e.Until != 0 && e.Until <= st.at {
 		fail("the evidence was good until %s", e.Until)
 	}
-	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") {
-		fail("it is not named after the method of session %d", e.Session)
+	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") && !strings.HasPrefix(e.Use, "token:") {
+		fail("it is named neither after the method of session %d nor as a token", e.Session)
 	}
 }
 

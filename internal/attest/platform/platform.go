@@ -195,7 +195,8 @@ func (p Platform) result(token jwt.Token, bound Binding, a authority.Authority) 
 		Claims: claims, Assurance: bound.assurance(), Anchor: p.Name + ":" + a.Name, Key: token.Key, NotAfter: token.Expires,
 	}
 	if bound != ToChallenge {
-		out.Once, out.OnceUntil = p.Name+":"+attest.DigestText(token.Unique), token.Expires
+		// Without the method: what the audience binds to has none in it, and a cluster may be the authority of machines and of jobs.
+		out.Once, out.OnceUntil = attest.OnceToken+attest.DigestText(token.Unique), token.Expires
 	}
 	return out, nil
 }
