@@ -48,6 +48,7 @@ type model struct {
 	leases      map[uint64]*Lease
 	holds       map[string]bool   // identity paths
 	cutoffs     map[string]uint64 // identity path → index
+	pushed      map[string]problem.Reason
 	claims      []map[string]any
 	refuse      func(claims map[string]any, want string) error
 }
@@ -86,6 +87,7 @@ func (m *model) init() {
 	m.challenges, m.tokens, m.nodes = map[string]bool{}, map[string]*token{}, map[string]*node{}
 	m.sessions, m.seen, m.values = map[uint64]*session{}, map[[32]byte]string{}, map[string][]byte{}
 	m.versions, m.leases, m.holds, m.cutoffs = map[string]uint64{}, map[uint64]*Lease{}, map[string]bool{}, map[string]uint64{}
+	m.pushed = map[string]problem.Reason{}
 }
 
 func (m *model) next() uint64 { m.index++; return m.index }
@@ -147,6 +149,14 @@ func (s *Server) Hold(path string, on bool) {
 	s.news()
 }
 
+// Push has an identity refused for a reason, or ("") no more.
+func (s *Server) Push(path string, r problem.Reason) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.pushed[path] = r
+	s.news()
+}
+
 // CutOff revokes all that an identity got up to here.
 func (s *Server) CutOff(path string) {
 	s.mu.Lock()
@@ -188,6 +198,9 @@ func (m *model) revoked(paths []string, root uint64) error {
 	for _, p := range paths {
 		if m.holds[p] {
 			return problem.New(problem.ReasonHeld, "held")
+		}
+		if r := m.pushed[p]; r != "" {
+			return problem.New(r, "pushed")
 		}
 	}
 	return nil
@@ -644,8 +657,8 @@ func (w watching) Watch(ctx context.Context, r *v1.WatchRequest, out *connect.Se
 		if err := out.Send(ev); err != nil {
 			return err
 		}
-		if dead != nil {
-			return dead
+		if problem.Is(dead, problem.ReasonCutoff) {
+			return dead // the others may be taken back, which is told on the same stream
 		}
 		timer := time.NewTimer(left)
 		select {

@@ -50,7 +50,7 @@ func (a *Agent) keep(ctx context.Context) error {
 		}
 		if now := a.signature(); failing && now != seen {
 			seen = now
-			a.tryNow("what the attestation method needs changed")
+			a.tryNow("what the attestation method needs, or the installed program, changed")
 		}
 	}
 }

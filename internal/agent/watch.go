@@ -100,7 +100,7 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 		if reason.Fix() == "" {
 			reason = problem.ReasonCutoff
 		}
-		a.kill(problem.New(reason, "the server says that this machine's session is over"))
+		a.kill(problem.New(reason, "the server says that this machine's session gives it nothing any more"))
 		a.runs.look()
 		return false
 	}
@@ -135,6 +135,11 @@ func (a *Agent) lost(s *client.Session, err error) {
 	p := problem.As(err)
 	if k := p.Kind; (k != problem.NotProved && k != problem.Refused) || p.Reason == problem.ReasonNotAuthentic {
 		a.log.Debug("the stream of news ended", "reason", string(p.Reason), "problem", p.Message)
+		return
+	}
+	if p.Reason == problem.ReasonSessionExpired && a.failure != nil {
+		// It was not renewed, and why not is what there is to say: not that it ended.
+		a.outlived(p)
 		return
 	}
 	a.kill(p)

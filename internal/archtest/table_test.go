@@ -91,7 +91,7 @@ var table = []archtest.Row{
 	},
 
 	{
-		"internal/control/controltest", "internal/control internal/spiffe internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
+		"internal/control/controltest", "internal/control internal/release internal/spiffe internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
 			"internal/keyring internal/keyring/file internal/ledger internal/store internal/store/sqlite internal/invariant verify",
 		"golang.org/x/crypto",
 	},
