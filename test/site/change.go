@@ -14,6 +14,7 @@ import (
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/state"
 )
 
 // Propose proposes a change of the bundle as alice, and returns her approval of it, which brings it into force where hers is enough.
@@ -38,38 +39,60 @@ func (s *Site) Propose(ctx context.Context, admin *client.Client, edit func(poli
 	if err != nil {
 		return nil, err
 	}
+	ask := &bailmentv1.ProposeRequest{Manifest: string(m.Text())}
+	for _, f := range files {
+		ask.Files = append(ask.Files, f)
+	}
+	sig, err := s.Signer("alice")(ceremony.NamespaceBundle, m.Text())
+	if err != nil {
+		return nil, err
+	}
+	ask.ManifestSignature = &bailmentv1.Signature{Sshsig: sig}
+	return s.propose(ctx, admin, ceremony.Change{Action: "bundle", Base: base.Digest().String(), New: m.Digest().String()}, ask)
+}
+
+// propose completes and signs a proposal, sends it, and signs the approval of it.
+func (s *Site) propose(ctx context.Context, admin *client.Client, text ceremony.Change, ask *bailmentv1.ProposeRequest) (*bailmentv1.ApproveRequest, error) {
 	epoch, err := admin.Epoch(ctx)
 	if err != nil {
 		return nil, err
 	}
-	text := ceremony.Change{
-		Scope:  ceremony.Scope{Environment: s.Name, Genesis: s.Genesis, Epoch: epoch},
-		Action: "bundle", Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
-		Nonce: nonce(), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "a test",
-	}
-	sign := func(namespace, text string) *bailmentv1.Signature {
-		var sig string
-		if err == nil {
-			sig, err = s.Signer("alice")(namespace, []byte(text))
-		}
-		return &bailmentv1.Signature{Sshsig: sig}
-	}
-	ask := &bailmentv1.ProposeRequest{
-		Action: "bundle", Manifest: string(m.Text()), Text: text.Text(), Expires: timestamppb.New(text.Expires), Reason: text.Reason,
-		Signature: sign(ceremony.NamespaceChange, text.Text()), ManifestSignature: sign(ceremony.NamespaceBundle, string(m.Text())),
-	}
-	for _, f := range files {
-		ask.Files = append(ask.Files, f)
-	}
+	text.Scope = ceremony.Scope{Environment: s.Name, Genesis: s.Genesis, Epoch: epoch}
+	text.Role, text.Person, text.Nonce, text.Reason = ceremony.Proposer, "alice", nonce(), "a test"
+	text.Expires = time.Now().Add(time.Hour).UTC().Truncate(time.Second)
+	sig, err := s.Signer("alice")(ceremony.NamespaceChange, []byte(text.Text()))
 	if err != nil {
 		return nil, err
 	}
+	ask.Action, ask.Target, ask.Text, ask.Expires, ask.Reason = text.Action, text.Target, text.Text(), timestamppb.New(text.Expires), text.Reason
+	ask.Signature = &bailmentv1.Signature{Sshsig: sig}
 	p, err := admin.Changes.Propose(ctx, ask)
 	if err != nil {
 		return nil, err
 	}
 	text.Role, text.Number, text.Nonce = ceremony.Approver, p.Change, nonce()
-	return &bailmentv1.ApproveRequest{Change: p.Change, Text: text.Text(), Signature: sign(ceremony.NamespaceChange, text.Text())}, err
+	if sig, err = s.Signer("alice")(ceremony.NamespaceChange, []byte(text.Text())); err != nil {
+		return nil, err
+	}
+	return &bailmentv1.ApproveRequest{Change: p.Change, Text: text.Text(), Signature: &bailmentv1.Signature{Sshsig: sig}}, nil
+}
+
+// Lift lifts the hold that an entry put on a scope, where alice's approval is enough.
+func (s *Site) Lift(ctx context.Context, admin *client.Client, scope string, entry uint64) error {
+	now, err := admin.Changes.GetBundle(ctx, &bailmentv1.GetBundleRequest{})
+	if err != nil {
+		return err
+	}
+	base, err := policy.ParseManifest([]byte(now.Manifest))
+	if err != nil {
+		return err
+	}
+	approval, err := s.propose(ctx, admin, ceremony.Change{Action: "hold.lift", Base: base.Digest().String(), Target: state.HoldTarget(scope, entry)}, &bailmentv1.ProposeRequest{})
+	if err != nil {
+		return err
+	}
+	_, err = admin.Changes.Approve(ctx, approval)
+	return err
 }
 
 // Change brings a change of the bundle into force.
