@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"sync"
 	"time"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/hardening"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -27,6 +29,7 @@ func (a *Agent) keep(ctx context.Context) error {
 	}()
 	defer func() { <-watched }()
 	seen := a.signature()
+	trim := sync.OnceFunc(hardening.Trim)
 	for {
 		wait, failing := a.due()
 		if wait <= 0 {
@@ -37,6 +40,7 @@ func (a *Agent) keep(ctx context.Context) error {
 				wait = min(wait, lookForChange)
 			}
 			t := time.NewTimer(wait)
+			trim() // from here on, an agent mostly waits
 			select {
 			case <-t.C:
 			case <-a.wake:

@@ -100,7 +100,7 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 		if reason.Fix() == "" {
 			reason = problem.ReasonCutoff
 		}
-		a.kill(problem.New(reason, "the server says that this machine's session gives it nothing any more"))
+		a.kill(overBecause(reason))
 		a.runs.look()
 		return false
 	}
@@ -143,4 +143,16 @@ func (a *Agent) lost(s *client.Session, err error) {
 		return
 	}
 	a.kill(p)
+}
+
+// overBecause says what became of the session: a hold leaves it where it is, and gives it back with its end.
+func overBecause(reason problem.Reason) *problem.Problem {
+	switch reason {
+	case problem.ReasonHeld, problem.ReasonForked:
+		return problem.New(reason, "this machine is held: it gets nothing until the hold is lifted")
+	case problem.ReasonQuarantined:
+		return problem.New(reason, "this machine is quarantined: it gets nothing until its release")
+	default:
+		return problem.New(reason, "the server says that this machine's session gives it nothing any more")
+	}
 }

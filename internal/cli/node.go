@@ -248,6 +248,10 @@ func (a *app) cutOff(ctx context.Context, c *conn, name, reason string) (string,
 			return "", err
 		}
 	}
+	if r, err := c.show(ctx, path); err == nil && r.Decommissioned != 0 {
+		return "", problem.New(problem.ReasonDecommissioned, "%s was decommissioned by entry %d", path, r.Decommissioned).
+			WithFix("nothing is left to do; `bailment ledger proof %d` gives the statement's receipt", r.Decommissioned)
+	}
 	if reason == "" {
 		reason = "decommissioned"
 	}

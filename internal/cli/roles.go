@@ -290,6 +290,9 @@ and executed from one descriptor, and its digest is a claim. The leases are give
 ends. While agent or server are away it waits (--wait), and --timeout bounds each time that it
 asks. When the agent is restarted the program goes on, and is proved to the next one.
 
+Where the agent serves the SPIFFE Workload API, the program finds it by SPIFFE_ENDPOINT_SOCKET,
+unless that is set already.
+
 A file of --secret-file is readable by its owner only (0600), who is the user that calls run. It
 must not exist, must be on a tmpfs, and is wiped and removed when the program ends. If run is
 killed by SIGKILL, the next run of the same user does that.

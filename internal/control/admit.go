@@ -22,6 +22,9 @@ func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey
 	if err != nil {
 		return nil, err
 	}
+	if p := checkGone(t.s, match.Path); p != nil {
+		return nil, p // and not that its token is spent, or its instance was seen: nothing of that would help
+	}
 	ev := state.SessionOpened{
 		Via: viaAttest, Identity: match.Path, Method: method.Name, Anchor: p.Anchor, Assurance: p.Assurance.String(),
 		Evidence: p.Key, Claims: p.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
