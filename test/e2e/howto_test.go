@@ -88,6 +88,23 @@ var pages = map[string]page{
 echo $! > agent.pid
 until bailment agent status | grep 'state *ready'; do sleep 0.05; done`},
 	},
+	"tpm.md": {
+		presumes: measuring, promises: 14, after: func(string) string { return "kill \"$(cat agent.pid)\"; wait\n" },
+		before: map[string]string{
+			"bailment attest --dry-run --config /etc/bailment/agent.yaml": "bailment change approve --yes " + proposed,
+			"bailment agent renew": "bailment change approve --yes " + proposed,
+			// It was an update: its set is added as the page says, and the release proposed from the bundle with it.
+			`bailment node release "$NODE" --reason "12.9 was missing in the references, ticket 812"`: `bailment roots measure --config agent.yaml --name web --version 12.9.1 >> env/authorities/listed.yaml
+bailment bundle propose env --reason "12.9.1"
+bailment change approve --yes ` + proposed,
+			"bailment agent status": `bailment agent --config agent.yaml 2> agent.log &
+echo $! > agent.pid
+until bailment agent status | grep 'state *ready'; do sleep 0.05; done`,
+			`NODE="$(bailment agent status -o json | jq -r .identity)"`: `tpm2_pcrextend "8:sha256=$(printf %s 12.9 | sha256sum | cut -d ' ' -f 1)"
+! bailment agent renew
+until bailment agent status | grep 'state *quarantined'; do sleep 0.05; done`,
+		},
+	},
 	"verify-the-ledger.md": {
 		presumes: serving, name: "prod", promises: 4,
 		before: map[string]string{
@@ -395,7 +412,13 @@ func serving(t *testing.T, name string) reader {
 
 func served(t *testing.T, name string) (reader, *sitetest.Site) {
 	t.Helper()
-	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: example(t, name)})
+	return servedWith(t, name, example(t, name))
+}
+
+// servedWith is served with another bundle.
+func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitetest.Site) {
+	t.Helper()
+	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: bundle})
 	dir := t.TempDir()
 	home(t, s, dir)
 	s.Start()
