@@ -137,6 +137,11 @@ func (a *Agent) lost(s *client.Session, err error) {
 		a.log.Debug("the stream of news ended", "reason", string(p.Reason), "problem", p.Message)
 		return
 	}
+	if p.Reason == problem.ReasonSessionExpired && a.failure != nil {
+		// It was not renewed, and why not is what there is to say: not that it ended.
+		a.outlived(p)
+		return
+	}
 	a.kill(p)
 }
 
@@ -148,6 +153,6 @@ func overBecause(reason problem.Reason) *problem.Problem {
 	case problem.ReasonQuarantined:
 		return problem.New(reason, "this machine is quarantined: it gets nothing until its release")
 	default:
-		return problem.New(reason, "the server says that this machine's session is over")
+		return problem.New(reason, "the server says that this machine's session gives it nothing any more")
 	}
 }

@@ -171,6 +171,7 @@ type Status struct {
 	Generation  uint64    `json:"generation"`
 	Runs        int       `json:"runs"`
 	Version     string    `json:"version"`
+	Replaced    bool      `json:"replaced,omitempty"` // another build is installed than the one that runs
 }
 
 // ParseOpen reads an OpenRequest and fills in defaults. The error is of reason invalid or too-large, and holds no text
