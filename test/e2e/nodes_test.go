@@ -106,7 +106,7 @@ func TestNodes(t *testing.T) {
 // shown: lists and single identities, for persons and for programs.
 func (f *yard) shown() {
 	f.T.Helper()
-	f.says(0, []string{"IDENTITY", web1, "join-token", "active"}, "node", "list")
+	f.says(0, []string{web1, "join-token", "active"}, "node", "list")
 	f.says(0, []string{web1, "/human/alice"}, "identity", "list")
 	if out := f.says(0, []string{"/human/bob"}, "identity", "list", "/human/"); strings.Contains(out, web1) {
 		f.T.Errorf("of another prefix:\n%s", out)
@@ -155,7 +155,7 @@ func (f *yard) quarantined(a *site.Agent) {
 	if out, code := f.at(a, "run", "--secret", "app/password=V", "--", "true"); code != 125 || !strings.Contains(out, "reason: held") {
 		f.T.Errorf("%d: %s", code, out)
 	}
-	if out, code := f.at(a, "agent", "status"); code != 0 || !strings.Contains(out, "problem (held)") {
+	if out, code := f.at(a, "agent", "status"); code != 2 || !strings.Contains(out, "problem (held)") {
 		f.T.Errorf("%d: %s", code, out)
 	}
 
