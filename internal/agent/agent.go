@@ -4,7 +4,8 @@
 // Guaranteed: it talks to nobody but the environment that its bootstrap string names. A new key is on the disk before it is
 // sent, so that a lost reply is answered again to the same key and never looks like a second holder. A valid SVID is used
 // until it ends, whatever happens to a renewal. What it is doing is one of a few states, and "the server can't be reached",
-// "we could not prove what we are", "the server says no" and "there is a hold" are never mixed up. Who asks at its socket is
+// "we could not prove what we are", "the server says no", "there is a hold" and "this program is too old" are never mixed up: reasons.go has
+// every reason's class. Who asks at its socket is
 // what the kernel says. Leases last as long as the process that they were taken for, and are given back when it ends, however
 // it ends, if the agent lives. No value is logged or written anywhere.
 //
@@ -13,6 +14,8 @@
 // expire. That values leave no trace in this process's memory: it is locked where the system allows it, and never dumped.
 //
 // Its place: a role, beside server; above client. The composition root gives it the table of attestation methods.
+//
+//arch:allow package-lines: one state machine keeps the machine's proof, and what it hands to processes depends on each of its states
 package agent
 
 import (
@@ -59,8 +62,11 @@ type Config struct {
 	// Statement reads what this program can say of itself; nil: its version only. It is asked once, while the agent reaches the
 	// environment, since it reads the whole executable.
 	Statement func() (release.Statement, error)
-	Logger    *slog.Logger // nil: none
-	Limits    Limits
+	// Replaced reports whether the installed program is not the one that runs any more, which then only a restart mends; nil: it can't be
+	// told. It is asked while something is wrong, and for the status.
+	Replaced func() bool
+	Logger   *slog.Logger // nil: none
+	Limits   Limits
 	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
 	WorkloadAPI string
 	Parents     int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
@@ -331,11 +337,13 @@ func (a *Agent) credentials() (*tls.Certificate, error) {
 
 // Status is what the agent is doing.
 func (a *Agent) Status() localapi.Status {
+	replaced := a.replaced()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := localapi.Status{
 		State: string(a.state), Since: a.since, Problem: localapi.FailureOf(a.failure), Watching: a.watching,
 		Control: a.control, Generation: a.gen, Version: a.cfg.Version, NextTry: a.next, Runs: a.runs.count(),
+		Replaced: replaced,
 	}
 	if a.failure != nil {
 		s.ProblemAt = a.failedAt

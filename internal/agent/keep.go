@@ -5,11 +5,13 @@ import (
 	"crypto"
 	"errors"
 	"io/fs"
+	"sync"
 	"time"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/hardening"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -28,6 +30,7 @@ func (a *Agent) keep(ctx context.Context) error {
 	}()
 	defer func() { <-watched }()
 	seen := a.signature()
+	trim := sync.OnceFunc(hardening.Trim)
 	for {
 		wait, failing := a.due()
 		if wait <= 0 {
@@ -38,6 +41,7 @@ func (a *Agent) keep(ctx context.Context) error {
 				wait = min(wait, lookForChange)
 			}
 			t := time.NewTimer(wait)
+			trim() // from here on, an agent mostly waits
 			select {
 			case <-t.C:
 			case <-a.wake:
@@ -51,7 +55,7 @@ func (a *Agent) keep(ctx context.Context) error {
 		}
 		if now := a.signature(); failing && now != seen {
 			seen = now
-			a.tryNow("what the attestation method needs changed")
+			a.tryNow("what the attestation method needs, or the installed program, changed")
 		}
 	}
 }

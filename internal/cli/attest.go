@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -70,10 +71,13 @@ func (a *app) newAgent(file string) (*agent.Agent, error) {
 	if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 		return nil, badBootstrap(cfg.Bootstrap, err)
 	}
+	statement := sync.OnceValues(func() (release.Statement, error) { return own.Own(thisVersion()) })
 	return agent.New(agent.Config{
-		Statement: func() (release.Statement, error) { return own.Own(thisVersion()) }, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket,
-		Method: cfg.Attest.Method, Needs: cfg.Attest.Files, Values: cfg.Attest.Values, HardwareKey: cfg.Attest.Key != config.KeySoftware,
-		WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
+		Statement: statement, Replaced: func() bool {
+			s, err := statement()
+			return err == nil && own.Replaced(s)()
+		}, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
+		Values: cfg.Attest.Values, HardwareKey: cfg.Attest.Key != config.KeySoftware, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 		Parents: cfg.Workloads.Parents, Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
 	})
 }

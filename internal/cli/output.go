@@ -170,7 +170,7 @@ func (o object) MarshalJSON() ([]byte, error) {
 }
 
 // objectOf is a message as programs want it: names as in the .proto file, whole numbers as numbers, times as
-// RFC 3339, durations as Go writes them, bytes as base64, and every field there, set or not. protojson does none of
+// RFC 3339, durations as Go writes them, bytes as base64, claims as the JSON that they are, and every field there, set or not. protojson does none of
 // the first three.
 func objectOf(m protoreflect.Message) any {
 	switch t := m.Interface().(type) {

@@ -72,6 +72,18 @@ var pages = map[string]page{
 			"bailment node token web-1": alice,
 		},
 	},
+	"quarantine-and-decommission.md": {
+		presumes: leasing, answers: 2, promises: 15,
+		before: map[string]string{
+			"bailment login bob": bob,
+			"bailment node decommission /node/join-token/web-1 --reason \"sold, ticket 812\"": alice,
+			"bailment login bob # once more": bob,
+			"bailment ledger proof \"$(bailment node show /node/join-token/web-1 -o json | jq .decommissioned)\" --out web-1.txt": alice,
+		},
+	},
+	"federate.md": {
+		presumes: besideWest, answers: 1, promises: 5, before: map[string]string{"bailment login bob": bob},
+	},
 	"ci-github.md": {
 		presumes: jobOf("github"), answers: 1, promises: 11,
 		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
@@ -437,10 +449,22 @@ func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitete
 		},
 		replace: strings.NewReplacer(
 			"'bailment1:…'", "'"+boot+"'",
-			" 97", " "+proposed, " 103", " "+proposed, "127.0.0.1:8401", s.Ops, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):],
+			" 97", " "+proposed, " 103", " "+proposed, " 104", " "+proposed, "127.0.0.1:8401", s.Ops, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):],
 			"/var/lib/bailment", s.Data,
 		),
 	}, s
+}
+
+// besideWest has another environment's trust bundle, and that environment running.
+func besideWest(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	west := newSite(t, site.Options{Name: "west.example"})
+	west.Start()
+	west.Connect()
+	s.Check(os.WriteFile(filepath.Join(r.dir, "west.json"), bundleOf(west), 0o600))
+	r.replace = strings.NewReplacer(" 97", " "+proposed, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):], "https://west.example:8400", "https://"+west.Addr)
+	return r
 }
 
 // leasing has a machine, and a process on it with a secret.

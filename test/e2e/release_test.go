@@ -19,7 +19,7 @@ import (
 )
 
 // execute runs a program in dir, with git kept from the settings of whoever runs the tests, and with variables besides those of the process.
-func execute(t *testing.T, dir string, env []string, name string, args ...string) (output string, err error) {
+func execute(t testing.TB, dir string, env []string, name string, args ...string) (output string, err error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir = dir
@@ -36,7 +36,7 @@ var gitEnv = []string{
 	"GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.org", "GIT_COMMITTER_DATE=2026-11-22T12:00:00Z",
 }
 
-func mustRun(t *testing.T, dir string, env []string, name string, args ...string) string {
+func mustRun(t testing.TB, dir string, env []string, name string, args ...string) string {
 	t.Helper()
 	out, err := execute(t, dir, env, name, args...)
 	if err != nil {
