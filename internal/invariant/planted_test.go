@@ -1105,7 +1105,7 @@ func TestPlants(t *testing.T) {
 	r := history(t)
 	count := map[invariant.Name]int{}
 	said := map[string]bool{}
-	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, quarantinePlants) {
+	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, oncePlants) {
 		count[p.invariant]++
 		t.Run(string(p.invariant)+"/"+p.what, func(t *testing.T) {
 			mine := *r

@@ -43,8 +43,8 @@ func TestQuarantinePlantsStartLegal(t *testing.T) {
 	}
 }
 
-// quarantinePlants are machines that are held by what is no proof of theirs.
-var quarantinePlants = []planted{
+// oncePlants are machines that are held by what is no proof of theirs, and evidence that counts once and is not counted.
+var oncePlants = []planted{
 	{invariant.Attested, "a quarantine by a join token that another key spent", func(s *scene) {
 		e := s.quarantine()
 		e.Key[0]++
@@ -58,4 +58,44 @@ var quarantinePlants = []planted{
 		e.Use = "join-token:instance"
 		s.add(e)
 	}, "the proof was used by session"},
+	{invariant.Attested, "an instance's session without a use of its document", func(s *scene) {
+		s.add(s.instance())
+		s.add(s.release())
+	}, "and its use is not entered"},
+	{invariant.Attested, "a use of another session's evidence", func(s *scene) {
+		s.add(s.instance())
+		s.add(&state.EvidenceUsed{Use: "aws:i-2", Session: s.r.cast.Node.Opened.Index, Identity: "/node/join-token/web-2"})
+	}, "it is not the use of session"},
+	{invariant.Attested, "a session by a join token that is not named", func(s *scene) {
+		e := s.attest()
+		e.Token = ""
+		s.add(e)
+	}, "it names no join token"},
+}
+
+// instance is a first session of an EC2 instance. The bundle has no rule for it, which is not what it is about.
+func (s *scene) instance() *state.SessionOpened {
+	s.t.Helper()
+	e := s.attest()
+	e.Token, e.Method, e.Anchor, e.Identity = "", "aws", "aws:corp", "/node/aws/corp/i-1"
+	return e
+}
+
+// The use of evidence follows the session that it opened, and the protocol may be raised between.
+func TestUseFollowsItsSession(t *testing.T) {
+	for _, raised := range []bool{false, true} {
+		s := newScene(t, history(t))
+		e := s.instance()
+		at := s.add(e)
+		if raised {
+			s.add(&state.ProtocolRaised{Version: state.Protocol})
+		}
+		s.add(&state.EvidenceUsed{Use: "aws:i-1", Key: e.Key, Session: at, Identity: e.Identity})
+		s.add(s.release())
+		for _, v := range s.found {
+			if v.Invariant == invariant.Attested {
+				t.Error(raised, v)
+			}
+		}
+	}
 }
