@@ -7,7 +7,7 @@ import (
 	"github.com/bailment/bailment/internal/state"
 )
 
-const quarantining = `apiVersion: bailment/v1
+const quarantiningTokens = `apiVersion: bailment/v1
 kind: Identity
 metadata: {name: nodes}
 spec:
@@ -17,8 +17,8 @@ spec:
   otherwise: quarantine
 `
 
-// quarantine is a legal quarantine of the live node, by the key of its newest session.
-func (s *scene) quarantine() *state.NodeQuarantined {
+// quarantineByToken is a legal quarantine of the live node, by the key of its newest session.
+func (s *scene) quarantineByToken() *state.NodeQuarantined {
 	s.t.Helper()
 	const path = "/node/join-token/web-2"
 	index := uint64(0)
@@ -28,7 +28,7 @@ func (s *scene) quarantine() *state.NodeQuarantined {
 		}
 		return e.Identity == path
 	})
-	s.bring("identities/node.yaml", quarantining)
+	s.bring("identities/node.yaml", quarantiningTokens)
 	return &state.NodeQuarantined{
 		Identity: path, Session: index, Method: x.Method, Anchor: x.Anchor, Evidence: x.Evidence, Use: x.Anchor, Key: x.Key, Claims: x.Claims,
 		Rule: "nodes", Why: "planted", Ruling: s.ruling(),
@@ -37,7 +37,7 @@ func (s *scene) quarantine() *state.NodeQuarantined {
 
 func TestQuarantinePlantsStartLegal(t *testing.T) {
 	s := newScene(t, history(t))
-	s.add(s.quarantine())
+	s.add(s.quarantineByToken())
 	for _, v := range s.found {
 		t.Error(v)
 	}
@@ -46,7 +46,7 @@ func TestQuarantinePlantsStartLegal(t *testing.T) {
 // oncePlants are machines that are held by what is no proof of theirs, and evidence that counts once and is not counted.
 var oncePlants = []planted{
 	{invariant.Attested, "a quarantine by a join token that another key spent", func(s *scene) {
-		e := s.quarantine()
+		e := s.quarantineByToken()
 		e.Key[0]++
 		s.add(e)
 	}, "the proof is a join token that entry"},
@@ -54,7 +54,7 @@ var oncePlants = []planted{
 		first := s.attest()
 		at := s.add(first)
 		s.add(&state.EvidenceUsed{Use: "join-token:instance", Key: first.Key, Session: at, Identity: first.Identity})
-		e := s.quarantine()
+		e := s.quarantineByToken()
 		e.Use = "join-token:instance"
 		s.add(e)
 	}, "the proof was used by session"},
