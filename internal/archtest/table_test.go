@@ -83,7 +83,7 @@ var table = []archtest.Row{
 	{"internal/federation", "internal/problem internal/spiffe", "github.com/spiffe/go-spiffe/v2"},
 
 	// The use cases, and what watches them.
-	{"internal/invariant", "internal/problem internal/identity internal/spiffe internal/policy internal/release internal/state", ""},
+	{"internal/invariant", "internal/problem internal/identity internal/authority internal/spiffe internal/policy internal/release internal/state", ""},
 	{
 		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache internal/spiffe " +
 			"internal/attest internal/attest/jointoken internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",

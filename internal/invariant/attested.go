@@ -3,6 +3,7 @@ package invariant
 import (
 	"strings"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
@@ -14,6 +15,47 @@ type used struct {
 	session  uint64
 	identity string
 	until    state.Millis
+}
+
+// countsOnce reports whether a session was opened by evidence that one session key only may use, for the first time.
+func countsOnce(e *state.SessionOpened) bool {
+	m, _ := authority.FindMethod(e.Method)
+	return e.Via == viaAttest && e.Root == 0 && m.Once
+}
+
+// attestedOnce checks that no session stands without the use of the evidence that opened it: of a join token it says itself which, and
+// of other evidence the entry behind it does, where only the protocol may be raised between.
+func (c *Checker) attestedOnce(st *step, fail failure) {
+	e, ok := st.event.(*state.SessionOpened)
+	if ok && countsOnce(e) && e.Method == authority.JoinToken && e.Token == "" {
+		fail("it names no join token")
+	}
+	if c.m.unused == 0 {
+		return
+	}
+	switch e := st.event.(type) {
+	case *state.ProtocolRaised:
+	case *state.EvidenceUsed:
+		if e.Session != c.m.unused {
+			fail("it is not the use of session %d before it", c.m.unused)
+		}
+	default:
+		fail("session %d was opened by evidence that counts once, and its use is not entered", c.m.unused)
+	}
+}
+
+// learnOnce notes a session whose use must follow.
+func (m *model) learnOnce(st *step) {
+	switch e := st.event.(type) {
+	case *state.ProtocolRaised:
+	case *state.SessionOpened:
+		m.unused = 0
+		if countsOnce(e) && e.Method != authority.JoinToken {
+			m.unused = st.index
+		}
+	default:
+		m.unused = 0
+	}
 }
 
 // attestedUse checks that a use of evidence is that of the session before it.
@@ -29,7 +71,7 @@ func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 		fail("the evidence was good until %s", e.Until)
 	}
 	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") && !strings.HasPrefix(e.Use, "token:") {
-		fail("it is named neither after the method of session %d nor as a token", e.Session)
+		fail("it is not named after the method of session %d, nor as a token", e.Session)
 	}
 }
 

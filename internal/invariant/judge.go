@@ -166,6 +166,7 @@ func (c *Checker) live(st *step, a *state.Actor) (*session, string) {
 
 func (c *Checker) attested(st *step, fail failure) {
 	c.attestedSPIFFE(st, fail)
+	c.attestedOnce(st, fail)
 	var x *session
 	if st.actor != nil {
 		var why string
