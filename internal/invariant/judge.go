@@ -554,6 +554,7 @@ func (c *Checker) bounded(st *step, fail failure) {
 		if l == nil {
 			return // "lifecycle" says so
 		}
+		c.boundedJob(st, e.Lease, l.expires, e.Expires, fail)
 		if e.Expires > l.max || e.Expires < l.expires {
 			fail("lease %d, which ends between %s and %s, is renewed until %s", e.Lease, l.expires, l.max, e.Expires)
 		}
@@ -597,6 +598,7 @@ func (c *Checker) boundedRelease(st *step, e *state.SecretReleased, fail failure
 		fail("its lease is over at %s already", e.Expires)
 	}
 	if e.Lease == 0 {
+		c.boundedJob(st, st.index, 0, e.Expires, fail)
 		if e.Max < e.Expires {
 			fail("its lease ends at %s, after its own maximum %s", e.Expires, e.Max)
 		}

@@ -1154,7 +1154,7 @@ func rules(t *testing.T) []rule {
 	t.Helper()
 	files := token.NewFileSet()
 	var out []rule
-	for _, name := range []string{"history.go", "invariant.go", "judge.go", "replay.go", "spiffe.go"} {
+	for _, name := range []string{"history.go", "invariant.go", "jobs.go", "judge.go", "replay.go", "spiffe.go"} {
 		f, err := parser.ParseFile(files, name, nil, 0)
 		if err != nil {
 			t.Fatal(err)
