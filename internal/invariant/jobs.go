@@ -53,3 +53,9 @@ func (c *Checker) boundedJob(st *step, lease uint64, before, expires state.Milli
 		fail("lease %d of a job ends at %s, after its session %d at %s", lease, expires, x.index, x.expires)
 	}
 }
+
+func boundedEnrolment(e *state.SessionOpened, fail failure) {
+	if isJob(e.Identity) && e.Lifetime == 0 {
+		fail("a job's enrolment has an end")
+	}
+}

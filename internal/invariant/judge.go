@@ -640,13 +640,9 @@ func (c *Checker) boundedSession(st *step, e *state.SessionOpened, fail failure)
 			began = old.began
 		}
 		most := st.match.Lifetime
-		if strings.HasPrefix(e.Identity, "/ci/") {
-			if e.Lifetime == 0 {
-				fail("a job's enrolment has an end")
-			}
-			if e.Via == viaRenew {
-				return // as long as it was told, whatever the bundle says since
-			}
+		boundedEnrolment(e, fail)
+		if isJob(e.Identity) && e.Via == viaRenew {
+			return // as long as it was told, whatever the bundle says since
 		}
 		if e.Lifetime > began.Add(most) {
 			fail("its enrolment of %s ends at %s; the bundle allows %s", began, e.Lifetime, most)
