@@ -116,11 +116,11 @@ func (a *Agent) load() error {
 
 // use makes the clients of a pinned environment.
 func (a *Agent) use(t *client.Trust) error {
-	open, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement()})
+	open, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement})
 	if err != nil {
 		return err
 	}
-	node, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Credentials: a.credentials, Agent: a.statement()})
+	node, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Credentials: a.credentials, Agent: a.statement})
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,10 @@ func (a *Agent) use(t *client.Trust) error {
 
 // statement is what this program says of itself, on the wire.
 func (a *Agent) statement() *v1.AgentStatement {
-	s := a.cfg.Statement
+	s, err := a.says()
+	if err != nil {
+		a.log.Warn("what this program is can't be told to the server", "err", err)
+	}
 	if s.Digest == [32]byte{} {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/release/own"
 )
 
@@ -69,12 +70,8 @@ func (a *app) newAgent(file string) (*agent.Agent, error) {
 	if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 		return nil, badBootstrap(cfg.Bootstrap, err)
 	}
-	statement, err := own.Own(thisVersion())
-	if err != nil {
-		return nil, err
-	}
 	return agent.New(agent.Config{
-		Statement: statement, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
+		Statement: func() (release.Statement, error) { return own.Own(thisVersion()) }, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
 		Values: cfg.Attest.Values, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 		Parents: cfg.Workloads.Parents, Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
 	})
