@@ -277,10 +277,13 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err := a.files.write(enrolmentFile, enrolment{enrolmentFormat, digest}); err != nil {
 		return ours(err, "keeping the enrolment")
 	}
+	if a.method.Given {
+		return a.adopt(s, "") // the same evidence is good for this key only; with the next one comes another
+	}
 	return a.adopt(s, attestKeyFile)
 }
 
-// adopt makes a session the current one, and keeps it. Then its pending key is forgotten.
+// adopt makes a session the current one, and keeps it. Then its pending key is forgotten, if it has one.
 func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	a.mu.Lock()
 	a.install(s)
@@ -290,7 +293,9 @@ func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	if err := a.save(s); err != nil {
 		return err
 	}
-	a.files.remove(pendingKey)
+	if pendingKey != "" {
+		a.files.remove(pendingKey)
+	}
 	return nil
 }
 

@@ -16,7 +16,7 @@ func isJob(identity string) bool { return strings.HasPrefix(identity, "/ci/") }
 func (c *Checker) attestedJob(st *step, e *state.SessionOpened, fail failure) {
 	x := c.m.sessions[e.From]
 	switch {
-	case x == nil || x.identity != e.Identity:
+	case x == nil || x.gen == nil || x.identity != e.Identity:
 		fail("%s has no session %d to renew", e.Identity, e.From)
 	case e.Root != x.root || e.Method != x.method || e.Anchor != x.anchor || e.Assurance != x.assurance || e.Counter != x.counter+1:
 		fail("it does not carry what session %d carries", e.From)
@@ -24,9 +24,9 @@ func (c *Checker) attestedJob(st *step, e *state.SessionOpened, fail failure) {
 		fail("it prolongs the job from %s to %s", x.lifetime, e.Lifetime)
 	case !slices.Contains(possession, e.Method):
 		fail("a job of method %s is renewed by fresh evidence", e.Method)
-	case x.closed:
+	case x.gen.closed:
 		fail("session %d was given back", e.From)
-	case !x.heir.IsZero() && (x.heir != e.Key || !e.Redelivery):
+	case !x.gen.heir.IsZero() && (x.gen.heir != e.Key || !e.Redelivery):
 		fail("session %d was renewed by another key", e.From)
 	}
 }

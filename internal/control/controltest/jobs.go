@@ -33,10 +33,10 @@ func NewService(t testing.TB, method string) *Service {
 	return &Service{Method: method, Issuer: jwttest.New(t, shape.Issuer, jose.ES256), claims: shape.Claims}
 }
 
-// paths are the identities of jobs: of all jobs of a repository the same one.
-var paths = map[string]string{
-	"github": "/ci/github/{claims.repository_owner_id}/{claims.repository_id}",
-	"gitlab": "/ci/gitlab/{claims.namespace_id}/{claims.project_id}",
+// paths are the identities of jobs, and that of all jobs of the one repository.
+var paths = map[string][2]string{
+	"github": {"/ci/github/{claims.repository_owner_id}/{claims.repository_id}", "/ci/github/65/74"},
+	"gitlab": {"/ci/gitlab/{claims.namespace_id}/{claims.project_id}", "/ci/gitlab/72/20"},
 }
 
 // Files are what a bundle says of the service: its authority, one identity for a repository's jobs, and that they read ci/*.
@@ -48,8 +48,8 @@ func (s *Service) Files(t testing.TB) policy.Files {
 	}
 	return policy.Files{
 		"authorities/" + s.Method + ".yaml": fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Authority\nmetadata: {name: %s}\nspec: {method: %s, issuer: '%s', keys: '%s'}\n", s.Method, s.Method, s.Issuer.URL, keys),
-		"identities/" + s.Method + ".yaml":  fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: %s-jobs}\nspec: {method: %s, authority: %s, path: '%s'}\n", s.Method, s.Method, s.Method, paths[s.Method]),
-		"grants/ci.yaml":                    []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: jobs-read}\nspec: {actions: [secret.read], identities: ['/ci/*'], secrets: ['ci/*'], purposes: [runtime]}\n"),
+		"identities/" + s.Method + ".yaml":  fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: %s-jobs}\nspec: {method: %s, authority: %s, path: '%s'}\n", s.Method, s.Method, s.Method, paths[s.Method][0]),
+		"grants/ci.yaml":                    fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: jobs-read}\nspec: {actions: [secret.read], identities: [%s], secrets: ['ci/*'], purposes: [runtime]}\n", paths[s.Method][1]),
 		"secrets/ci.yaml":                   []byte("apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: ci/*}\nspec: {type: opaque}\n"),
 	}
 }
