@@ -31,6 +31,10 @@ func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey
 	}
 	if method.Renewal.HardLifetime || strings.HasPrefix(match.Path, identity.PrefixCI) {
 		ev.Lifetime = t.now.Add(match.Lifetime)
+		if method.Renewal.Kind == attest.RenewByPossession && !p.NotAfter.IsZero() {
+			// A renewal never looks at the evidence again, so that the evidence's end is the enrolment's.
+			ev.Lifetime = min(ev.Lifetime, state.At(p.NotAfter))
+		}
 	}
 	first := false
 	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {

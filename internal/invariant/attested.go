@@ -67,6 +67,7 @@ func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 	case x.root != e.Session || e.Session+1 != st.index && e.Session+2 != st.index:
 		fail("session %d is not the one that it opened just now", e.Session)
 	}
+	c.attestedEnd(x, e, fail)
 	if e.Until != 0 && e.Until <= st.at {
 		fail("the evidence was good until %s", e.Until)
 	}
@@ -109,23 +110,6 @@ func (c *Checker) attestedAgain(e *state.SessionOpened, enrolled *enrolment, fai
 		fail("it prolongs the enrolment of %s from %s to %s", e.Identity, enrolled.lifetime, e.Lifetime)
 	case enrolled.closed:
 		fail("the enrolment of %s was given back", e.Identity)
-	}
-}
-
-// attestedJob checks a renewal by possession of a job's session.
-func (c *Checker) attestedJob(st *step, e *state.SessionOpened, fail failure) {
-	x := c.m.sessions[e.From]
-	switch {
-	case x == nil || x.gen == nil || x.identity != e.Identity:
-		fail("%s has no session %d to renew", e.Identity, e.From)
-	case e.Root != x.root || e.Method != x.method || e.Anchor != x.anchor || e.Assurance != x.assurance || e.Counter != x.counter+1:
-		fail("it does not carry what session %d carries", e.From)
-	case e.Lifetime == 0 || e.Lifetime > x.lifetime || st.at >= e.Lifetime:
-		fail("it prolongs the job from %s to %s", x.lifetime, e.Lifetime)
-	case x.gen.closed:
-		fail("session %d was given back", e.From)
-	case !x.gen.heir.IsZero() && (x.gen.heir != e.Key || !e.Redelivery):
-		fail("session %d was renewed by another key", e.From)
 	}
 }
 
