@@ -105,6 +105,10 @@ func (t *turn) namedBy(tok *state.Token) string {
 		return ""
 	}
 	match, _ := t.prog.IdentifyNode(jointoken.Name, "", claims)
+	// One that is cut off is dead, as it would be told when it is used. A hold on it is no end: it may be lifted.
+	if _, _, dead := t.s.CutoffOver(madeAs(tok, match.Path)); dead {
+		return ""
+	}
 	return match.Path
 }
 
