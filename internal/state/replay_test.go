@@ -184,7 +184,7 @@ func TestReplayExamples(t *testing.T) {
 			}
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(replayDir, "*.*-v*.jsonl") // not the histories)
+	files, err := filepath.Glob(filepath.Join(replayDir, "*.*-v*.jsonl")) // not the histories
 	if err != nil {
 		t.Fatal(err)
 	}
