@@ -3,7 +3,6 @@ package control_test
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/x509"
 	"fmt"
 	"maps"
 	"strings"
@@ -413,10 +412,4 @@ func TestQuarantineByACopy(t *testing.T) {
 	_, err = f.prove(proof("bad"), key)
 	f.refused(err, problem.ReasonQuarantined)
 	f.refused(f.works(node), problem.ReasonQuarantined)
-}
-
-// csrIs reports whether a certificate request is of a key.
-func csrIs(der []byte, key *ecdsa.PrivateKey) bool {
-	csr, err := x509.ParseCertificateRequest(der)
-	return err == nil && key.PublicKey.Equal(csr.PublicKey)
 }
