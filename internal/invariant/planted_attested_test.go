@@ -451,6 +451,12 @@ var attestedPlants = []planted{
 		s.add(&state.IdentityDecommissioned{Identity: liveMachine, Cutoff: cut, Change: ch, Ruling: s.ruling()})
 	}, "has the approval of 0 persons"},
 
+	{invariant.Monotonic, "an end before its protocol", func(s *scene) {
+		c := s.r.checker()
+		s.found = append(s.found, c.Feed(0, s.entries[0])...)
+		e := &state.Entry{Time: s.entries[1].Time, Event: &state.IdentityDecommissioned{Identity: liveMachine, Ruling: s.ruling()}}
+		s.found = append(s.found, c.Feed(1, e)...)
+	}, "protocol 1 is in force"},
 	{invariant.Monotonic, "a floor of agents that is lowered", func(s *scene) {
 		s.floor("  agents: {minimum: 1.4.0}\n")
 		s.lower("  agents: {minimum: 1.3.9}\n")
