@@ -22,6 +22,9 @@ func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey
 	if err != nil {
 		return nil, err
 	}
+	if p := checkGone(t.s, match.Path); p != nil {
+		return nil, p // and not that its token is spent, or its instance was seen: nothing of that would help
+	}
 	ev := state.SessionOpened{
 		Via: viaAttest, Identity: match.Path, Method: method.Name, Anchor: p.Anchor, Assurance: p.Assurance.String(),
 		Evidence: p.Key, Claims: p.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
@@ -138,8 +141,12 @@ func usedByAnother(once string, use *state.Use) error {
 // is now. Where evidence is bound to the challenge and to the key that signed it, nobody else could have made it.
 func (t *turn) ownEvidence(method attest.Method, p proved, key sessionKey, why error) error {
 	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
-		if tok, ok := t.s.Tokens.Get(id); !ok || tok.SpentBy != key.thumb {
+		tok, ok := t.s.Tokens.Get(id)
+		switch {
+		case !ok || tok.SpentBy.IsZero():
 			return why
+		case tok.SpentBy != key.thumb:
+			return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", id)
 		}
 		return nil
 	}
@@ -234,8 +241,8 @@ func (t *turn) worse(method attest.Method, p proved, key sessionKey, match polic
 		return refusal
 	}
 	_, err := t.enter(&state.NodeQuarantined{
-		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Claims: p.Claims, Rule: match.Rule,
-		Why: limitText(refusal.Message), Ruling: t.ruling(""),
+		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Use: p.Once, Key: key.thumb,
+		Claims: p.Claims, Rule: match.Rule, Why: limitText(refusal.Message), Ruling: t.ruling(""),
 	})
 	if err != nil {
 		return err

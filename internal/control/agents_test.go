@@ -2,19 +2,18 @@ package control_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/rand"
+	"crypto/ed25519"
 	"crypto/sha256"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/keyring"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/release"
@@ -22,236 +21,218 @@ import (
 	"github.com/bailment/bailment/internal/sshsig"
 )
 
-// binary is the digest of a release's program.
-func binary(version string) [32]byte { return controltest.Digest("bailment " + version) }
+// releases is a signer of releases.
+type releases struct{ ssh.Signer }
 
-// released is what an agent of a release says of itself, signed by a person of the world.
-func (f *fleet) released(signer, version string) *release.Statement {
-	f.t.Helper()
-	v, err := release.ParseVersion(version)
-	f.must(err)
-	m := &release.Manifest{
-		Version: v, Protocol: 1, Commit: strings.Repeat("0123456789", 4), Date: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Go: "go1.26.8",
-		Files: []release.File{{Digest: binary(version), Size: 30_000_000, Platform: "linux/amd64", Name: "bailment"}},
-	}
-	text, err := m.Text()
-	f.must(err)
-	sig, err := sshsig.Sign(f.Persons[signer], release.Namespace, text)
-	f.must(err)
-	return &release.Statement{Version: version, Platform: "linux/amd64", Digest: binary(version), Manifest: text, Signature: sig}
-}
-
-// asks is the environment's file with what it asks of agents; signers are persons of the world.
-func (f *fleet) asks(agents string, signers ...string) string {
-	f.t.Helper()
-	var keys []string
-	for _, s := range signers {
-		keys = append(keys, fmt.Sprintf("%q", strings.TrimSpace(string(ssh.MarshalAuthorizedKey(f.Persons[s].PublicKey())))))
-	}
-	return fmt.Sprintf("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  approvals: {required: 1}\n  agents: {signers: [%s]%s}\n",
-		controltest.EnvName, strings.Join(keys, ", "), agents)
-}
-
-// newAgents is a fleet in which carol signs releases, with version 1.4.0 asked for and nodes that may read.
-func newAgents(t *testing.T) *fleet {
+func newReleases(t *testing.T) releases {
 	t.Helper()
-	f := newFleet(t, nil, nil)
-	f.AddPerson("carol")
-	f.AddPerson("mallory")
-	f.Put(f.alice, "node/seed", "v")
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.4.0", "carol")))
-	return f
-}
-
-// attest is a machine that comes with an agent.
-func (f *fleet) attest(p controltest.Proof, agent *release.Statement) (controltest.Actor, error) {
-	f.t.Helper()
-	key := f.key()
-	o, err := f.Env.Attest(context.Background(), f.Evidence(methodOf(p), p, key, agent))
+	seed := sha256.Sum256([]byte("bailment test releases"))
+	s, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(seed[:]))
 	if err != nil {
-		return controltest.Actor{}, err
+		t.Fatal(err)
 	}
-	return f.Enter(key, o), nil
+	return releases{s}
 }
 
-// Each agent that may not run is told why, by its own reason, and no job is asked for one.
-func TestAgentsAreAskedFor(t *testing.T) {
-	f := newAgents(t)
-	flipped := *f.released("carol", "1.4.0")
-	flipped.Digest[0] ^= 1
-	forged := *f.released("carol", "1.4.0")
-	forged.Manifest = []byte(strings.Replace(string(forged.Manifest), "0123456789", "1123456789", 1))
-	claims := *f.released("carol", "1.3.9") // the manifest says which version it is, and not the agent
-	claims.Version = "1.9.0"
-	elsewhere := *f.released("carol", "1.4.0")
-	elsewhere.Platform = "linux/arm64"
-	for what, c := range map[string]struct {
-		agent *release.Statement
-		want  problem.Reason
-	}{
-		"one that says nothing":       {nil, problem.ReasonAgentUnsigned},
-		"one that says nothing much":  {&release.Statement{}, problem.ReasonAgentUnsigned},
-		"one by a stranger":           {f.released("mallory", "1.4.0"), problem.ReasonAgentUnsigned},
-		"one by an operator":          {f.released("alice", "1.4.0"), problem.ReasonAgentUnsigned},
-		"one with a changed manifest": {&forged, problem.ReasonAgentUnsigned},
-		"one with a flipped bit":      {&flipped, problem.ReasonAgentUnknown},
-		"one of another platform":     {&elsewhere, problem.ReasonAgentUnknown},
-		"an old one":                  {f.released("carol", "1.3.9"), problem.ReasonAgentOutdated},
-		"a candidate":                 {f.released("carol", "1.4.0-rc.1"), problem.ReasonAgentOutdated},
-		"an old one that lies":        {&claims, problem.ReasonAgentUnknown},
-		"a good one":                  {f.released("carol", "1.4.0"), ""},
-		"a newer one":                 {f.released("carol", "2.0.0"), ""},
-	} {
-		node, err := f.attest(controltest.MachineProof("m1", "good"), c.agent)
-		if reasonOf(err) != c.want {
-			t.Errorf("%s: %v", what, err)
-		}
-		if err == nil {
-			if err := f.works(node); err != nil {
-				t.Errorf("%s: %v", what, err)
+// agent is one of a release.
+func (r releases) agent(t *testing.T, version string) *release.Statement {
+	t.Helper()
+	v, err := release.ParseVersion(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &release.Statement{Version: version, Platform: "linux/amd64", Digest: sha256.Sum256([]byte(version))}
+	m := release.Manifest{
+		Version: v, Protocol: 1, Commit: strings.Repeat("ab", 20), Date: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Go: "go1.26.8",
+		Files: []release.File{{Digest: s.Digest, Size: 1, Platform: s.Platform, Name: release.Program}},
+	}
+	if s.Manifest, err = m.Text(); err != nil {
+		t.Fatal(err)
+	}
+	if s.Signature, err = sshsig.Sign(r, release.Namespace, s.Manifest); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// environment is the world's environment.yaml with lines of its section about agents, where KEY stands for the signer.
+func (r releases) environment(w *controltest.World, lines string) string {
+	text, _, _ := strings.Cut(string(w.Files["environment.yaml"]), "  agents:")
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(r.PublicKey())))
+	return text + "  agents: {" + strings.ReplaceAll(lines, "KEY", "signers: ['"+key+"']") + "}\n"
+}
+
+// news is a watcher's stream.
+type news struct {
+	t    *testing.T
+	from chan control.News
+	end  chan error
+}
+
+func watch(t *testing.T, w *controltest.World, by controltest.Actor) *news {
+	t.Helper()
+	n := &news{t, make(chan control.News, 100), make(chan error, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	go func() {
+		n.end <- w.Env.Watch(ctx, by.Caller, 0, func(x control.News) error { n.from <- x; return nil })
+	}()
+	return n
+}
+
+// hears waits for the next news that say so ("": the session is well).
+func (n *news) hears(want problem.Reason) {
+	n.t.Helper()
+	late := time.After(10 * time.Second)
+	for {
+		select {
+		case x := <-n.from:
+			if x.Dead == nil && want == "" || x.Dead != nil && x.Dead.Reason == want {
+				return
 			}
+		case err := <-n.end:
+			n.t.Fatalf("the stream ended: %v", err)
+		case <-late:
+			n.t.Fatalf("never told %q", want)
 		}
-	}
-	if f.entries("node.quarantined") != 0 || f.Env.State().Holds.Len() != 0 {
-		t.Error("an old agent is no broken machine")
-	}
-	if _, err := f.attest(controltest.JobProof("j", f.Now().Add(time.Minute)), nil); err != nil {
-		t.Errorf("a job has no agent: %v", err)
 	}
 }
 
-// Measured is what the platform says, not the agent.
-func TestAgentsMeasured(t *testing.T) {
-	f := newAgents(t)
-	good := f.released("carol", "1.4.0")
-	before, err := f.attest(controltest.MachineProof("m1", "good"), good)
-	f.must(err)
-	f.must(f.bring("environment.yaml", f.asks(", require: measured, minimum: 1.4.0", "carol")))
-	f.refused(f.works(before), problem.ReasonAgentClaimed)
-	measured := func(digests ...[32]byte) error {
-		p := controltest.MachineProof("m1", "good")
-		p.Executables = digests
-		node, err := f.attest(p, good)
-		if err == nil {
-			err = f.works(node)
-		}
-		return err
+// The floor is raised under a connected agent: it is told, and gets nothing. It is lowered by a named rollback only, and then the agent is
+// well again by itself, on the stream that it has.
+func TestFloorUnderAgents(t *testing.T) {
+	r := newReleases(t)
+	w := controltest.New(t, controltest.Options{})
+	alice := w.Login("alice")
+	w.Put(alice, "node/key", "v")
+	bring(t, w, alice, "environment.yaml", r.environment(w, "KEY, require: signed, minimum: 1.4.0"))
+
+	w.Agent = r.agent(t, "1.4.0")
+	old := w.Node(alice, "old")
+	w.Agent = r.agent(t, "1.5.0")
+	current := w.Node(alice, "new")
+	w.Agent = nil
+	_, err := w.TryJoin(w.Token(alice, "none", time.Hour), old.Key)
+	wantReason(t, err, problem.ReasonAgentUnsigned)
+
+	told, well := watch(t, w, old), watch(t, w, current)
+	told.hears("")
+	well.hears("")
+	bring(t, w, alice, "environment.yaml", r.environment(w, "KEY, require: signed, minimum: 1.5.0"))
+	told.hears(problem.ReasonAgentOutdated)
+	well.hears("")
+	_, _, err = w.Get(old, "node/key")
+	wantReason(t, err, problem.ReasonAgentOutdated)
+	_, err = w.TryWorkload(old, "")
+	wantReason(t, err, problem.ReasonAgentOutdated)
+	w.Agent = r.agent(t, "1.4.0")
+	key, _ := controltest.Key(t)
+	_, err = w.Renew(old, key)
+	wantReason(t, err, problem.ReasonAgentOutdated)
+	if _, _, err := w.Get(current, "node/key"); err != nil {
+		t.Fatal(err)
 	}
-	f.refused(measured(), problem.ReasonAgentClaimed)
-	f.refused(measured(binary("1.3.9")), problem.ReasonAgentClaimed)
-	f.must(measured(binary("1.3.9"), binary("1.4.0")))
-	nothing := *good
-	nothing.Digest = [32]byte{}
-	p := controltest.MachineProof("m1", "good")
-	p.Executables = [][32]byte{{}}
-	_, err = f.attest(p, &nothing)
-	f.refused(err, problem.ReasonAgentUnknown)
+
+	lowered := r.environment(w, "KEY, require: signed, minimum: 1.4.0")
+	files := w.Bundle(controltest.Options{Persons: []string{"alice"}, Extra: policy.Files{"environment.yaml": []byte(lowered)}})
+	_, err = w.Propose(alice, "alice", files)
+	wantReason(t, err, problem.ReasonFloorLowered)
+	bring(t, w, alice, "environment.yaml", r.environment(w, "KEY, require: signed, minimum: 1.4.0, rollback: INC-7"))
+	told.hears("")
+	if _, _, err := w.Get(old, "node/key"); err != nil {
+		t.Fatal("after the rollback:", err)
+	}
+
+	// A newer build of the same machine is heard with its renewal, whatever it was enrolled by.
+	bring(t, w, alice, "environment.yaml", r.environment(w, "KEY, require: signed, minimum: 1.5.0"))
+	told.hears(problem.ReasonAgentOutdated)
+	w.Agent = r.agent(t, "1.5.0")
+	renewed, err := w.Renew(old, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.Get(w.Enter(key, renewed), "node/key"); err != nil {
+		t.Fatal(err)
+	}
+	soundLedger(t, w)
 }
 
-// A raised floor reaches what runs at once, and what runs above it goes on; a removed signer takes his releases along.
-func TestAgentsFloor(t *testing.T) {
-	f := newAgents(t)
-	old, err := f.attest(controltest.MachineProof("old", "good"), f.released("carol", "1.4.0"))
-	f.must(err)
-	fresh, err := f.attest(controltest.MachineProof("new", "good"), f.released("carol", "1.5.0"))
-	f.must(err)
-	f.must(f.works(old))
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.5.0", "carol")))
-	f.refused(f.works(old), problem.ReasonAgentOutdated)
-	f.must(f.works(fresh))
-	f.Reopen()
-	f.alice, f.bob = f.Login("alice"), f.Login("bob")
-	f.refused(f.works(old), problem.ReasonAgentOutdated)
-	_, err = f.TryWorkload(old, "")
-	f.refused(err, problem.ReasonAgentOutdated)
-	_, err = f.Env.IssueJWT(context.Background(), old.Caller, control.JWTRequest{Audience: []string{"x"}})
-	f.refused(err, problem.ReasonAgentOutdated)
-
-	// Lower only by a rollback that is named, named anew, and approved.
-	for what, agents := range map[string]string{
-		"without a name": ", require: signed, minimum: 1.4.0", "dropped": ", require: signed", "asking less": ", require: any, minimum: 1.5.0",
-	} {
-		if err := f.bring("environment.yaml", f.asks(agents, "carol")); !problem.Is(err, problem.ReasonFloorLowered) {
-			t.Errorf("%s: %v", what, err)
-		}
+// Watch ends with what is for ever, and stays with what is not.
+func TestWatchOfHeldAndCutOff(t *testing.T) {
+	w := controltest.New(t, controltest.Options{Persons: []string{"alice", "bob"}, Quorum: 1})
+	ctx := context.Background()
+	alice, bob := w.Login("alice"), w.Login("bob")
+	node := w.Node(alice, "web-1")
+	told := watch(t, w, node)
+	told.hears("")
+	scope := "node:/node/join-token/web-1"
+	if _, err := w.Env.Revoke(ctx, alice.Caller, control.RevokeRequest{Scope: scope, Reason: "odd", HoldOnly: true}); err != nil {
+		t.Fatal(err)
 	}
-	files := policy.Files{}
-	for path, data := range f.Files {
-		files[path] = data
+	told.hears(problem.ReasonHeld)
+	lift(t, w, alice, bob, scope)
+	told.hears("")
+	if _, err := w.Env.Revoke(ctx, alice.Caller, control.RevokeRequest{Scope: scope, Reason: "worse"}); err != nil {
+		t.Fatal(err)
 	}
-	files["environment.yaml"] = []byte(f.asks(", require: signed, minimum: 1.4.0, rollback: INC-7", "carol"))
-	p, err := f.Propose(f.alice, "alice", files)
-	f.must(err)
-	_, err = f.Approve(f.alice, "alice", p.Change)
-	f.refused(err, problem.ReasonSeparation)
-	f.refused(f.works(old), problem.ReasonAgentOutdated)
-	_, err = f.Approve(f.bob, "bob", p.Change)
-	f.must(err)
-	f.Files = files
-	f.must(f.works(old))
-	// The same name does not do for the next one, and a raise needs none.
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.5.0, rollback: INC-7", "carol")))
-	f.refused(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.3.0, rollback: INC-7", "carol")), problem.ReasonFloorLowered)
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.3.0, rollback: INC-8", "carol")))
-
-	f.must(f.works(fresh))
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.3.0, rollback: INC-8", "mallory")))
-	f.refused(f.works(fresh), problem.ReasonAgentUnsigned)
-	f.refused(f.works(old), problem.ReasonAgentUnsigned)
-}
-
-// A renewal by possession says anew which agent it is of, and what the machine proved stays as it was.
-func TestAgentsRenew(t *testing.T) {
-	f := newFleet(t, func(ms attest.Methods) {
-		for i := range ms {
-			if ms[i].Name == controltest.MethodFresh {
-				ms[i].Renewal = attest.Renewal{Kind: attest.RenewByPossession, HardLifetime: true}
-			}
-		}
-	}, nil)
-	f.AddPerson("carol")
-	f.Put(f.alice, "node/seed", "v")
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.4.0", "carol")))
-	node, err := f.attest(controltest.MachineProof("m1", "good"), f.released("carol", "1.4.0"))
-	f.must(err)
-	f.must(f.bring("environment.yaml", f.asks(", require: signed, minimum: 1.5.0", "carol")))
-	for what, c := range map[string]struct {
-		agent *release.Statement
-		want  problem.Reason
-	}{
-		"nothing": {nil, problem.ReasonAgentUnsigned}, "the old one": {f.released("carol", "1.4.0"), problem.ReasonAgentOutdated},
-	} {
-		if _, err := f.renewAs(node, c.agent); !problem.Is(err, c.want) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	f.refused(f.works(node), problem.ReasonAgentOutdated)
-	node, err = f.renewAs(node, f.released("carol", "1.5.0")) // updated in place
-	f.must(err)
-	f.must(f.works(node))
-	id, _ := f.Env.State().Identities.Get("/node/tpm/m1")
-	agent, _ := id.Claims[policy.ClaimAgent].(map[string]any)
-	if id.Claims["boot"] != "good" || agent["version"] != "1.5.0" || agent["state"] != policy.AgentSigned || agent["evidence"] != policy.AgentClaimed {
-		t.Errorf("%v", id.Claims)
+	told.hears(problem.ReasonCutoff)
+	if err := <-told.end; !problem.Is(err, problem.ReasonCutoff) {
+		t.Fatal(err)
 	}
 }
 
-// renewAs is World.Renew with a new key and an agent.
-func (f *fleet) renewAs(node controltest.Actor, agent *release.Statement) (controltest.Actor, error) {
-	f.t.Helper()
-	key := f.key()
-	challenge, _, err := f.Env.Challenge()
-	f.must(err)
-	thumb, err := seal.Thumbprint(key.Public())
-	f.must(err)
-	digest := sha256.Sum256(attest.Binding{Method: control.RenewalMethod, Genesis: f.Genesis, Nonce: challenge, SessionKey: thumb}.Message())
-	sig, err := ecdsa.SignASN1(rand.Reader, node.Key, digest[:])
-	f.must(err)
-	o, err := f.Env.Renew(context.Background(), control.RenewRequest{
-		Challenge: challenge, Certificate: node.Opened.Chain[0], Signature: sig, CSR: controltest.CSR(f.t, key), Agent: agent,
+// sturdy is a holder that production takes.
+type sturdy struct{ keyring.Holder }
+
+func (s sturdy) Descriptor() keyring.Descriptor {
+	d := s.Holder.Descriptor()
+	d.DevelopmentOnly = false
+	return d
+}
+
+// Where it is not a matter of development, a signed agent is the default, and one that says nothing of itself is none.
+func TestAgentsInProduction(t *testing.T) {
+	r := newReleases(t)
+	src, err := seal.NewSource(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder, err := file.Create(t.TempDir()+"/root.key", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(r.PublicKey())))
+	w := controltest.New(t, controltest.Options{
+		Persons: []string{"alice", "bob"}, Class: "production", Quorum: 1, Holder: sturdy{holder},
+		Extra: policy.Files{"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + controltest.EnvName +
+			"}\nspec:\n  class: production\n  agents: {signers: ['" + key + "']}\n")},
 	})
-	if err != nil {
-		return controltest.Actor{}, err
+	alice := w.Login("alice")
+	flipped := r.agent(t, "1.4.0")
+	flipped.Digest[31] ^= 1
+	for name, c := range map[string]struct {
+		agent *release.Statement
+		want  problem.Reason
+	}{
+		"an old client that says nothing": {nil, problem.ReasonAgentUnsigned},
+		"one that says its version only":  {&release.Statement{Version: "1.4.0"}, problem.ReasonAgentUnsigned},
+		"a flipped bit":                   {flipped, problem.ReasonAgentUnknown},
+		"a release":                       {r.agent(t, "1.4.0"), ""},
+	} {
+		w.Agent = c.agent
+		session, _ := controltest.Key(t)
+		_, err := w.TryJoin(w.Token(alice, "m"+strings.ReplaceAll(name, " ", "-"), time.Hour), session)
+		if (err == nil) != (c.want == "") || err != nil && !problem.Is(err, c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
 	}
-	return f.Enter(key, o), nil
+	// An enrolled machine whose program stops saying what it is, by a downgrade to an old client, is refused with its renewal.
+	w.Agent = r.agent(t, "1.4.0")
+	node := w.Node(alice, "web-1")
+	w.Agent = nil
+	next, _ := controltest.Key(t)
+	if _, err := w.Renew(node, next); !problem.Is(err, problem.ReasonAgentUnsigned) {
+		t.Errorf("a renewal that says nothing: %v", err)
+	}
+	soundLedger(t, w)
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
 	"github.com/bailment/bailment/internal/problem"
@@ -81,7 +82,9 @@ func TestDecommission(t *testing.T) {
 	never := func() {
 		t.Helper()
 		f.alice, f.bob = f.Login("alice"), f.Login("bob")
-		_, err := f.TryJoin(f.Token(f.alice, "web-1", time.Hour), f.key())
+		tok, err := jointoken.New(f.Genesis)
+		f.must(err)
+		_, _, err = f.Env.CreateToken(ctx, f.alice.Caller, control.TokenRequest{ID: tok.ID(), Public: tok.PublicKey(), Name: "web-1", TTL: time.Hour})
 		f.refused(err, problem.ReasonDecommissioned)
 		if err := f.works(node); err == nil {
 			t.Error("a session of it works")

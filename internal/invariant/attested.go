@@ -28,8 +28,8 @@ func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 	if e.Until != 0 && e.Until <= st.at {
 		fail("the evidence was good until %s", e.Until)
 	}
-	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") {
-		fail("it is not named after the method of session %d", e.Session)
+	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") && !strings.HasPrefix(e.Use, "token:") {
+		fail("it is named neither after the method of session %d nor as a token", e.Session)
 	}
 }
 
@@ -93,6 +93,12 @@ func (c *Checker) attestedQuarantine(st *step, e *state.NodeQuarantined, fail fa
 	if n == nil || n.session != e.Session || n.evidence != e.Evidence || n.method != e.Method || e.Evidence.IsZero() || n.closed {
 		fail("%s is not enrolled by that key", e.Identity)
 		return
+	}
+	if u := c.m.uses[e.Use]; u != nil && u.key != e.Key {
+		fail("the proof was used by session %d, with another key", u.session)
+	}
+	if t := c.m.tokens[strings.TrimPrefix(e.Use, "join-token:")]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
+		fail("the proof is a join token that entry %d spent, with another key", t.spentAt)
 	}
 	if st.prog == nil {
 		return

@@ -751,6 +751,9 @@ func (x *session) subject() subject {
 	if s.node == "" && strings.HasPrefix(x.identity, "/node/") {
 		s.node, s.own = x.identity, x.root
 	}
+	if strings.HasPrefix(x.identity, "/ci/") {
+		s.own = x.root
+	}
 	return s
 }
 

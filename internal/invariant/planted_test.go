@@ -1107,7 +1107,7 @@ func TestPlants(t *testing.T) {
 	r := history(t)
 	count := map[invariant.Name]int{}
 	said := map[string]bool{}
-	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, attestedPlants) {
+	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, attestedPlants, quarantinePlants) {
 		count[p.invariant]++
 		t.Run(string(p.invariant)+"/"+p.what, func(t *testing.T) {
 			mine := *r

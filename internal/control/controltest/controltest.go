@@ -31,6 +31,7 @@ import (
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/sshsig"
 	"github.com/bailment/bailment/internal/state"
@@ -47,6 +48,7 @@ type World struct {
 	Genesis state.Digest
 	Persons map[string]ssh.Signer
 	Files   policy.Files
+	Agent   *release.Statement // what the agents of TryJoin and Renew say of themselves; nil: nothing
 	offset  atomic.Int64
 }
 
@@ -362,7 +364,7 @@ func (w *World) TryJoin(tok jointoken.Token, key *ecdsa.PrivateKey) (*control.Op
 	w.check(err)
 	evidence, err := a.Attest(context.Background(), attest.Binding{Method: jointoken.Name, Genesis: w.Genesis, Nonce: challenge, SessionKey: thumb})
 	w.check(err)
-	return w.Env.Attest(context.Background(), control.AttestRequest{Method: jointoken.Name, Challenge: challenge, Evidence: evidence, CSR: CSR(w.T, key)})
+	return w.Env.Attest(context.Background(), control.AttestRequest{Method: jointoken.Name, Challenge: challenge, Evidence: evidence, CSR: CSR(w.T, key), Agent: w.Agent})
 }
 
 // Node makes a token and joins with it.
@@ -481,6 +483,6 @@ func (w *World) Renew(node Actor, key *ecdsa.PrivateKey) (*control.Opened, error
 	sig, err := ecdsa.SignASN1(rand.Reader, node.Key, digest[:])
 	w.check(err)
 	return w.Env.Renew(context.Background(), control.RenewRequest{
-		Challenge: challenge, Certificate: node.Opened.Chain[0], Signature: sig, CSR: CSR(w.T, key),
+		Challenge: challenge, Certificate: node.Opened.Chain[0], Signature: sig, CSR: CSR(w.T, key), Agent: w.Agent,
 	})
 }
