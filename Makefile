@@ -1,6 +1,7 @@
 # make test     everything a change must pass; the same as .ci/run
 # make build    bin/bailment
 # make crash    the long fault runs            make fuzz    every fuzz target, FUZZTIME each
+# make demo-tpm a machine with nothing but its TPM, from its first boot to its quarantine and back
 # make bench    the benchmarks                 make generate    api/ from its .proto files, docs/reference from the binary
 # make fmt      format in place                make clean
 # make release  dist/VERSION, signed with RELEASE_KEY    make release-check    built twice, compared, verified
@@ -23,7 +24,7 @@ TOOL := go tool -modfile=tools/go.mod
 # What people wrote: generated code is nobody's style.
 OURS  = $$(go list ./... | grep -v /bailment/api/)
 
-.PHONY: test check deps lint format vet staticcheck architecture workflows race build release release-check crash fuzz bench generate fmt clean
+.PHONY: demo-tpm test check deps lint format vet staticcheck architecture workflows race build release release-check crash fuzz bench generate fmt clean
 
 test: deps lint race
 check: test
@@ -76,6 +77,10 @@ crash: deps
 
 fuzz:
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz
+
+demo-tpm: build
+	@scripts/deps demo
+	@scripts/demo-tpm bin/bailment
 
 bench: build
 	go run ./test/bench -bin bin/bailment

@@ -61,13 +61,23 @@ func (s *Session) Credentials() Credentials {
 // Live reports whether the session's certificate has not expired at that moment. The server may have ended it before.
 func (s *Session) Live(at time.Time) bool { return at.Before(s.Expires) }
 
-// PEM gives the chain and the PKCS#8 key as PEM, for programs such as curl. The key is secret.
+// HardwareKey is a session key that can't leave the machine's hardware. Blob is what it is made of again there (attest.KeyMaker), and what
+// is kept of it; it is not secret. Sign asks the hardware each time, and fails when that is away.
+type HardwareKey struct {
+	crypto.Signer
+	Blob []byte
+}
+
+// PEM gives the chain and the PKCS#8 key as PEM, for programs such as curl. The key is secret; a HardwareKey can't be had (unsupported).
 func (s *Session) PEM() (chain, key []byte, err error) {
 	var b bytes.Buffer
 	for _, der := range s.Certificate.Certificate {
 		if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
 			return nil, nil, problem.Wrap(err, problem.ReasonInternal, "encoding the certificate")
 		}
+	}
+	if _, ok := s.Certificate.PrivateKey.(HardwareKey); ok {
+		return nil, nil, problem.New(problem.ReasonUnsupported, "the session's key can't leave the machine's hardware")
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(s.Certificate.PrivateKey)
 	if err != nil {
@@ -77,6 +87,7 @@ func (s *Session) PEM() (chain, key []byte, err error) {
 	return b.Bytes(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
+// sessionFile is a session on disk. Its format says where the key is.
 type sessionFile struct {
 	Format      string    `json:"format"`
 	Identity    string    `json:"identity"`
@@ -87,24 +98,31 @@ type sessionFile struct {
 	RenewAfter  time.Time `json:"renew_after"`
 	LifetimeEnd time.Time `json:"lifetime_end"`
 	Chain       [][]byte  `json:"chain"`
-	Key         []byte    `json:"key"` // PKCS#8
+	Key         []byte    `json:"key"` // PKCS#8; of a hardware session: HardwareKey.Blob
 }
 
 const (
 	sessionFormat  = "bailment session v1"
+	hardwareFormat = "bailment hardware session v1"
 	maxSessionFile = 128 << 10
 )
 
-// Save writes session and key to a file, durably, readable by its owner only.
+// Save writes session and key to a file, durably, readable by its owner only. Of a HardwareKey it writes the blob.
 func (s *Session) Save(path string) error {
-	key, err := x509.MarshalPKCS8PrivateKey(s.Certificate.PrivateKey)
-	if err != nil {
-		return problem.Wrap(err, problem.ReasonInternal, "encoding the session's key")
+	f := sessionFile{
+		sessionFormat, s.Identity, s.Assurance, s.Epoch, s.Index, s.Expires, s.RenewAfter, s.LifetimeEnd, s.Certificate.Certificate, nil,
 	}
-	defer clear(key)
-	text, err := json.Marshal(sessionFile{
-		sessionFormat, s.Identity, s.Assurance, s.Epoch, s.Index, s.Expires, s.RenewAfter, s.LifetimeEnd, s.Certificate.Certificate, key,
-	})
+	if k, ok := s.Certificate.PrivateKey.(HardwareKey); ok {
+		f.Format, f.Key = hardwareFormat, k.Blob
+	} else {
+		key, err := x509.MarshalPKCS8PrivateKey(s.Certificate.PrivateKey)
+		if err != nil {
+			return problem.Wrap(err, problem.ReasonInternal, "encoding the session's key")
+		}
+		defer clear(key)
+		f.Key = key
+	}
+	text, err := json.Marshal(f)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "encoding the session")
 	}
@@ -116,20 +134,38 @@ func (s *Session) Save(path string) error {
 }
 
 // LoadSession reads what Save wrote. A session of another environment is wrong-environment; an expired one is
-// returned like any other, since its key may still renew it. An absent file is fs.ErrNotExist, of reason not-found.
+// returned like any other, since its key may still renew it. An absent file is fs.ErrNotExist, of reason not-found. One whose key is in
+// the machine's hardware is unsupported here: see LoadHardwareSession.
 func LoadSession(path string, t *Trust) (*Session, error) {
+	return LoadHardwareSession(path, t, func([]byte) (crypto.Signer, error) {
+		return nil, problem.New(problem.ReasonUnsupported, "the key of the session in %s is in the machine's hardware", path)
+	})
+}
+
+// LoadHardwareSession is LoadSession on a machine whose hardware may have the session's key: load makes the key of its blob again
+// (attest.KeyMaker). It is not called for a session whose key is in the file, and its error is returned as it is.
+func LoadHardwareSession(path string, t *Trust, load func(blob []byte) (crypto.Signer, error)) (*Session, error) {
 	var f sessionFile
 	if err := readJSON(path, maxSessionFile, &f); err != nil {
 		return nil, err
 	}
 	defer clear(f.Key)
-	if f.Format != sessionFormat {
+	var key crypto.Signer
+	switch f.Format {
+	case sessionFormat:
+		k, err := x509.ParsePKCS8PrivateKey(f.Key)
+		var ok bool
+		if key, ok = k.(crypto.Signer); err != nil || !ok {
+			return nil, problem.New(problem.ReasonInvalid, "%s is damaged: its key can't be read", path)
+		}
+	case hardwareFormat:
+		k, err := load(bytes.Clone(f.Key))
+		if err != nil {
+			return nil, err
+		}
+		key = HardwareKey{k, bytes.Clone(f.Key)}
+	default:
 		return nil, problem.New(problem.ReasonUnknownVersion, "%s has format %q", path, f.Format)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(f.Key)
-	key, ok := k.(crypto.Signer)
-	if err != nil || !ok {
-		return nil, problem.New(problem.ReasonInvalid, "%s is damaged: its key can't be read", path)
 	}
 	s := &Session{
 		Identity: f.Identity, Assurance: f.Assurance, Epoch: f.Epoch, Index: f.Index,
@@ -243,15 +279,26 @@ func (c *Client) Appraise(ctx context.Context, method string, a Attester, key cr
 	return c.Attestation.Appraise(ctx, ask)
 }
 
-// evidence gets a challenge, and has the attester answer it.
+// evidence gets a challenge, and has the attester answer it. A machine that was reset between its hello and its answer (it slept, say) says
+// hello again, once.
 func (c *Client) evidence(ctx context.Context, method string, a Attester, key crypto.Signer) (*v1.AttestRequest, error) {
 	r, err := requestOf(key)
 	if err != nil {
 		return nil, err
 	}
+	ask, err := c.answered(ctx, method, a, r)
+	if problem.Is(err, problem.ReasonReset) {
+		ask, err = c.answered(ctx, method, a, r)
+	}
+	return ask, err
+}
+
+// answered goes through the rounds of a method once.
+func (c *Client) answered(ctx context.Context, method string, a Attester, r request) (*v1.AttestRequest, error) {
 	ask := &v1.ChallengeRequest{}
 	greeter, two := a.(attest.Greeter)
 	if two {
+		var err error
 		ask.Method = method
 		if ask.Hello, err = greeter.Hello(ctx); err != nil {
 			return nil, err

@@ -14,6 +14,8 @@
 // expire. That values leave no trace in this process's memory: it is locked where the system allows it, and never dumped.
 //
 // Its place: a role, beside server; above client. The composition root gives it the table of attestation methods.
+//
+//arch:allow package-lines: one state machine keeps the machine's proof, and what it hands to processes depends on each of its states
 package agent
 
 import (
@@ -53,8 +55,10 @@ type Config struct {
 	Method    string            // attestation method
 	Needs     map[string]string // files that hold what the method needs, by the need's name; read at each attestation
 	Values    map[string]string // what the method needs that is no file
-	Methods   attest.Methods    // the table of methods
-	Version   string            // of this program, told to the server
+	// HardwareKey: session keys are made in the machine's hardware, by the method's attester, and can't leave it.
+	HardwareKey bool
+	Methods     attest.Methods // the table of methods
+	Version     string         // of this program, told to the server
 	// Statement reads what this program can say of itself; nil: its version only. It is asked once, while the agent reaches the
 	// environment, since it reads the whole executable.
 	Statement func() (release.Statement, error)
@@ -116,6 +120,10 @@ type Agent struct {
 	control   uint64
 	gen       uint64
 	watching  bool
+	asked     bool          // somebody asked for an attempt now
+	begun     uint64        // attempts
+	over      uint64        // attempts that have ended
+	attempted chan struct{} // closed when an attempt ends
 
 	wake      chan struct{} // next, dead or session changed
 	runs      runs
@@ -138,6 +146,9 @@ func New(cfg Config) (*Agent, error) {
 	m, err := cfg.Methods.Find(cfg.Method)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.HardwareKey && !m.MakesKeys {
+		return nil, problem.New(problem.ReasonInvalid, "attestation method %s makes no keys in hardware", m.Name)
 	}
 	known := make(map[string]bool)
 	for _, n := range m.Needs {
@@ -170,8 +181,8 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, says: sync.OnceValues(cfg.Statement), log: cfg.Logger, method: m, files: files(cfg.StateDir),
-		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
-		measurer: newMeasurer(),
+		state: Starting, since: time.Now(), changed: make(chan struct{}), attempted: make(chan struct{}),
+		wake: make(chan struct{}, 1), measurer: newMeasurer(),
 	}
 	a.runs.init()
 	a.spiffe = workloadapi.New(workloadapi.Config{Source: issuer{a}, Open: a.openProcess, Logger: cfg.Logger})

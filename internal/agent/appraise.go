@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"crypto"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/problem"
 )
 
 // Appraise asks what the server would say to this machine's evidence, with a key that is used for nothing else. It does not touch the
@@ -20,22 +22,24 @@ func (a *Agent) Appraise(ctx context.Context) (*v1.AppraiseResponse, error) {
 		return nil, err
 	}
 	defer c.Close()
-	material, _, err := a.material()
+	attester, _, done, err := a.attester()
 	if err != nil {
-		return nil, err
+		return nil, problem.As(err)
 	}
-	defer func() {
-		for _, text := range material {
-			clear(text)
-		}
-	}()
-	attester, err := attest.Methods{a.method}.NewAttesterFrom(a.method.Name, material)
-	if err != nil {
-		return nil, err
-	}
-	key, err := client.NewKey()
+	defer done()
+	key, err := a.appraisedKey(ctx, attester)
 	if err != nil {
 		return nil, err
 	}
 	return c.Appraise(ctx, a.method.Name, attester, key)
+}
+
+// appraisedKey is a key like the session's would be, so that what is claimed of its place is the same.
+func (a *Agent) appraisedKey(ctx context.Context, attester attest.Attester) (crypto.Signer, error) {
+	maker, ok := attester.(attest.KeyMaker)
+	if !a.cfg.HardwareKey || !ok {
+		return client.NewKey()
+	}
+	key, _, err := maker.NewKey(ctx)
+	return key, err
 }

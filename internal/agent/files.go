@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -50,7 +51,7 @@ func (f files) path(name string) string { return filepath.Join(string(f), name) 
 type pending struct {
 	Format string `json:"format"`
 	For    string `json:"for"` // what it belongs to: a digest of the material, or of the session that is renewed
-	Key    []byte `json:"key"` // PKCS#8
+	Key    []byte `json:"key"` // PKCS#8; of a key in hardware, its blob
 }
 
 const pendingFormat = "bailment pending key v1"
@@ -80,6 +81,31 @@ func (f files) key(name, purpose string) (crypto.Signer, error) {
 	}
 	defer clear(der)
 	return key, f.write(name, pending{pendingFormat, purpose, der})
+}
+
+// inHardware keeps a purpose apart from the same with a key of this program's own.
+const inHardware = "hardware "
+
+// hardwareKey is key for session keys in the machine's hardware. One that the hardware does not make again is of other hardware, or
+// from before it was cleared: then another is made, as nothing was ever opened for it that this machine could use.
+func (f files) hardwareKey(ctx context.Context, name, purpose string, maker attest.KeyMaker) (crypto.Signer, error) {
+	var p pending
+	err := f.read(name, &p)
+	if err == nil && p.Format == pendingFormat && p.For == inHardware+purpose {
+		if key, err := maker.LoadKey(ctx, p.Key); err == nil {
+			return client.HardwareKey{Signer: key, Blob: p.Key}, nil
+		}
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, ours(err, "reading the session's key")
+	}
+	key, blob, err := maker.NewKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.write(name, pending{pendingFormat, inHardware + purpose, blob}); err != nil {
+		return nil, ours(err, "keeping the session's key")
+	}
+	return client.HardwareKey{Signer: key, Blob: blob}, nil
 }
 
 func (f files) remove(name string) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"io/fs"
 	"sync"
@@ -19,7 +20,7 @@ const attemptTimeout = 45 * time.Second
 
 // keep is the agent's main loop: pin the environment, then keep a session. It returns nil when ctx ends.
 func (a *Agent) keep(ctx context.Context) error {
-	if err := a.load(); err != nil {
+	if err := a.load(ctx); err != nil {
 		return err
 	}
 	watched := make(chan struct{})
@@ -64,6 +65,9 @@ func (a *Agent) due() (time.Duration, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	wait := time.Until(a.next)
+	if a.asked {
+		return 0, a.failure != nil
+	}
 	if a.session != nil && a.dead == nil && a.failure != nil {
 		// With a renewal failing slowly, the end of the session is an event of its own.
 		if end := time.Until(a.session.Expires); end > 0 {
@@ -75,6 +79,37 @@ func (a *Agent) due() (time.Duration, bool) {
 	return wait, a.failure != nil
 }
 
+// renewNow makes an attempt now, and returns when one that began after the call has ended, with what was wrong then. It does not wait
+// for what a failure would have it wait for: who asks has mended something, or wants to know.
+func (a *Agent) renewNow(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	want := a.begun + 1
+	a.log.Info("trying now", "why", "it was asked for at the socket")
+	a.asked, a.failures = true, 0
+	a.poke()
+	for a.over < want {
+		ended := a.attempted
+		a.mu.Unlock()
+		var err error
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			err = problem.Wrap(ctx.Err(), problem.ReasonCanceled, "waiting for the attempt")
+		case <-a.stopping:
+			err = problem.New(problem.ReasonNoAgent, "the agent stops")
+		}
+		a.mu.Lock()
+		if err != nil {
+			return err
+		}
+	}
+	if a.failure != nil {
+		return a.failure
+	}
+	return nil
+}
+
 func (a *Agent) tryNow(why string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -84,7 +119,7 @@ func (a *Agent) tryNow(why string) {
 }
 
 // load reads what is kept. A damaged file is an error: to go on without it could make an enrolment look forked.
-func (a *Agent) load() error {
+func (a *Agent) load(ctx context.Context) error {
 	t, err := client.LoadTrust(a.files.path(trustFile))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -102,11 +137,11 @@ func (a *Agent) load() error {
 	if err := a.files.read(controlFile, &h); err == nil {
 		a.control = h.Control
 	}
-	s, err := client.LoadSession(a.files.path(sessionFile), t)
+	s, err := a.loadSession(ctx, t)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
+	if err != nil || s == nil {
 		return err
 	}
 	a.mu.Lock()
@@ -116,6 +151,38 @@ func (a *Agent) load() error {
 		a.succeed()
 	}
 	return nil
+}
+
+// loadSession reads the newest session. It is nil where its key is in hardware that does not give it: hardware that is away or was cleared,
+// or of which this machine has a copied disk only. Its method attests anew then, which needs nothing of the former session.
+func (a *Agent) loadSession(ctx context.Context, t *client.Trust) (*client.Session, error) {
+	var lost error
+	s, err := client.LoadHardwareSession(a.files.path(sessionFile), t, func(blob []byte) (key crypto.Signer, err error) {
+		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		defer cancel()
+		key, err = a.loadKey(ctx, blob)
+		lost = err
+		return key, err
+	})
+	if lost != nil {
+		a.log.Warn("the session that was kept can't be used: the hardware does not give its key", "reason", string(problem.As(lost).Reason), "problem", problem.As(lost).Message)
+		return nil, nil
+	}
+	return s, err
+}
+
+// loadKey has the method's hardware make a session key again.
+func (a *Agent) loadKey(ctx context.Context, blob []byte) (crypto.Signer, error) {
+	attester, _, done, err := a.attester()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	maker, ok := attester.(attest.KeyMaker)
+	if !ok {
+		return nil, problem.New(problem.ReasonUnsupported, "attestation method %s makes no keys in hardware", a.method.Name)
+	}
+	return maker.LoadKey(ctx, blob)
 }
 
 // use makes the clients of a pinned environment.
@@ -159,6 +226,8 @@ func (a *Agent) attempt(parent context.Context) {
 	ctx, cancel := context.WithTimeout(parent, attemptTimeout)
 	defer cancel()
 	a.mu.Lock()
+	a.begun++
+	a.asked = false
 	trust := a.trust
 	if a.usable() {
 		a.enter(Renewing)
@@ -175,6 +244,9 @@ func (a *Agent) attempt(parent context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.over++
+	close(a.attempted)
+	a.attempted = make(chan struct{})
 	switch {
 	case err == nil:
 		a.succeed()
@@ -256,22 +328,14 @@ func (a *Agent) asker() *client.Client {
 
 // enrol attests with evidence.
 func (a *Agent) enrol(ctx context.Context) error {
-	material, digest, err := a.material()
+	attester, digest, done, err := a.attester()
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, text := range material {
-			clear(text)
-		}
-	}()
-	attester, err := attest.Methods{a.method}.NewAttesterFrom(a.method.Name, material)
+	defer done()
+	key, err := a.attestKey(ctx, attester, digest)
 	if err != nil {
-		return local{problem.As(err)}
-	}
-	key, err := a.files.key(attestKeyFile, digest)
-	if err != nil {
-		return ours(err, "keeping the session's key")
+		return err
 	}
 	s, err := a.asker().Attest(ctx, a.method.Name, attester, key, a.cfg.Version)
 	if err != nil {
@@ -281,13 +345,45 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err := a.files.write(enrolmentFile, enrolment{enrolmentFormat, digest}); err != nil {
 		return ours(err, "keeping the enrolment")
 	}
-	if a.method.Given {
-		return a.adopt(s, "") // the same evidence is good for this key only; with the next one comes another
-	}
 	return a.adopt(s, attestKeyFile)
 }
 
-// adopt makes a session the current one, and keeps it. Then its pending key is forgotten, if it has one.
+// attester makes the machine's half of the method from what it needs, and gives the digest of that. done forgets the material.
+func (a *Agent) attester() (x attest.Attester, digest string, done func(), err error) {
+	material, digest, err := a.material()
+	if err != nil {
+		return nil, "", nil, err
+	}
+	done = func() {
+		for _, text := range material {
+			clear(text)
+		}
+	}
+	x, err = attest.Methods{a.method}.NewAttesterFrom(a.method.Name, material)
+	if err != nil {
+		done()
+		return nil, "", nil, local{problem.As(err)}
+	}
+	return x, digest, done, nil
+}
+
+// attestKey is the session key to attest with. One in hardware is made or loaded by the attester that answers: it has it certified.
+func (a *Agent) attestKey(ctx context.Context, attester attest.Attester, digest string) (crypto.Signer, error) {
+	if !a.cfg.HardwareKey {
+		key, err := a.files.key(attestKeyFile, digest)
+		if err != nil {
+			return nil, ours(err, "keeping the session's key")
+		}
+		return key, nil
+	}
+	maker, ok := attester.(attest.KeyMaker)
+	if !ok {
+		return nil, problem.New(problem.ReasonInternal, "attestation method %s makes no keys in hardware", a.method.Name)
+	}
+	return a.files.hardwareKey(ctx, attestKeyFile, digest, maker)
+}
+
+// adopt makes a session the current one, and keeps it. Then its pending key is forgotten, unless the next attestation will need it.
 func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	a.mu.Lock()
 	a.install(s)
@@ -297,7 +393,7 @@ func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	if err := a.save(s); err != nil {
 		return err
 	}
-	if pendingKey != "" {
+	if !a.method.OneKey || pendingKey != attestKeyFile {
 		a.files.remove(pendingKey)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -30,6 +31,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	a.stopping = ctx.Done()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+localapi.PathStatus, a.handleStatus)
+	mux.HandleFunc("POST "+localapi.PathRenew, a.handleRenew)
 	mux.HandleFunc("POST "+localapi.PathOpen, a.handleOpen)
 	mux.HandleFunc("POST "+localapi.PathClose, a.handleClose)
 	h := &http.Server{
@@ -66,6 +68,28 @@ func (a *Agent) handleStatus(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	_, _ = w.Write(append(text, '\n'))
+}
+
+// handleRenew makes an attempt for who may stop the agent as well: every attempt costs the server and the hardware something.
+func (a *Agent) handleRenew(w http.ResponseWriter, r *http.Request) {
+	conn, ok := r.Context().Value(connKey{}).(*localapi.Conn)
+	if _, err := body(w, r); err != nil || !ok {
+		fail(w, err)
+		return
+	}
+	if uid := conn.Peer.UID; uid != 0 && int(uid) != os.Geteuid() {
+		fail(w, problem.New(problem.ReasonPermissions, "user %d may not have the agent renew", uid).WithFix("ask as root or as the agent's own user; the agent renews by itself, too"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), attemptTimeout+writeTimeout/2)
+	defer cancel()
+	// The request was read; a deadline for reading that passed now would end it.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	if err := a.renewNow(ctx); err != nil {
+		fail(w, err)
+		return
+	}
+	a.handleStatus(w, r)
 }
 
 // statuses are HTTP's words for the kinds, for who reads logs; programs read the body.

@@ -56,6 +56,13 @@ type KeyMaker interface {
 	LoadKey(ctx context.Context, blob []byte) (crypto.Signer, error)
 }
 
+// Measurer is an Attester that can say without a server what an authority of the bundle would know the machine by, as it is now.
+type Measurer interface {
+	// Measure gives the machine's endorsement key and one reference set: the values of these PCRs (none: the default ones), or the
+	// components that the event log explains them by.
+	Measure(ctx context.Context, pcrs []int) (authority.Authority, error)
+}
+
 // Input is all that a verifier may look at.
 type Input struct {
 	Binding  Binding   // what the evidence must be bound to, from the caller's own challenge
@@ -103,6 +110,9 @@ type Result struct {
 	Key [32]byte
 	// Executables are the SHA-256 digests of programs that the platform measured as run (TPM with IMA); nil: it measures none.
 	Executables map[[32]byte]bool
+	// Findings say in words what of the machine is not as the authority's reference values have it, worst first: the verifier's own texts,
+	// for who reads why a rule did not accept it. They are no claims; what rules may ask of stands in Claims.
+	Findings []string
 	// NotAfter is when the evidence itself ends, and so the last moment at which anything derived
 	// from it may; zero: it has no end of its own.
 	NotAfter time.Time
@@ -155,7 +165,12 @@ type Method struct {
 	// (Result.Once). So who comes with it again comes with that key.
 	Given   bool
 	Renewal Renewal
-	Verify  Verifier
+	// OneKey: the same material makes the same evidence for longer than one attestation, and that counts for one session key only
+	// (Result.Once). So the agent keeps its session key as long as the material stays the same, and makes another with the next one.
+	OneKey bool
+	// MakesKeys: its attester is a KeyMaker.
+	MakesKeys bool
+	Verify    Verifier
 	// MaxEvidence is the most bytes of evidence; 0: MaxEvidence of this package.
 	MaxEvidence int
 	// Params makes what Verify takes, once per bundle, from the bundle's authorities of this method, ordered by name. nil for

@@ -77,7 +77,7 @@ func (a *app) newAgent(file string) (*agent.Agent, error) {
 			s, err := statement()
 			return err == nil && own.Replaced(s)()
 		}, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
-		Values: cfg.Attest.Values, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
+		Values: cfg.Attest.Values, HardwareKey: cfg.Attest.Key != config.KeySoftware, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 		Parents: cfg.Workloads.Parents, Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
 	})
 }

@@ -178,7 +178,7 @@ func objectOf(m protoreflect.Message) any {
 		return t.AsTime().UTC().Format(time.RFC3339Nano)
 	case *durationpb.Duration:
 		return t.AsDuration().String()
-	case *structpb.Struct:
+	case *structpb.Struct: // claims, which are JSON already
 		return t.AsMap()
 	}
 	fields := m.Descriptor().Fields()

@@ -218,7 +218,29 @@ Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=uni
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "configuration file (default: every setting's default)")
+	show := func(s *localapi.Status) error {
+		return a.show(s, func(t *rows) { statusTable(t, s) })
+	}
 	c.AddCommand(&cobra.Command{
+		Use: "renew", Short: "Have the agent on this machine prove it anew, now", Args: cobra.NoArgs,
+		Long: `Has the agent on this machine prove the machine to the server at once, whatever it waits for, and
+shows its state after that: what somebody wants who has mended what was refused. Only root and the
+agent's own user may. Its socket is $BAILMENT_AGENT, else
+` + defaultSocket + `.
+
+It exits with 0 if there is a new session, and otherwise says what was wrong. What the agent had
+before, it keeps.`,
+		Example: "  sudo bailment agent renew",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), a.flags.timeout)
+			defer cancel()
+			s, err := (&localapi.Client{Socket: a.agentSocket()}).Renew(ctx)
+			if err != nil {
+				return err
+			}
+			return show(s)
+		},
+	}, &cobra.Command{
 		Use: "status", Short: "Ask the agent on this machine how it is", Args: cobra.NoArgs,
 		Long: `Asks the agent on this machine for its state. Its socket is $BAILMENT_AGENT, else
 ` + defaultSocket + `.
@@ -235,7 +257,7 @@ unreachable, broken, or no agent).`,
 			if err != nil {
 				return err
 			}
-			if err := a.show(s, func(t *rows) { statusTable(t, s) }); err != nil {
+			if err := show(s); err != nil {
 				return err
 			}
 			if code := agent.State(s.State).ExitCode(); code != 0 {

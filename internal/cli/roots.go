@@ -33,7 +33,7 @@ this binary. An authority is a document in the bundle's authorities/, and comes 
 the bundle, by an approved change.`,
 		Example: "  bailment roots import --method aws --each aws-certificates/*.pem\n  bailment roots show\n  bailment roots check --within 720h",
 	}
-	c.AddCommand(a.rootsImport(), a.rootsShow(), a.rootsCheck())
+	c.AddCommand(a.rootsImport(), a.rootsMeasure(), a.rootsShow(), a.rootsCheck())
 	return c
 }
 

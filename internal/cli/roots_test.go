@@ -153,7 +153,7 @@ func TestDocument(t *testing.T) {
 	}
 	for _, want := range []authority.Authority{
 		{Name: "eu-west-1", Method: "aws", Source: `a: "b" #c 'd' \e`, Certificates: []*x509.Certificate{c}, MaxAge: 90 * time.Minute},
-		{Name: "acme", Method: "tpm", EndorsementKeys: [][32]byte{{1}, {2}}, PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7}},
+		{Name: "acme", Method: "tpm", EndorsementKeys: [][32]byte{{1}, {2}}, PCRs: authority.DefaultPCRs()},
 		{Name: "github", Method: "github", Issuer: "https://token.actions.githubusercontent.com", Keys: keys},
 		{Name: "gitlab", Method: "gitlab", Issuer: "https://gitlab.example", KeysURL: "https://gitlab.example/keys", Certificates: []*x509.Certificate{c}},
 		{Name: "hosts", Method: "sshhost", SSHKeys: []ssh.PublicKey{public}},

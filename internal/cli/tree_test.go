@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
@@ -236,6 +237,14 @@ func TestShow(t *testing.T) {
 	v := &v1.ListSecretsResponse{Secrets: []*v1.SecretInfo{{Versions: []*v1.VersionInfo{{Created: &timestamppb.Timestamp{Seconds: 1}}}}}}
 	text, err := json.Marshal(objectOf(v.ProtoReflect()))
 	if err != nil || !strings.Contains(string(text), `"created":"1970-01-01T00:00:01Z"`) || !strings.Contains(string(text), `"until":null`) {
+		t.Errorf("%s %v", text, err)
+	}
+	claims, err := structpb.NewStruct(map[string]any{"boot": map[string]any{"reference": "known", "findings": []any{"a", "b"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err = json.Marshal(objectOf((&v1.GetIdentityResponse{Claims: claims}).ProtoReflect()))
+	if err != nil || !strings.Contains(string(text), `"claims":{"boot":{"findings":["a","b"],"reference":"known"}}`) {
 		t.Errorf("%s %v", text, err)
 	}
 }

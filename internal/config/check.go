@@ -167,6 +167,9 @@ func (c *checker) method(a Attestation, has attest.Methods) {
 			c.bad("attest.files", "%s needs a file for %s: %s", m.Name, n.Name, n.Doc)
 		}
 	}
+	if a.Key != KeySoftware && !m.MakesKeys {
+		c.bad("attest.key", "%s makes no keys in hardware", m.Name)
+	}
 	c.useless("attest.files", m, a.Files, files)
 	c.useless("attest.values", m, a.Values, values)
 }

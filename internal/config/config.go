@@ -121,6 +121,7 @@ type Kubelet struct {
 type Attestation struct {
 	Method string            `yaml:"method" default:"join-token" doc:"Name of the attestation method."`
 	Files  map[string]string `yaml:"files" doc:"Files with what the method needs, by the need's name: for join-token, token; for x509, see its README."`
+	Key    string            `yaml:"key" default:"software" one:"software tpm" doc:"Where the machine's session key is: software (made by the agent, kept in its data directory), or tpm (made in the TPM, which it can't leave: a copy of the disk is not a copy of the machine; needs the method tpm)."`
 	Values map[string]string `yaml:"values" doc:"What the method needs that is no file, by the need's name: for tpm, device. None of them is secret."`
 }
 
@@ -151,3 +152,6 @@ var sizeUnits = []struct {
 
 // None is what turns a listener off.
 const None = "none"
+
+// KeySoftware is where a session key is that the agent makes itself.
+const KeySoftware = "software"

@@ -220,11 +220,24 @@ func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error
 	return t.open(opening{event: ev, ttl: match.Session, may: may}, key)
 }
 
+// mostFindings is how many of a verifier's findings are told: an entry's text is short, and the claims beside it have all of them.
+const mostFindings = 3
+
+// explained puts what was found before the words of the rule, which say only what it asked for.
+func explained(p *problem.Problem, findings []string) *problem.Problem {
+	if len(findings) == 0 || p.Reason != problem.ReasonPosture {
+		return p
+	}
+	out := *p
+	out.Message = strings.Join(findings[:min(len(findings), mostFindings)], "; ") + ". So " + p.Message
+	return &out
+}
+
 // worse decides what becomes of a machine that proved what its rule does not allow. It is quarantined only if it is enrolled, and proved
 // itself now with the very key that the enrolment was proved with, by evidence that is no copy: so nobody can have somebody else's machine
 // quarantined.
 func (t *turn) worse(method attest.Method, p proved, key sessionKey, match policy.Match, why error) error {
-	refusal := problem.As(why)
+	refusal := explained(problem.As(why), p.Findings)
 	if err := t.ownEvidence(method, p, key, refusal); err != nil {
 		return err
 	}

@@ -25,9 +25,6 @@ const (
 	maxIssuer          = 300
 )
 
-// defaultPCRs are firmware, its configuration, option ROMs, boot loader and Secure Boot (TCG PC Client Platform Firmware Profile §3.3.4).
-var defaultPCRs = []int{0, 1, 2, 3, 4, 5, 6, 7}
-
 // authorityDocuments compiles authorities/. Whether a method can use what it is given is asked again by the method itself, before
 // a bundle comes into force; what is wrong with a text is found here, with its place.
 func (c *compiler) authorityDocuments() {
@@ -238,7 +235,7 @@ func (c *compiler) measurements(s *authoritySpec, m authority.Method, a *authori
 		}
 	}
 	if s.PCRs == nil {
-		a.PCRs = slices.Clone(defaultPCRs)
+		a.PCRs = authority.DefaultPCRs()
 	}
 	slices.Sort(a.PCRs)
 	seen := map[string]bool{}

@@ -104,7 +104,7 @@ type (
 		Keys            text            `yaml:"keys" doc:"The issuer's keys, pinned, as a JSON Web Key Set: then nobody is asked for them."`
 		KeysURL         text            `yaml:"keysURL" doc:"Where the issuer's keys are, if its discovery document is not to be asked, an https address."`
 		EndorsementKeys []text          `yaml:"endorsementKeys" doc:"tpm: endorsement keys that are trusted without a certificate, as sha256: and the digest of the SubjectPublicKeyInfo."`
-		PCRs            []number        `yaml:"pcrs" doc:"tpm: the PCRs (0 to 23) that must be quoted, of the SHA-256 bank. Default: 0, 1, 2, 3, 4, 5, 6, 7."`
+		PCRs            []number        `yaml:"pcrs" doc:"tpm: the PCRs (0 to 23) that must be quoted, of the SHA-256 bank. Default: 0, 1, 2, 3, 4, 6, 7, 8, 9, 14."`
 		References      []referenceSpec `yaml:"references" doc:"tpm: what machines may have booted. A machine fits if it fits one set whose window is open."`
 		MaxAge          period          `yaml:"maxAge" doc:"aws, azure: how old evidence may be that holds no challenge of ours, 1m to 8760h."`
 	}
@@ -117,7 +117,7 @@ type (
 
 	referenceSpec struct {
 		At      Pos
-		Name    text      `yaml:"name" need:"true" doc:"Which machines' software it is, as claims.boot.set."`
+		Name    text      `yaml:"name" need:"true" doc:"Which machines' software it is, as claims.boot.name."`
 		Version text      `yaml:"version" need:"true" doc:"Which version of it, as claims.boot.version."`
 		From    text      `yaml:"from" doc:"From when on it is good (RFC 3339)."`
 		Until   text      `yaml:"until" doc:"Until when it is good (RFC 3339): give the old set an end when a new one is brought."`

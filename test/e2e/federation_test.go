@@ -69,8 +69,8 @@ func (r *realm) source() *spiffe.X509Source {
 	return x
 }
 
-// bundle is the environment's trust bundle, as it serves it to everybody.
-func (r *realm) bundle() []byte {
+// bundleOf is the environment's trust bundle, as it serves it to everybody.
+func bundleOf(r *sitetest.Site) []byte {
 	r.T.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(r.Trust.CA)
@@ -164,10 +164,10 @@ func TestFederation(t *testing.T) {
 		t.Fatal("strangers authenticated each other")
 	}
 	// What is pinned is old by the time that it is approved.
-	pinned := west.bundle()
+	pinned := bundleOf(west.Site)
 	west.run("key", "rotate", "ca")
 	east.federate(west, pinned)
-	west.federate(east, east.bundle())
+	west.federate(east, bundleOf(east.Site))
 	east.eventually("the two to know each other", func() bool { return handshake(server, client) == nil })
 	east.eventually("the bundle that is served", func() bool { return east.knows(se, west) == 2 })
 

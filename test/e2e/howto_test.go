@@ -72,6 +72,18 @@ var pages = map[string]page{
 			"bailment node token web-1": alice,
 		},
 	},
+	"quarantine-and-decommission.md": {
+		presumes: leasing, answers: 2, promises: 15,
+		before: map[string]string{
+			"bailment login bob": bob,
+			"bailment node decommission /node/join-token/web-1 --reason \"sold, ticket 812\"": alice,
+			"bailment login bob # once more": bob,
+			"bailment ledger proof \"$(bailment node show /node/join-token/web-1 -o json | jq .decommissioned)\" --out web-1.txt": alice,
+		},
+	},
+	"federate.md": {
+		presumes: besideWest, answers: 1, promises: 5, before: map[string]string{"bailment login bob": bob},
+	},
 	"ci-github.md": {
 		presumes: jobOf("github"), answers: 1, promises: 11,
 		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
@@ -87,6 +99,23 @@ var pages = map[string]page{
 		before: map[string]string{"export SPIFFE_ENDPOINT_SOCKET=unix:///run/bailment/spiffe.sock": `bailment agent --config agent.yaml 2> agent.log &
 echo $! > agent.pid
 until bailment agent status | grep 'state *ready'; do sleep 0.05; done`},
+	},
+	"tpm.md": {
+		presumes: measuring, promises: 14, after: func(string) string { return "kill \"$(cat agent.pid)\"; wait\n" },
+		before: map[string]string{
+			"bailment attest --dry-run --config /etc/bailment/agent.yaml": "bailment change approve --yes " + proposed,
+			"bailment agent renew": "bailment change approve --yes " + proposed,
+			// It was an update: its set is added as the page says, and the release proposed from the bundle with it.
+			`bailment node release "$NODE" --reason "12.9 was missing in the references, ticket 812"`: `bailment roots measure --config agent.yaml --name web --version 12.9.1 >> env/authorities/listed.yaml
+bailment bundle propose env --reason "12.9.1"
+bailment change approve --yes ` + proposed,
+			"bailment agent status": `bailment agent --config agent.yaml 2> agent.log &
+echo $! > agent.pid
+until bailment agent status | grep 'state *ready'; do sleep 0.05; done`,
+			`NODE="$(bailment agent status -o json | jq -r .identity)"`: `tpm2_pcrextend "8:sha256=$(printf %s 12.9 | sha256sum | cut -d ' ' -f 1)"
+! bailment agent renew
+until bailment agent status | grep 'state *quarantined'; do sleep 0.05; done`,
+		},
 	},
 	"verify-the-ledger.md": {
 		presumes: serving, name: "prod", promises: 4,
@@ -395,7 +424,13 @@ func serving(t *testing.T, name string) reader {
 
 func served(t *testing.T, name string) (reader, *sitetest.Site) {
 	t.Helper()
-	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: example(t, name)})
+	return servedWith(t, name, example(t, name))
+}
+
+// servedWith is served with another bundle.
+func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitetest.Site) {
+	t.Helper()
+	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: bundle})
 	dir := t.TempDir()
 	home(t, s, dir)
 	s.Start()
@@ -414,10 +449,22 @@ func served(t *testing.T, name string) (reader, *sitetest.Site) {
 		},
 		replace: strings.NewReplacer(
 			"'bailment1:…'", "'"+boot+"'",
-			" 97", " "+proposed, " 103", " "+proposed, "127.0.0.1:8401", s.Ops, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):],
+			" 97", " "+proposed, " 103", " "+proposed, " 104", " "+proposed, "127.0.0.1:8401", s.Ops, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):],
 			"/var/lib/bailment", s.Data,
 		),
 	}, s
+}
+
+// besideWest has another environment's trust bundle, and that environment running.
+func besideWest(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	west := newSite(t, site.Options{Name: "west.example"})
+	west.Start()
+	west.Connect()
+	s.Check(os.WriteFile(filepath.Join(r.dir, "west.json"), bundleOf(west), 0o600))
+	r.replace = strings.NewReplacer(" 97", " "+proposed, "127.0.0.1:8417", s.Addr, ":8417", s.Addr[strings.LastIndexByte(s.Addr, ':'):], "https://west.example:8400", "https://"+west.Addr)
+	return r
 }
 
 // leasing has a machine, and a process on it with a secret.

@@ -18,13 +18,13 @@ import (
 	"github.com/bailment/bailment/test/site/sitetest"
 )
 
-// fleet is an environment with two operators, of whom alice proposes and bob approves, each at a command line of their own.
-type fleet struct {
+// yard is an environment with two operators, of whom alice proposes and bob approves, each at a command line of their own.
+type yard struct {
 	*sitetest.Site
 	homes map[string]string
 }
 
-func newFleet(t *testing.T) *fleet {
+func newYard(t *testing.T) *yard {
 	t.Helper()
 	const name = "fleet.example"
 	s := newSite(t, site.Options{Name: name, People: []string{"bob"}, Extra: policy.Files{
@@ -32,7 +32,7 @@ func newFleet(t *testing.T) *fleet {
 	}})
 	s.Start()
 	s.Connect()
-	f := &fleet{s, map[string]string{}}
+	f := &yard{s, map[string]string{}}
 	for _, who := range []string{"alice", "bob"} {
 		f.homes[who] = t.TempDir()
 		key := filepath.Join(f.homes[who], "key")
@@ -43,7 +43,7 @@ func newFleet(t *testing.T) *fleet {
 }
 
 // run runs the command line as a person.
-func (f *fleet) run(who string, exit int, args ...string) command {
+func (f *yard) run(who string, exit int, args ...string) command {
 	f.T.Helper()
 	if args[0] == "node" || args[0] == "change" {
 		args = append(args, "-i", filepath.Join(f.homes[who], "key"))
@@ -56,7 +56,7 @@ func (f *fleet) run(who string, exit int, args ...string) command {
 }
 
 // says runs a command of alice's, and looks for words in what it says.
-func (f *fleet) says(exit int, words []string, args ...string) string {
+func (f *yard) says(exit int, words []string, args ...string) string {
 	f.T.Helper()
 	out := f.run("alice", exit, args...)
 	for _, w := range words {
@@ -68,7 +68,7 @@ func (f *fleet) says(exit int, words []string, args ...string) string {
 }
 
 // ask is a command's output as a program reads it.
-func (f *fleet) ask(exit int, args ...string) map[string]any {
+func (f *yard) ask(exit int, args ...string) map[string]any {
 	f.T.Helper()
 	out := f.run("alice", exit, append(args, "-o", "json")...)
 	var m map[string]any
@@ -79,7 +79,7 @@ func (f *fleet) ask(exit int, args ...string) map[string]any {
 }
 
 // approved proposes something as alice, which bob approves.
-func (f *fleet) approved(args ...string) {
+func (f *yard) approved(args ...string) {
 	f.T.Helper()
 	change := fmt.Sprint(f.ask(0, args...)["change"])
 	if _, err := strconv.Atoi(change); err != nil {
@@ -92,7 +92,7 @@ const web1 = "/node/join-token/web-1"
 
 // Machines are shown, quarantined, released and ended for ever, by the commands that operators use, while their agents are connected.
 func TestNodes(t *testing.T) {
-	f := newFleet(t)
+	f := newYard(t)
 	admin := f.Dial(f.Login())
 	a := f.Agent(admin, "web-1")
 	f.shown()
@@ -104,9 +104,9 @@ func TestNodes(t *testing.T) {
 }
 
 // shown: lists and single identities, for persons and for programs.
-func (f *fleet) shown() {
+func (f *yard) shown() {
 	f.T.Helper()
-	f.says(0, []string{"IDENTITY", web1, "join-token", "active"}, "node", "list")
+	f.says(0, []string{web1, "join-token", "active"}, "node", "list")
 	f.says(0, []string{web1, "/human/alice"}, "identity", "list")
 	if out := f.says(0, []string{"/human/bob"}, "identity", "list", "/human/"); strings.Contains(out, web1) {
 		f.T.Errorf("of another prefix:\n%s", out)
@@ -130,7 +130,7 @@ func (f *fleet) shown() {
 }
 
 // quarantined: the agent, its runs and whoever asks next are told at once; the release, once approved, needs nobody at the machine.
-func (f *fleet) quarantined(a *site.Agent) {
+func (f *yard) quarantined(a *site.Agent) {
 	f.T.Helper()
 	run := f.inside(a, "run", "--secret", "app/password=V", "--", "sh", "-c", "echo started; read -r _")
 	stdin, err := run.StdinPipe()
@@ -155,7 +155,7 @@ func (f *fleet) quarantined(a *site.Agent) {
 	if out, code := f.at(a, "run", "--secret", "app/password=V", "--", "true"); code != 125 || !strings.Contains(out, "reason: held") {
 		f.T.Errorf("%d: %s", code, out)
 	}
-	if out, code := f.at(a, "agent", "status"); code != 0 || !strings.Contains(out, "problem (held)") {
+	if out, code := f.at(a, "agent", "status"); code != 2 || !strings.Contains(out, "problem (held)") {
 		f.T.Errorf("%d: %s", code, out)
 	}
 
@@ -168,7 +168,7 @@ func (f *fleet) quarantined(a *site.Agent) {
 }
 
 // inside prepares a command of the agent's machine.
-func (f *fleet) inside(a *site.Agent, args ...string) *exec.Cmd {
+func (f *yard) inside(a *site.Agent, args ...string) *exec.Cmd {
 	f.T.Helper()
 	boot, err := f.Bootstrap()
 	f.Check(err)
@@ -178,7 +178,7 @@ func (f *fleet) inside(a *site.Agent, args ...string) *exec.Cmd {
 }
 
 // at runs a command on the agent's machine.
-func (f *fleet) at(a *site.Agent, args ...string) (string, int) {
+func (f *yard) at(a *site.Agent, args ...string) (string, int) {
 	f.T.Helper()
 	cmd := f.inside(a, args...)
 	out, err := cmd.CombinedOutput()
@@ -188,7 +188,7 @@ func (f *fleet) at(a *site.Agent, args ...string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-func (f *fleet) eventually(what string, ok func() bool) {
+func (f *yard) eventually(what string, ok func() bool) {
 	f.T.Helper()
 	end := time.After(10 * time.Second)
 	for !ok() {
@@ -201,7 +201,7 @@ func (f *fleet) eventually(what string, ok func() bool) {
 }
 
 // appraised: what the server would say to a machine, with nothing used up by asking.
-func (f *fleet) appraised(admin *client.Client) {
+func (f *yard) appraised(admin *client.Client) {
 	f.T.Helper()
 	a, err := f.NewAgent(f.T.TempDir(), f.Token(admin, "web-2"))
 	f.Check(err)
@@ -237,7 +237,7 @@ func (f *fleet) appraised(admin *client.Client) {
 }
 
 // decommissioned: cut off first, ended by an approval, stated with a receipt, and refused ever after by that name.
-func (f *fleet) decommissioned(a *site.Agent) {
+func (f *yard) decommissioned(a *site.Agent) {
 	f.T.Helper()
 	f.says(0, []string{web1 + " is cut off and held", "rotate app/password", "1 approval needed"}, "node", "decommission", web1, "--reason", "sold")
 	_, err := a.Until(f.T.Context(), func(s *localapi.Status) bool { return s.State == "refused" })

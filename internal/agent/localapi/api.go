@@ -3,6 +3,7 @@
 //	GET  /status          what the agent is doing, and what to do about it
 //	POST /v1/run/open     a process asks for secrets; the answer is a stream that lasts as long as the run
 //	POST /v1/run/close    ends a run, and answers when its leases are given back
+//	POST /v1/renew        makes the agent prove the machine anew at once, for root and the agent's own user
 //
 // Guaranteed: requests have one strict form and bounded size; the executable crosses as an open descriptor (SCM_RIGHTS,
 // unix(7)), so that the agent measures the very file that is executed, without needing any right over the asking process
@@ -33,6 +34,7 @@ const (
 	PathStatus = "/status"
 	PathOpen   = "/v1/run/open"
 	PathClose  = "/v1/run/close"
+	PathRenew  = "/v1/renew"
 )
 
 // Limits of a request and an answer.

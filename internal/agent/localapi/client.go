@@ -125,7 +125,19 @@ func (c *Client) do(ctx context.Context, method, path string, body any, file *os
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	res, t, err := c.do(ctx, http.MethodGet, PathStatus, nil, nil)
+	return c.status(ctx, http.MethodGet, PathStatus, nil)
+}
+
+// Renew has the agent prove the machine anew at once, and gives the status after that. The error is what was wrong, as the agent or the
+// server has it; permissions if the asker is neither root nor the agent's user.
+func (c *Client) Renew(ctx context.Context) (*Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	return c.status(ctx, http.MethodPost, PathRenew, struct{}{})
+}
+
+func (c *Client) status(ctx context.Context, method, path string, body any) (*Status, error) {
+	res, t, err := c.do(ctx, method, path, body, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -33,10 +33,17 @@ const NeedToken = "token"
 const maxLifetime = 24 * time.Hour
 
 // Method is the row of "k8s".
-func Method() attest.Method { return row(Name).Method() }
+func Method() attest.Method { return method(Name) }
 
 // JobMethod is the row of "k8s-job".
-func JobMethod() attest.Method { return row(JobName).Method() }
+func JobMethod() attest.Method { return method(JobName) }
+
+func method(name string) attest.Method {
+	m := row(name).Method()
+	// The kubelet's file holds one token for hours.
+	m.OneKey = true
+	return m
+}
 
 func row(name string) platform.Platform {
 	return platform.Platform{

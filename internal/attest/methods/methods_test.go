@@ -224,6 +224,8 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s declares no renewal", m.Name)
 		case m.Renewal.Kind == attest.RenewByPossession && !m.Renewal.HardLifetime:
 			t.Errorf("%s is renewed without evidence for ever", m.Name)
+		case m.OneKey && m.Renewal.Kind != attest.RenewByEvidence:
+			t.Errorf("%s keeps a key that is never used again", m.Name)
 		case m.Unbound && !identity.Token.AtLeast(m.Assurance):
 			t.Errorf("%s is not bound, and says %s", m.Name, m.Assurance)
 		}
@@ -282,6 +284,9 @@ func suite(t *testing.T, table attest.Methods, m attest.Method, f fixture) {
 	a, err := table.NewAttesterFrom(m.Name, f.material)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, makes := a.(attest.KeyMaker); makes != m.MakesKeys {
+		t.Errorf("its attester makes keys: %v, the table says %v", makes, m.MakesKeys)
 	}
 	if s, ok := f.params.(inSoftware); ok {
 		a, f.params = s.attester, s.params

@@ -89,7 +89,7 @@ const goodAK = attrFixedTPM | attrFixedParent | attrSensitiveDataOrigin | attrUs
 // newForger makes a machine that booted l, and that an authority "paper" vouches for.
 func newForger(t testing.TB, l *logBuilder) *forger {
 	t.Helper()
-	f := &forger{t: t, caKey: softKey(t), ek: softKey(t), ak: softKey(t), bind: binding(), now: then, pcrs: DefaultPCRs(), bank: algSHA256}
+	f := &forger{t: t, caKey: softKey(t), ek: softKey(t), ak: softKey(t), bind: binding(), now: then, pcrs: authority.DefaultPCRs(), bank: algSHA256}
 	f.ca = f.issue(f.caKey, nil, nil, func(c *x509.Certificate) { c.IsCA, c.Subject.CommonName = true, "Paper Root" })
 	f.leaf = f.endorse(nil)
 	f.ev.Hello = hello{EK: tpm2.Marshal(f.ekPublic()), Chain: [][]byte{f.leaf.Raw}, AK: tpm2.Marshal(publicOf(f.ak, goodAK)), Resets: 3, Restarts: 1}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/tpm/ima"
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -343,7 +344,7 @@ func hostileLog(cases map[string]hostileCase) {
 func hostileIMA(cases map[string]hostileCase) {
 	add := func(name, says string, want problem.Reason, change func(*ima.List)) {
 		cases["ima: "+name] = hostileCase{want: want, says: says, change: func(f *forger) {
-			f.quotes(append(DefaultPCRs(), ima.PCR)...)
+			f.quotes(append(authority.DefaultPCRs(), ima.PCR)...)
 			f.ev.IMA, f.values[ima.PCR] = someIMA()
 			change(f.ev.IMA)
 		}}

@@ -52,10 +52,6 @@ const (
 	NeedEndorsement = "endorsement-key"
 )
 
-// DefaultPCRs are quoted for an authority that names none: firmware, boot loader, Secure Boot, and what GRUB and shim measure. PCR 5 is
-// not among them: its last event is the end of the firmware's services, which some kernels lose from the log, and then it replays nowhere.
-func DefaultPCRs() []int { return []int{0, 1, 2, 3, 4, 6, 7, 8, 9, 14} }
-
 // Method is the method's row of the table.
 func Method() attest.Method {
 	return attest.Method{
@@ -65,6 +61,7 @@ func Method() attest.Method {
 		DoesNotProve: "that measured software behaves well, that a machine is where its TPM is, or that a discrete TPM's bus was not tampered with",
 		Assurance:    identity.Measured,
 		Renewal:      attest.Renewal{Kind: attest.RenewByEvidence},
+		MakesKeys:    true,
 		Verify:       Verify,
 		MaxEvidence:  MaxEvidence,
 		Params: func(all []authority.Authority) (any, error) {
@@ -180,7 +177,7 @@ func Offer(in attest.OfferInput) ([]byte, error) {
 // pcrsOf are the PCRs that an authority wants quoted, ascending.
 func pcrsOf(a authority.Authority) []int {
 	if len(a.PCRs) == 0 {
-		return DefaultPCRs()
+		return authority.DefaultPCRs()
 	}
 	return a.PCRs
 }

@@ -69,6 +69,8 @@ func Verify(in attest.Input) (attest.Result, error) {
 	// "signed" stays below: who signed a program is known then, but not which program it is, and old ones with known holes are signed too.
 	if b.reference == bootKnown {
 		res.Assurance = identity.Measured
+	} else {
+		res.Findings = b.findings
 	}
 	return res, nil
 }

@@ -156,7 +156,8 @@ func (s *TPM) Start() {
 		s.t.Fatal(err)
 	}
 	defer func() { _ = file.Close() }()
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+s.dir, "--server", "type=unixio,fd=3", "--flags", "startup-clear,not-need-init")
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+s.dir, "--server", "type=unixio,fd=3",
+		"--ctrl", "type=unixio,path="+s.Socket+".ctrl", "--flags", "startup-clear,not-need-init") // tpm2-tools talk to it by both
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
