@@ -68,9 +68,7 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 	case !ok || t.now >= tok.Expires:
 		return problem.New(problem.ReasonTokenExpired, "join token %s expired", ev.Token)
 	case tok.SpentBy.IsZero():
-		// A token is as old as its making: cutting it off then reaches whoever comes with it.
-		made := state.Subject{Identity: ev.Identity, Node: ev.Identity, Anchor: ev.Anchor, Own: tok.Created, Root: tok.Created}
-		if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
+		if _, revoked := checkRevoked(t.s, madeAs(tok, ev.Identity), t.now); revoked != nil {
 			return revoked
 		}
 	case tok.SpentBy != key.thumb:
@@ -94,6 +92,11 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 		return problem.New(revoked.Reason, "join token %s was made by %s: %s", tok.ID, tok.By, revoked.Message)
 	}
 	return nil
+}
+
+// madeAs is a join token as the identity that it gives. It is as old as its making: cutting it off then reaches whoever comes with it.
+func madeAs(tok *state.Token, path string) state.Subject {
+	return state.Subject{Identity: path, Node: path, Anchor: jointoken.Name + ":" + tok.ID, Own: tok.Created, Root: tok.Created}
 }
 
 // firstUse judges evidence that one key only may use: whether this is its first use, or a retry of that whose reply was lost, which gives the

@@ -759,6 +759,11 @@ func (x *session) subject() subject {
 	return s
 }
 
+// subject of the lease. A node speaks for itself.
 func (l *lease) subject(id uint64) subject {
-	return subject{identity: l.identity, node: l.node, anchor: l.anchor, secret: l.secret, own: id, root: l.root}
+	s := subject{identity: l.identity, node: l.node, anchor: l.anchor, secret: l.secret, own: id, root: l.root}
+	if s.node == "" && strings.HasPrefix(l.identity, "/node/") {
+		s.node = l.identity
+	}
+	return s
 }
