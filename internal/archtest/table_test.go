@@ -138,6 +138,7 @@ var table = []archtest.Row{
 	// Tests of the whole binary.
 	{"test/e2e", "", ""},
 	{"test/faults", "", ""},
+	{"test/hostile", "", ""},
 	{"test/site", "api/... client verify internal/...", "golang.org/x/crypto golang.org/x/mod"},
 	{"test/site/sitetest", "api/... client verify internal/... test/site", "golang.org/x/crypto golang.org/x/mod golang.org/x/sys"},
 	{"test/bench", "api/... client verify internal/... test/site", "golang.org/x/crypto google.golang.org/protobuf"},

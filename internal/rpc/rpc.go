@@ -85,6 +85,7 @@ type API struct {
 
 	sources    limiters // requests of a source
 	attempts   limiters // failed proofs, by source and by what they are to prove
+	crowds     limiters // those of which that can be made up, by source and kind
 	identities limiters // requests of an identity
 	streams    streams
 	memory     memory // of request bodies
@@ -127,6 +128,7 @@ func New(sites map[string]Site, o Options) *API {
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	a.sources = newLimiters(o.Limits.SourceRate, o.Limits.SourceBurst)
 	a.attempts = newLimiters(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
+	a.crowds = newLimiters(crowded*o.Limits.UnprovedRate, crowded*o.Limits.UnprovedBurst)
 	a.identities = newLimiters(o.Limits.IdentityRate, o.Limits.IdentityBurst)
 	a.streams.most = o.Limits.IdentityStreams
 	a.memory.limit = o.Limits.RequestMemory
@@ -172,10 +174,11 @@ type call struct {
 	conn  *connection
 	route *route
 	code  string
-	proof string        // method of an attestation that is known
-	begun bool          // the request was read and its method reached
-	tries *rate.Limiter // failed proofs of what this one is to prove; nil: not known yet
-	key   string        // whose requests and streams it counts among, where a session is asked for
+	proof string          // method of an attestation that is known
+	begun bool            // the request was read and its method reached
+	tries []*rate.Limiter // failed proofs of what this one is to prove; nil: not known yet, or counted already
+	cost  int             // how many attempts this one counts as
+	key   string          // whose requests and streams it counts among, where a session is asked for
 
 	wipe     func()    // of a value, when the answer was sent
 	released time.Time // when the release of a value was decided
