@@ -68,7 +68,7 @@ func (a *API) account(c *call, p *problem.Problem) {
 	case c.proof != "":
 		switch p.Kind {
 		case problem.NotProved, problem.Refused, problem.Invalid:
-			c.tried()
+			c.tried(true)
 		}
 		if p.Reason != problem.ReasonForked { // that one is an entry of its own
 			env.Unproved(c.proof, p, c.conn.source)
@@ -165,12 +165,9 @@ func requestID() string {
 
 // slowDown says when a limiter has room again.
 func slowDown(l *rate.Limiter, format string, args ...any) *problem.Problem {
-	return slowDownFor(l, 1, format, args...)
+	return slowDownFor(time.Duration((1-min(l.Tokens(), 1))/float64(l.Limit())*float64(time.Second)), format, args...)
 }
 
-// slowDownFor says when it has room for what counts n times.
-func slowDownFor(l *rate.Limiter, n int, format string, args ...any) *problem.Problem {
-	most := float64(n)
-	wait := time.Duration((most - min(l.Tokens(), most)) / float64(l.Limit()) * float64(time.Second))
+func slowDownFor(wait time.Duration, format string, args ...any) *problem.Problem {
 	return problem.New(problem.ReasonRateLimited, "there are too many "+format, args...).WithRetryAfter(max(wait, 10*time.Millisecond))
 }

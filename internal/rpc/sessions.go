@@ -2,9 +2,7 @@ package rpc
 
 import (
 	"context"
-	"time"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	pb "github.com/bailment/bailment/api/bailment/v1"
@@ -58,7 +56,7 @@ func (s attestations) Challenge(ctx context.Context, r *pb.ChallengeRequest) (*p
 	if err := s.attempt(c, len(r.Hello))(a, err); err != nil {
 		return nil, err
 	}
-	c.tried()
+	c.tried(true)
 	out.Offer, err = env.Offer(ctx, r.Method, b, r.Hello)
 	return out, err
 }
@@ -106,7 +104,7 @@ func (s attestations) Appraise(ctx context.Context, r *pb.AttestRequest) (*pb.Ap
 	if err := s.attempt(c, len(r.Evidence))(env.AttestAttempt(ask)); err != nil {
 		return nil, err
 	}
-	c.tried() // it spends neither the challenge nor the evidence, so it could be asked again and again
+	c.tried(true) // it spends neither the challenge nor the evidence, so it could be asked again and again
 	a, err := env.Appraise(ctx, ask)
 	if err != nil {
 		return nil, err
@@ -189,25 +187,27 @@ func (s attestations) attempt(c *call, size int) func(control.Attempt, error) er
 		}
 		from, _ := c.conn.asker()
 		from = c.conn.site.name + " " + from + " "
-		tries := []*rate.Limiter{s.attempts.of(from + a.Subject)}
-		if a.Crowd != "" {
-			tries = append(tries, s.crowds.of(from+a.Crowd))
-		}
 		c.cost = min(1+size/dear, s.attempts.burst)
-		for _, l := range tries {
-			if l.Tokens() < float64(c.cost) {
-				return slowDownFor(l, c.cost, "failed attempts from %s", c.conn.source)
-			}
+		about := []*tally{s.attempts.of(from + a.Subject)}
+		if a.Crowd != "" {
+			about = append(about, s.crowds.of(from+a.Crowd))
 		}
-		c.tries = tries
+		for _, t := range about {
+			wait, ok := t.begin(c.cost)
+			if !ok {
+				c.tried(false)
+				return slowDownFor(wait, "failed attempts from %s", c.conn.source)
+			}
+			c.tries = append(c.tries, t)
+		}
 		return nil
 	}
 }
 
-// tried counts the attempt, once.
-func (c *call) tried() {
-	for _, l := range c.tries {
-		l.AllowN(time.Now(), c.cost)
+// tried says, once, whether the attempt counts.
+func (c *call) tried(counts bool) {
+	for _, t := range c.tries {
+		t.end(c.cost, counts)
 	}
 	c.tries = nil
 }

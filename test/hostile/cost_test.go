@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -108,6 +109,42 @@ func TestFailuresKeepNobodyOut(t *testing.T) {
 	}
 	if got := h.sums(x509.Name); got["rate-limited"] != uint64(5+limited) || len(got) != 2 {
 		t.Errorf("accounted: %v", got)
+	}
+}
+
+// Those who fail at the same time fail one after the other, too: what is being verified counts until it is known to be good.
+func TestFailuresAtOnce(t *testing.T) {
+	k := certificates(t, nil)
+	h := newHouse(t, options{files: files([]kit{k}), limits: burst(3)})
+	w := h.work[x509.Name]
+	w.gate = make(chan struct{})
+	x := h.begin(x509.Name)
+	good := h.begin(x509.Name)
+	const all = 20
+	var answered atomic.Int64
+	var group sync.WaitGroup
+	for range all {
+		group.Go(func() {
+			_, _ = h.send(x509.Name, x, []byte(`{"chain":["AAAA"],"signature":"AAAA"}`))
+			answered.Add(1)
+		})
+	}
+	for deadline := time.Now().Add(20 * time.Second); answered.Load()+w.verified.Load() < all; <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("they don't arrive")
+		}
+	}
+	if n := w.verified.Load(); n != 3 {
+		t.Errorf("%d are verified at once", n)
+	}
+	close(w.gate)
+	group.Wait()
+	// What turned out good is given back.
+	for range 6 {
+		good = h.again(x509.Name, good)
+		if _, err := h.send(x509.Name, good, k.good(h, good.binding)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
