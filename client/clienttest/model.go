@@ -26,6 +26,7 @@ import (
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/k8s"
 	attestx509 "github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/verify"
@@ -38,6 +39,7 @@ type model struct {
 	control     uint64
 	challenges  map[string]bool // true: used
 	tokens      map[string]*token
+	used        map[string][32]byte // evidence of pods → the session key that used it
 	nodes       map[string]*node
 	sessions    map[uint64]*session
 	seen        map[[32]byte]string
@@ -46,6 +48,7 @@ type model struct {
 	leases      map[uint64]*Lease
 	holds       map[string]bool   // identity paths
 	cutoffs     map[string]uint64 // identity path → index
+	pushed      map[string]problem.Reason
 	claims      []map[string]any
 	refuse      func(claims map[string]any, want string) error
 }
@@ -80,9 +83,11 @@ type Lease struct {
 
 func (m *model) init() {
 	m.index = 1
+	m.used = map[string][32]byte{}
 	m.challenges, m.tokens, m.nodes = map[string]bool{}, map[string]*token{}, map[string]*node{}
 	m.sessions, m.seen, m.values = map[uint64]*session{}, map[[32]byte]string{}, map[string][]byte{}
 	m.versions, m.leases, m.holds, m.cutoffs = map[string]uint64{}, map[uint64]*Lease{}, map[string]bool{}, map[string]uint64{}
+	m.pushed = map[string]problem.Reason{}
 }
 
 func (m *model) next() uint64 { m.index++; return m.index }
@@ -144,6 +149,14 @@ func (s *Server) Hold(path string, on bool) {
 	s.news()
 }
 
+// Push has an identity refused for a reason, or ("") no more.
+func (s *Server) Push(path string, r problem.Reason) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.pushed[path] = r
+	s.news()
+}
+
 // CutOff revokes all that an identity got up to here.
 func (s *Server) CutOff(path string) {
 	s.mu.Lock()
@@ -185,6 +198,9 @@ func (m *model) revoked(paths []string, root uint64) error {
 	for _, p := range paths {
 		if m.holds[p] {
 			return problem.New(problem.ReasonHeld, "held")
+		}
+		if r := m.pushed[p]; r != "" {
+			return problem.New(r, "pushed")
 		}
 	}
 	return nil
@@ -326,6 +342,8 @@ func (a attestation) Attest(_ context.Context, r *v1.AttestRequest) (*v1.Session
 	case jointoken.Name:
 	case attestx509.Name:
 		return s.byCertificate(r, pub, thumb)
+	case k8s.Name:
+		return s.byPod(r, pub, thumb)
 	default:
 		return nil, problem.New(problem.ReasonUnknownMethod, "method")
 	}
@@ -385,6 +403,19 @@ func (s *Server) byCertificate(r *v1.AttestRequest, pub crypto.PublicKey, thumb 
 		return nil, err
 	}
 	out, _, err := s.open(&session{path: path, key: thumb}, pub, time.Time{})
+	return out, err
+}
+
+// byPod appraises nothing either, but that each evidence is used by one session key only.
+func (s *Server) byPod(r *v1.AttestRequest, pub crypto.PublicKey, thumb [32]byte) (*v1.SessionResponse, error) {
+	if used, ok := s.state.used[string(r.Evidence)]; ok && used != thumb {
+		return nil, problem.New(problem.ReasonTokenSpent, "token spent")
+	}
+	if err := s.spend(r.Challenge); err != nil {
+		return nil, err
+	}
+	s.state.used[string(r.Evidence)] = thumb
+	out, _, err := s.open(&session{path: "/node/k8s/corp/web-1", key: thumb}, pub, time.Time{})
 	return out, err
 }
 
@@ -626,8 +657,8 @@ func (w watching) Watch(ctx context.Context, r *v1.WatchRequest, out *connect.Se
 		if err := out.Send(ev); err != nil {
 			return err
 		}
-		if dead != nil {
-			return dead
+		if problem.Is(dead, problem.ReasonCutoff) {
+			return dead // the others may be taken back, which is told on the same stream
 		}
 		timer := time.NewTimer(left)
 		select {

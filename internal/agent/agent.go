@@ -4,7 +4,8 @@
 // Guaranteed: it talks to nobody but the environment that its bootstrap string names. A new key is on the disk before it is
 // sent, so that a lost reply is answered again to the same key and never looks like a second holder. A valid SVID is used
 // until it ends, whatever happens to a renewal. What it is doing is one of a few states, and "the server can't be reached",
-// "we could not prove what we are", "the server says no" and "there is a hold" are never mixed up. Who asks at its socket is
+// "we could not prove what we are", "the server says no", "there is a hold" and "this program is too old" are never mixed up: reasons.go has
+// every reason's class. Who asks at its socket is
 // what the kernel says. Leases last as long as the process that they were taken for, and are given back when it ends, however
 // it ends, if the agent lives. No value is logged or written anywhere.
 //
@@ -54,10 +55,14 @@ type Config struct {
 	Values    map[string]string // what the method needs that is no file
 	Methods   attest.Methods    // the table of methods
 	Version   string            // of this program, told to the server
-	// Statement is what this program can say of itself; its zero value: its version only.
-	Statement release.Statement
-	Logger    *slog.Logger // nil: none
-	Limits    Limits
+	// Statement reads what this program can say of itself; nil: its version only. It is asked once, while the agent reaches the
+	// environment, since it reads the whole executable.
+	Statement func() (release.Statement, error)
+	// Replaced reports whether the installed program is not the one that runs any more, which then only a restart mends; nil: it can't be
+	// told. It is asked while something is wrong, and for the status.
+	Replaced func() bool
+	Logger   *slog.Logger // nil: none
+	Limits   Limits
 	// WorkloadAPI is the path of the SPIFFE Workload API's socket; empty: it is not served.
 	WorkloadAPI string
 	Parents     int            // how many ancestors of a process are claimed, at most workload.MaxParents; 0: none
@@ -88,6 +93,7 @@ func (l *Limits) defaults() {
 // Agent is a machine's agent. Run it once.
 type Agent struct {
 	cfg    Config
+	says   func() (release.Statement, error) // cfg.Statement, asked once
 	log    *slog.Logger
 	method attest.Method
 	files  files
@@ -125,6 +131,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Statement == nil {
+		cfg.Statement = func() (release.Statement, error) { return release.Statement{}, nil }
+	}
 	cfg.Limits.defaults()
 	m, err := cfg.Methods.Find(cfg.Method)
 	if err != nil {
@@ -160,7 +169,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, problem.New(problem.ReasonInvalid, "the agent's two sockets have one path").WithFix("name another path as `workload_api` in the agent's configuration")
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
+		cfg: cfg, says: sync.OnceValues(cfg.Statement), log: cfg.Logger, method: m, files: files(cfg.StateDir),
 		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
 		measurer: newMeasurer(),
 	}
@@ -192,6 +201,7 @@ func (a *Agent) inspect() error {
 // does not mend: the configuration, the state directory, the socket.
 func (a *Agent) Run(ctx context.Context) error {
 	hardening.Harden(a.log)
+	go a.says() // beside the way to the environment, which waits for it before it attests
 	unlock, err := a.prepare()
 	if err != nil {
 		return err
@@ -316,11 +326,13 @@ func (a *Agent) credentials() (*tls.Certificate, error) {
 
 // Status is what the agent is doing.
 func (a *Agent) Status() localapi.Status {
+	replaced := a.replaced()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := localapi.Status{
 		State: string(a.state), Since: a.since, Problem: localapi.FailureOf(a.failure), Watching: a.watching,
 		Control: a.control, Generation: a.gen, Version: a.cfg.Version, NextTry: a.next, Runs: a.runs.count(),
+		Replaced: replaced,
 	}
 	if a.failure != nil {
 		s.ProblemAt = a.failedAt

@@ -180,9 +180,12 @@ func (a *Agent) material() (attest.Material, string, error) {
 	return m, hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// signature tells whether the files of the needs may have changed, without reading them.
+// signature tells whether the files of the needs, or the installed program, may have changed, without reading them.
 func (a *Agent) signature() string {
 	var b strings.Builder
+	if a.replaced() {
+		b.WriteString("another program\n")
+	}
 	for _, n := range a.method.Needs {
 		if st, err := os.Stat(a.cfg.Needs[n.Name]); err == nil {
 			fmt.Fprintf(&b, "%s %d %d %v\n", n.Name, st.Size(), st.ModTime().UnixNano(), st.Mode())

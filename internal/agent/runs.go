@@ -203,7 +203,7 @@ func (r *run) open(ctx context.Context, req localapi.OpenRequest, e executable) 
 		return nil, err
 	}
 	r.client, r.node = c, id.Path()
-	out := &localapi.Opened{Run: r.id, Identity: r.session.Identity, Node: node.Identity, Expires: r.session.Expires}
+	out := &localapi.Opened{Run: r.id, Identity: r.session.Identity, Node: node.Identity, Expires: r.session.Expires, SPIFFE: r.a.cfg.WorkloadAPI}
 	for _, w := range req.Secrets {
 		// Before each: what is got for a process that isn't the one any more would be a release that nobody took.
 		if err := r.asker.Same(); err != nil {

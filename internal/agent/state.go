@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"slices"
 	"time"
 
 	"github.com/bailment/bailment/client"
@@ -26,6 +25,18 @@ const (
 	Renewing    State = "renewing"    // ready, and a renewal is under way
 )
 
+// ExitCode is that of a command that asks how an agent is: 0 if it has a session, else as for a problem of such a kind (problem.Kind).
+func (s State) ExitCode() int {
+	switch s {
+	case Ready, Renewing:
+		return 0
+	case NotProved, Refused, Held, Quarantined, Outdated:
+		return problem.Refused.ExitCode()
+	default: // starting, unreachable, broken, and what a later agent calls otherwise
+		return problem.Unavailable.ExitCode()
+	}
+}
+
 // Rates of trying again. What the network mends is looked at soon; what a person must mend, rarely; and what changes
 // here or there wakes the agent at once.
 const (
@@ -35,11 +46,6 @@ const (
 	lastRefused      = 5 * time.Minute
 	lookForChange    = 2 * time.Second // at the files of the needs, while something is wrong
 )
-
-// outdated are the refusals that another build of this program mends, and nothing else.
-var outdated = []problem.Reason{
-	problem.ReasonAgentOutdated, problem.ReasonAgentUnsigned, problem.ReasonAgentUnknown, problem.ReasonAgentClaimed,
-}
 
 // local marks a failure of this machine's own files, so that a full disk here is not called a server's.
 type local struct{ *problem.Problem }
@@ -52,32 +58,13 @@ func classify(err error) State {
 		_ = l
 		return Broken
 	}
-	p := problem.As(err)
-	switch {
-	case p.Reason == problem.ReasonHeld || p.Reason == problem.ReasonForked:
-		return Held
-	case p.Reason == problem.ReasonQuarantined:
-		return Quarantined
-	case slices.Contains(outdated, p.Reason):
-		return Outdated
-	case p.Reason == problem.ReasonNotAuthentic || p.Reason == problem.ReasonWrongEnvironment:
-		// Not "not-proved": it is the server that did not prove what it is.
-		return Unreachable
-	}
-	switch p.Kind {
-	case problem.NotProved:
-		return NotProved
-	case problem.Unavailable, problem.Limited, problem.UnknownOutcome, problem.Internal:
-		return Unreachable
-	default:
-		return Refused
-	}
+	return classOf(problem.As(err)).state
 }
 
 // backoff is how long to wait after so many failures in a row, the last of which led to s by p.
 func backoff(s State, p *problem.Problem, failures int) time.Duration {
 	first, last := firstRefused, lastRefused
-	if s == Unreachable && p.Reason != problem.ReasonNotAuthentic && p.Reason != problem.ReasonWrongEnvironment {
+	if s != Broken && classOf(p).soon {
 		first, last = firstUnreachable, lastUnreachable
 	}
 	d := client.Jitter(min(first<<min(failures, 16), last))
@@ -137,6 +124,9 @@ func (a *Agent) fail(err error) {
 // advise says what leads on after the end of an enrolment, in the terms of this machine: its method may need something new,
 // and a person who reads the status has no other hint at where it belongs.
 func (a *Agent) advise(p *problem.Problem) *problem.Problem {
+	if classOf(p).state == Outdated && a.replaced() {
+		return p.WithFix("%s", restart)
+	}
 	if a.method.Renewal.Kind != attest.RenewByPossession || !endsEnrolment(p) {
 		return p
 	}
@@ -147,6 +137,12 @@ func (a *Agent) advise(p *problem.Problem) *problem.Problem {
 	}
 	return p
 }
+
+// restart is the way out where a newer build waits for the process to end.
+const restart = "another build of this program is installed already: restart the agent (systemctl restart bailment-agent)"
+
+// replaced reports whether what is installed now is not what runs.
+func (a *Agent) replaced() bool { return a.cfg.Replaced != nil && a.cfg.Replaced() }
 
 // kill says that the session is over before its time, by the server's own word. The lock is held.
 func (a *Agent) kill(p *problem.Problem) {
@@ -167,7 +163,19 @@ func (a *Agent) kill(p *problem.Problem) {
 	a.spiffe.Look()
 }
 
-// revive takes that back: a hold was lifted. The lock is held.
+// outlived says that the session has reached its end, by the server's clock, while something keeps it from being renewed. The lock is held.
+func (a *Agent) outlived(p *problem.Problem) {
+	if a.dead != nil {
+		return
+	}
+	a.dead = p
+	a.next = time.Now()
+	a.enter(a.failState)
+	a.poke()
+	a.spiffe.Look()
+}
+
+// revive takes kill back: a hold was lifted, or the bundle lets this machine in again. The lock is held.
 func (a *Agent) revive() {
 	if a.dead == nil {
 		return

@@ -100,7 +100,7 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 		if reason.Fix() == "" {
 			reason = problem.ReasonCutoff
 		}
-		a.kill(problem.New(reason, "the server says that this machine's session is over"))
+		a.kill(overBecause(reason))
 		a.runs.look()
 		return false
 	}
@@ -137,5 +137,22 @@ func (a *Agent) lost(s *client.Session, err error) {
 		a.log.Debug("the stream of news ended", "reason", string(p.Reason), "problem", p.Message)
 		return
 	}
+	if p.Reason == problem.ReasonSessionExpired && a.failure != nil {
+		// It was not renewed, and why not is what there is to say: not that it ended.
+		a.outlived(p)
+		return
+	}
 	a.kill(p)
+}
+
+// overBecause says what became of the session: a hold leaves it where it is, and gives it back with its end.
+func overBecause(reason problem.Reason) *problem.Problem {
+	switch reason {
+	case problem.ReasonHeld, problem.ReasonForked:
+		return problem.New(reason, "this machine is held: it gets nothing until the hold is lifted")
+	case problem.ReasonQuarantined:
+		return problem.New(reason, "this machine is quarantined: it gets nothing until its release")
+	default:
+		return problem.New(reason, "the server says that this machine's session gives it nothing any more")
+	}
 }

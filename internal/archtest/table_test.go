@@ -91,7 +91,7 @@ var table = []archtest.Row{
 	},
 
 	{
-		"internal/control/controltest", "internal/control internal/spiffe internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
+		"internal/control/controltest", "internal/control internal/release internal/spiffe internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
 			"internal/keyring internal/keyring/file internal/ledger internal/store internal/store/sqlite internal/invariant verify",
 		"golang.org/x/crypto",
 	},
@@ -139,7 +139,7 @@ var table = []archtest.Row{
 	{"test/e2e", "", ""},
 	{"test/faults", "", ""},
 	{"test/hostile", "", ""},
-	{"test/site", "api/... client verify internal/...", "golang.org/x/crypto golang.org/x/mod"},
+	{"test/site", "api/... client verify internal/...", "golang.org/x/crypto golang.org/x/mod google.golang.org/protobuf"},
 	{"test/site/sitetest", "api/... client verify internal/... test/site", "golang.org/x/crypto golang.org/x/mod golang.org/x/sys"},
-	{"test/bench", "api/... client verify internal/... test/site", "golang.org/x/crypto google.golang.org/protobuf"},
+	{"test/bench", "api/... client verify internal/... test/site", "golang.org/x/crypto github.com/spiffe/go-spiffe/v2 google.golang.org/protobuf"},
 }

@@ -13,7 +13,9 @@ import (
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 )
 
 func (a *app) leaseCommand() *cobra.Command {
@@ -145,6 +147,45 @@ func (a *app) listIdentities(ctx context.Context, c *conn, prefix string) error 
 			t.add(i.Identity, i.Method, i.Assurance, i.State, i.LastSeen, i.SessionExpires)
 		}
 	})
+}
+
+// listNodes lists machines, with their agents: all, or those whose agent is not of a version below another.
+func (a *app) listNodes(ctx context.Context, c *conn, below string) error {
+	all, err := c.identities(ctx, "/node/")
+	if err != nil {
+		return err
+	}
+	if below != "" {
+		least, err := release.ParseVersion(below)
+		if err != nil {
+			return problem.Wrap(err, problem.ReasonInvalid, "--agents-below").WithFix("give a version such as 1.4.0")
+		}
+		all.Identities = slices.DeleteFunc(all.Identities, func(i *v1.IdentityInfo) bool {
+			version, err := release.ParseVersion(i.GetAgent().GetVersion())
+			return err == nil && version.Compare(least) >= 0
+		})
+	}
+	return a.show(all, func(t *rows) {
+		t.add("MACHINE", "METHOD", "ASSURANCE", "STATE", "AGENT", "LAST SEEN", "SESSION UNTIL")
+		for _, i := range all.Identities {
+			t.add(i.Identity, i.Method, i.Assurance, i.State, agentCell(i.Agent), i.LastSeen, i.SessionExpires)
+		}
+	})
+}
+
+// agentCell is an agent in a few words: its version, and what vouches for that.
+func agentCell(x *v1.AgentInfo) string {
+	if x == nil {
+		return "unknown"
+	}
+	out := x.Version
+	if out == "" {
+		out = "?"
+	}
+	if out += " " + x.State; x.Evidence == policy.AgentMeasured {
+		out += ", " + x.Evidence
+	}
+	return out
 }
 
 func (a *app) identityCommand() *cobra.Command {

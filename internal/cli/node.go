@@ -32,11 +32,19 @@ one session key; the machine that was promised it must be the one that gets it.`
 		RunE:    a.call(func(ctx context.Context, c *conn, args []string) error { return a.nodeToken(ctx, c, args[0], ttl) }),
 	}
 	token.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long it can be used")
+	var below string
 	list := &cobra.Command{
 		Use: "list", Short: "List machines", Args: cobra.NoArgs,
-		Long: "Lists the machines that were attested, with their state.", Example: "  bailment node list -o json",
-		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error { return a.listIdentities(ctx, c, "/node/") }),
+		Long: `Lists the machines that were attested, with their state and their agents: the version, whether a
+signer of the bundle vouches for that very binary (signed), and whether the platform measured it.
+It is what each showed with its newest session.
+
+With --agents-below only those whose agent has a lesser version, or none that can be compared:
+those that a minimum of that version would refuse.`,
+		Example: "  bailment node list -o json\n  bailment node list --agents-below 1.5.0",
+		RunE:    a.call(func(ctx context.Context, c *conn, _ []string) error { return a.listNodes(ctx, c, below) }),
 	}
+	list.Flags().StringVar(&below, "agents-below", "", "only machines whose agent a minimum of this version would refuse")
 	c.AddCommand(
 		token, list, a.showIdentityCommand("show NODE", "bailment node show /node/join-token/web-1", a.nodeNames), a.quarantineCommand(),
 		a.proposeAct(act{
@@ -239,6 +247,10 @@ func (a *app) cutOff(ctx context.Context, c *conn, name, reason string) (string,
 		if scope, err = c.nodeScope(name); err != nil {
 			return "", err
 		}
+	}
+	if r, err := c.show(ctx, path); err == nil && r.Decommissioned != 0 {
+		return "", problem.New(problem.ReasonDecommissioned, "%s was decommissioned by entry %d", path, r.Decommissioned).
+			WithFix("nothing is left to do; `bailment ledger proof %d` gives the statement's receipt", r.Decommissioned)
 	}
 	if reason == "" {
 		reason = "decommissioned"

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
@@ -169,7 +170,7 @@ func (o object) MarshalJSON() ([]byte, error) {
 }
 
 // objectOf is a message as programs want it: names as in the .proto file, whole numbers as numbers, times as
-// RFC 3339, durations as Go writes them, bytes as base64, and every field there, set or not. protojson does none of
+// RFC 3339, durations as Go writes them, bytes as base64, claims as the JSON that they are, and every field there, set or not. protojson does none of
 // the first three.
 func objectOf(m protoreflect.Message) any {
 	switch t := m.Interface().(type) {
@@ -177,6 +178,8 @@ func objectOf(m protoreflect.Message) any {
 		return t.AsTime().UTC().Format(time.RFC3339Nano)
 	case *durationpb.Duration:
 		return t.AsDuration().String()
+	case *structpb.Struct:
+		return t.AsMap()
 	}
 	fields := m.Descriptor().Fields()
 	out := make(object, 0, fields.Len())

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/bailment/bailment/internal/agent"
 	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/config"
@@ -219,8 +220,14 @@ Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=uni
 	c.Flags().StringVar(&file, "config", "", "configuration file (default: every setting's default)")
 	c.AddCommand(&cobra.Command{
 		Use: "status", Short: "Ask the agent on this machine how it is", Args: cobra.NoArgs,
-		Long:    "Asks the agent on this machine for its state. Its socket is $BAILMENT_AGENT, else\n" + defaultSocket + ".",
-		Example: "  bailment agent status -o json",
+		Long: `Asks the agent on this machine for its state. Its socket is $BAILMENT_AGENT, else
+` + defaultSocket + `.
+
+It exits with 0 if the machine has a session that can be used (ready, renewing), with 2 if the
+answer is no until somebody mends what the status says (not-proved, refused, held, quarantined,
+outdated), and with 3 if it may pass by itself or is this machine's own trouble (starting,
+unreachable, broken, or no agent).`,
+		Example: "  bailment agent status -o json\n  bailment agent status > /dev/null || echo \"exit code $?\"",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), a.flags.timeout)
 			defer cancel()
@@ -228,25 +235,37 @@ Envoy's Secret Discovery Service: programs find it by SPIFFE_ENDPOINT_SOCKET=uni
 			if err != nil {
 				return err
 			}
-			return a.show(s, func(t *rows) {
-				t.add("state", s.State)
-				t.add("since", s.Since)
-				t.add("environment", s.Environment)
-				t.add("server", s.Address)
-				t.add("identity", s.Identity)
-				t.add("assurance", s.Assurance)
-				t.add("certificate until", s.Expires)
-				t.add("enrolment until", s.LifetimeEnd)
-				t.add("told of changes", s.Watching)
-				t.add("runs", s.Runs)
-				if s.Problem != nil {
-					t.line("problem (%s): %s", s.Problem.Reason, s.Problem.Message)
-					t.line("try: %s", s.Problem.Fix)
-				}
-			})
+			if err := a.show(s, func(t *rows) { statusTable(t, s) }); err != nil {
+				return err
+			}
+			if code := agent.State(s.State).ExitCode(); code != 0 {
+				return exitCode(code)
+			}
+			return nil
 		},
 	})
 	return c
+}
+
+func statusTable(t *rows, s *localapi.Status) {
+	t.add("state", s.State)
+	t.add("since", s.Since)
+	t.add("environment", s.Environment)
+	t.add("server", s.Address)
+	t.add("identity", s.Identity)
+	t.add("assurance", s.Assurance)
+	t.add("certificate until", s.Expires)
+	t.add("enrolment until", s.LifetimeEnd)
+	t.add("told of changes", s.Watching)
+	t.add("runs", s.Runs)
+	t.add("version", s.Version)
+	if s.Replaced {
+		t.line("another build is installed than the one that runs: restart the agent to use it")
+	}
+	if s.Problem != nil {
+		t.line("problem (%s): %s", s.Problem.Reason, s.Problem.Message)
+		t.line("try: %s", s.Problem.Fix)
+	}
 }
 
 // badBootstrap: without its string an agent would ask nobody, for ever.
@@ -270,6 +289,9 @@ its environment, or in files on memory-backed storage. The program's file is ope
 and executed from one descriptor, and its digest is a claim. The leases are given back when it
 ends. While agent or server are away it waits (--wait), and --timeout bounds each time that it
 asks. When the agent is restarted the program goes on, and is proved to the next one.
+
+Where the agent serves the SPIFFE Workload API, the program finds it by SPIFFE_ENDPOINT_SOCKET,
+unless that is set already.
 
 A file of --secret-file is readable by its owner only (0600), who is the user that calls run. It
 must not exist, must be on a tmpfs, and is wiped and removed when the program ends. If run is

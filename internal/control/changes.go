@@ -164,7 +164,7 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if err := compiled.LowersAgents(prog); err != nil {
 		return err
 	}
-	return checkBundle(e.cfg.Methods, compiled)
+	return CheckBundle(e.cfg.Methods, compiled)
 }
 
 // required says how many approvals a change needs, and whether the proposer's own may be one of them.
@@ -197,7 +197,7 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return &Proposal{Change: ch, Index: first.Index}, nil
 	}
 	if p.bad != nil {
-		return nil, refuse(problem.As(p.bad).Reason, "%s", problem.As(p.bad).Message)
+		return nil, &denied{problem: without(p.bad), action: "change.propose", target: p.text.Action, session: x}
 	}
 	if p.retry || p.base != t.s.Bundle {
 		return nil, errStale
@@ -217,13 +217,13 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		return nil, refuse(problem.ReasonInvalid, "a change is open from %s to %s", minChangeLife, maxChangeLife)
 	}
 	if err := t.room(x.Identity, p.text.Action); err != nil {
-		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
+		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
 	if err := t.signingKeys(op, &p.sig, p.bundle); err != nil {
-		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
+		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
 	if err := t.checkAct(p); err != nil {
-		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
+		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
 	ev := &state.ChangeProposed{
 		Action: p.text.Action, Base: t.s.Bundle, Target: p.text.Target, Expires: expires, Reason: p.text.Reason, Text: r.Text,
@@ -339,6 +339,13 @@ func (t *turn) checkAct(p *proposal) error {
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
 }
 
+// without is a refusal as it is entered and told: with its way out, without its cause.
+func without(err error) *problem.Problem {
+	p := *problem.As(err)
+	p.Err = nil
+	return &p
+}
+
 // holdOf is the hold that a change is about: that one, and no other on the same scope.
 func (t *turn) holdOf(target string) (*state.Hold, error) {
 	scope, index, ok := state.ParseHoldTarget(target)
@@ -418,7 +425,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		return &denied{problem: problem.New(reason, format, args...), action: "change.approve", target: a.text.Action, session: x}
 	}
 	if a.bad != nil {
-		return nil, refuse(problem.As(a.bad).Reason, "%s", problem.As(a.bad).Message)
+		return nil, &denied{problem: without(a.bad), action: "change.approve", target: a.text.Action, session: x}
 	}
 	ch, ok := t.s.Changes.Get(r.Change)
 	if !ok {
@@ -454,7 +461,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		}
 	}
 	if err := t.signingKeys(op, &a.sig); err != nil {
-		return nil, refuse(problem.As(err).Reason, "%s", problem.As(err).Message)
+		return nil, &denied{problem: without(err), action: "change.approve", target: a.text.Action, session: x}
 	}
 	index, err := t.enter(&state.ChangeApproved{
 		Change: ch.Index, Text: r.Text, Nonce: a.text.Nonce, Signature: a.sig, Actor: actorOf(x), Ruling: t.ruling(""),

@@ -108,6 +108,15 @@ func (t *turn) namedBy(tok *state.Token) string {
 	return match.Path
 }
 
+// wouldNameGone refuses a join token that, by the rules in force, could give nothing but an identity that was decommissioned: who makes
+// it learns so now, and not the machine later. Attestation judges again.
+func (t *turn) wouldNameGone(name, id string) error {
+	if p := checkGone(t.s, t.namedBy(&state.Token{Name: name, ID: id})); p != nil {
+		return p
+	}
+	return nil
+}
+
 // decommission carries an approved decommissioning out.
 func (t *turn) decommission(ch *state.Change) error {
 	e, err := t.endable(ch.Target)

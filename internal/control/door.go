@@ -247,23 +247,28 @@ func liveSession(s *state.State, c Caller, now state.Millis) (*state.Session, er
 	return x, nil
 }
 
-// checkRevoked says which cutoff or hold covers the subject, if one does.
+// checkRevoked says which cutoff or hold covers the subject, if one does. What was ended for ever says so, whatever else covers it.
 func checkRevoked(s *state.State, x state.Subject, now state.Millis) (string, *problem.Problem) {
+	for _, path := range []string{x.Identity, x.Node} {
+		if p := checkGone(s, path); p != nil {
+			return "identity:" + path, p
+		}
+	}
 	if scope, index, dead := s.CutoffOver(x); dead {
 		return scope, problem.New(problem.ReasonCutoff, "revoked by entry %d (%s)", index, scope)
 	}
 	if h, held := s.HoldOver(x, now); held {
 		return h.Scope, heldBy(h)
 	}
-	if s.Gone.Len() == 0 {
-		return "", nil
-	}
-	for _, path := range []string{x.Identity, x.Node} {
-		if index, gone := s.Gone.Get(path); gone {
-			return "identity:" + path, problem.New(problem.ReasonDecommissioned, "%s was decommissioned by entry %d", path, index)
-		}
-	}
 	return "", nil
+}
+
+// checkGone refuses an identity that was decommissioned.
+func checkGone(s *state.State, path string) *problem.Problem {
+	if index, gone := s.Gone.Get(path); gone {
+		return problem.New(problem.ReasonDecommissioned, "%s was decommissioned by entry %d", path, index)
+	}
+	return nil
 }
 
 func heldBy(h *state.Hold) *problem.Problem {

@@ -245,6 +245,9 @@ func (e *Environment) CreateToken(ctx context.Context, c Caller, r TokenRequest)
 			}
 			return time.Time{}, problem.New(problem.ReasonExists, "there is a join token %s already", r.ID)
 		}
+		if err := t.wouldNameGone(r.Name, r.ID); err != nil {
+			return time.Time{}, err
+		}
 		expires := t.now.Add(r.TTL)
 		_, err = t.enter(&state.TokenCreated{
 			ID: r.ID, Public: r.Public, Name: r.Name, Expires: expires, Anchor: x.Anchor, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,

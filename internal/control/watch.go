@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"time"
 
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/problem"
@@ -71,15 +72,22 @@ func (w *watchers) wait(ctx context.Context, since uint64) error {
 type News struct {
 	Control    uint64
 	Generation uint64
-	Dead       *problem.Problem // the watcher's own session is over
-	CAChain    [][]byte         // when it changed, and the first time
-	Scopes     []string         // revocations since the last news that concern the watcher
+	// Dead is why the watcher's own session gives it nothing now: it was cut off or is held, or the bundle in force does not give its
+	// identity to what it proved (another rule, a minimum version of agents).
+	Dead    *problem.Problem
+	CAChain [][]byte // when it changed, and the first time
+	Scopes  []string // revocations since the last news that concern the watcher
 }
 
-// Watch calls tell at once with the present, and then after every change that concerns agents, until the session is
-// over, ctx ends, or tell fails.
+// lookAgain is how long a watcher whose session is dead waits at most until it is judged anew: a hold may run out, which no entry says.
+const lookAgain = 15 * time.Second
+
+// Watch calls tell at once with the present, and then after every change that concerns agents, until the session is over, ctx ends, or
+// tell fails. A session that is dead for ever ends it; one that may come back (a hold is lifted, a bundle is changed again) does not, so
+// that its agent is told of that as soon as of the refusal.
 func (e *Environment) Watch(ctx context.Context, c Caller, since uint64, tell func(News) error) error {
 	var known []byte
+	var last *News
 	for {
 		s := e.log.State()
 		now := state.At(e.cfg.Now())
@@ -88,8 +96,8 @@ func (e *Environment) Watch(ctx context.Context, c Caller, since uint64, tell fu
 			return err
 		}
 		n := News{Control: s.Control, Generation: s.Generation}
-		if _, p := checkRevoked(s, state.SubjectOf(x), now); p != nil {
-			n.Dead = p
+		if n.Dead, err = e.deadNow(s, x, now); err != nil {
+			return err
 		}
 		for _, v := range revocations(s, now, func(scope state.Scope) bool { return concerns(scope, x) }) {
 			if v.Cutoff > since || (v.Hold != nil && v.Hold.Index > since) {
@@ -100,23 +108,58 @@ func (e *Environment) Watch(ctx context.Context, c Caller, since uint64, tell fu
 		if newest := chain[len(chain)-1]; !bytes.Equal(newest, known) {
 			known, n.CAChain = newest, chain
 		}
-		if err := tell(n); err != nil {
-			return err
+		if last == nil || last.Control != n.Control || !sameReason(last.Dead, n.Dead) {
+			if err := tell(n); err != nil {
+				return err
+			}
 		}
-		if n.Dead != nil {
+		if n.Dead != nil && forEver(n.Dead) {
 			return n.Dead
 		}
-		since = s.Control
-		expiry, cancel := context.WithDeadline(ctx, x.Expires.Time())
-		err = e.watchers.wait(expiry, since)
-		cancel()
-		if err != nil && expiry.Err() != nil && ctx.Err() == nil {
-			return problem.New(problem.ReasonSessionExpired, "the session expired")
-		}
-		if err != nil {
+		last, since = &n, s.Control
+		if err := e.waitForNews(ctx, x, since, n.Dead != nil); err != nil {
 			return err
 		}
 	}
+}
+
+// waitForNews returns nil when there is something to look at.
+func (e *Environment) waitForNews(ctx context.Context, x *state.Session, since uint64, dead bool) error {
+	end := x.Expires.Time()
+	if dead {
+		end = time.Now().Add(lookAgain)
+	}
+	waiting, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	err := e.watchers.wait(waiting, since)
+	switch {
+	case err == nil, waiting.Err() == nil || ctx.Err() != nil:
+		return err
+	case dead:
+		return nil
+	}
+	return problem.New(problem.ReasonSessionExpired, "the session expired")
+}
+
+// deadNow says why a live session gives nothing now, or nil. The error is one of asking.
+func (e *Environment) deadNow(s *state.State, x *state.Session, now state.Millis) (*problem.Problem, error) {
+	if _, p := checkRevoked(s, state.SubjectOf(x), now); p != nil {
+		return p, nil
+	}
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, err
+	}
+	return stands(s, prog, e.claims, x), nil
+}
+
+// forEver says whether nothing brings back a session that is dead for this.
+func forEver(p *problem.Problem) bool {
+	return p.Reason == problem.ReasonCutoff || p.Reason == problem.ReasonDecommissioned
+}
+
+func sameReason(a, b *problem.Problem) bool {
+	return (a == nil) == (b == nil) && (a == nil || a.Reason == b.Reason)
 }
 
 // Snapshot commits to the reduced state and stores it, so that the next start replays only what came after.

@@ -7,7 +7,10 @@
 // snapshots its guest. Called once by the composition roots of server and agent, first of all.
 package hardening
 
-import "log/slog"
+import (
+	"log/slog"
+	"runtime/debug"
+)
 
 // Report is what Harden achieved.
 type Report struct {
@@ -17,7 +20,7 @@ type Report struct {
 	MemoryWhy    string // why not; empty when locked
 }
 
-// Harden turns off core dumps and locks the process's memory. It never fails: what could not be
+// Harden turns off core dumps and locks the process's memory, all but the program's own code and constants. It never fails: what could not be
 // done is in the report, and in one warning each in the log. A child process inherits the core
 // limit, not the lock.
 func Harden(log *slog.Logger) Report {
@@ -36,4 +39,11 @@ func Harden(log *slog.Logger) Report {
 		r.MemoryLocked = true
 	}
 	return r
+}
+
+// Trim gives back to the system what only the start of a program needed: free pages of its heap, and pages of its code and constants,
+// of which a start touches most and what follows a third. It takes some milliseconds, and is for a program that is going to wait.
+func Trim() {
+	debug.FreeOSMemory()
+	forgetCode()
 }

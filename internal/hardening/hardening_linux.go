@@ -35,6 +35,7 @@ func lockMemory() error {
 	if err != nil {
 		return fmt.Errorf("mlockall: %w", err)
 	}
+	unlockCode()
 	return nil
 }
 

@@ -140,7 +140,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonPurpose:          {Refused, "ask for a purpose that the grant names"},
 	ReasonCondition:        {Refused, "the grant's condition is not met: see `bailment explain`"},
 	ReasonCutoff:           {Refused, "what you hold was revoked: attest or log in again"},
-	ReasonHeld:             {Refused, "there is a hold: an operator can propose to lift it"},
+	ReasonHeld:             {Refused, "there is a hold: an operator can propose to lift it (`bailment node release`, or `bailment revocation lift`)"},
 	ReasonDuty:             {Refused, "ask an operator who has this duty"},
 	ReasonSeparation:       {Refused, "somebody else has to do this"},
 	ReasonQuorum:           {Refused, "collect the missing approvals"},

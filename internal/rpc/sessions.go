@@ -8,6 +8,7 @@ import (
 	pb "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/release"
 )
@@ -145,7 +146,18 @@ func infoOf(x control.IdentityView) *pb.IdentityInfo {
 	return &pb.IdentityInfo{
 		Identity: x.Path, Method: x.Method, Assurance: x.Assurance, State: x.State, FirstSeen: millis(x.First), LastSeen: millis(x.Last),
 		SessionExpires: stamp(x.Expires), LifetimeEnd: millis(x.Lifetime), Counter: x.Counter, Anchor: x.Anchor,
+		Agent: agentOf(x.Claims),
 	}
+}
+
+// agentOf is what the claims say of a machine's agent; nil: nothing.
+func agentOf(claims map[string]any) *pb.AgentInfo {
+	agent, ok := claims[policy.ClaimAgent].(map[string]any)
+	if !ok {
+		return nil
+	}
+	text := func(name string) string { s, _ := agent[name].(string); return s }
+	return &pb.AgentInfo{Version: text("version"), State: text("state"), Evidence: text("evidence")}
 }
 
 func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {

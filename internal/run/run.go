@@ -28,6 +28,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -329,6 +330,9 @@ func (c *Config) place(given *localapi.Run, index map[string]int, files *files) 
 			set[s.Env] = string(value)
 		}
 	}
+	if _, ours := set[spiffeSocket]; !ours && given.SPIFFE != "" && !has(c.Env, spiffeSocket) && isSocket(given.SPIFFE) {
+		set[spiffeSocket] = "unix://" + given.SPIFFE
+	}
 	env := make([]string, 0, len(c.Env)+len(set))
 	for _, kv := range c.Env {
 		name, _, _ := strings.Cut(kv, "=")
@@ -343,6 +347,20 @@ func (c *Config) place(given *localapi.Run, index map[string]int, files *files) 
 		clear(given.Secrets[i].Value)
 	}
 	return env, nil
+}
+
+// spiffeSocket is where programs look for the SPIFFE Workload API (SPIFFE_Workload_Endpoint §4).
+const spiffeSocket = "SPIFFE_ENDPOINT_SOCKET"
+
+// has says whether an environment sets a variable, to whatever: what somebody set stays.
+func has(env []string, name string) bool {
+	return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
+}
+
+// isSocket says whether a path that the agent names is a socket from here as well: in a container it may be nothing.
+func isSocket(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().Type() == fs.ModeSocket
 }
 
 // executable is the file that is going to be executed, open.

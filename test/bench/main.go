@@ -107,6 +107,8 @@ func run(ctx context.Context, bin, dir, only string, each time.Duration, many, l
 	}{
 		{"login", b.logins},
 		{"push", b.push},
+		{"pushed to an agent", b.pushed},
+		{"agent", b.agents},
 		{"start small", b.startSmall},
 		{"start with many", func(ctx context.Context) error { return b.startWith(ctx, many) }},
 		{"revocation", func(ctx context.Context) error { return b.revocation(ctx, leases) }},

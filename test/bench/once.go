@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,7 +12,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
@@ -172,64 +169,9 @@ func (b *bench) push(ctx context.Context) error {
 
 // change proposes one more grant, and returns the approval that brings it into force.
 func (b *bench) change(ctx context.Context, purpose string) (*bailmentv1.ApproveRequest, error) {
-	now, err := b.admin.Changes.GetBundle(ctx, &bailmentv1.GetBundleRequest{})
-	if err != nil {
-		return nil, err
-	}
-	base, err := policy.ParseManifest([]byte(now.Manifest))
-	if err != nil {
-		return nil, err
-	}
-	files, by := make(policy.Files), make(map[policy.Digest][]byte)
-	for _, f := range now.Files {
-		by[sha256.Sum256(f)] = f
-	}
-	for _, f := range base.Files() {
-		files[f.Path] = by[f.Digest]
-	}
-	files["grants/"+purpose+".yaml"] = []byte(strings.ReplaceAll("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: P}\nspec: {actions: [secret.read], identities: [/node/join-token/n0], secrets: ['app/*'], purposes: [P]}\n", "P", purpose))
-	m, err := policy.BuildManifest(files, policy.Header{Environment: envName, Genesis: policy.Digest(b.s.Genesis), Version: base.Header().Version + 1, Previous: base.Digest()})
-	if err != nil {
-		return nil, err
-	}
-	epoch, err := b.admin.Epoch(ctx)
-	if err != nil {
-		return nil, err
-	}
-	text := ceremony.Change{
-		Scope:  ceremony.Scope{Environment: envName, Genesis: b.s.Genesis, Epoch: epoch},
-		Action: "bundle", Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
-		Nonce: nonce(), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "bench",
-	}
-	sign := func(namespace, text string) *bailmentv1.Signature {
-		var sig string
-		if err == nil {
-			sig, err = b.s.Signer("alice")(namespace, []byte(text))
-		}
-		return &bailmentv1.Signature{Sshsig: sig}
-	}
-	ask := &bailmentv1.ProposeRequest{
-		Action: "bundle", Manifest: string(m.Text()), Text: text.Text(), Expires: timestamppb.New(text.Expires), Reason: text.Reason,
-		Signature: sign(ceremony.NamespaceChange, text.Text()), ManifestSignature: sign(ceremony.NamespaceBundle, string(m.Text())),
-	}
-	for _, f := range files {
-		ask.Files = append(ask.Files, f)
-	}
-	if err != nil {
-		return nil, err
-	}
-	p, err := b.admin.Changes.Propose(ctx, ask)
-	if err != nil {
-		return nil, err
-	}
-	text.Role, text.Number, text.Nonce = ceremony.Approver, p.Change, nonce()
-	return &bailmentv1.ApproveRequest{Change: p.Change, Text: text.Text(), Signature: sign(ceremony.NamespaceChange, text.Text())}, err
-}
-
-func nonce() string {
-	var n [16]byte
-	_, _ = rand.Read(n[:]) // never fails (Go 1.24)
-	return hex.EncodeToString(n[:])
+	return b.s.Propose(ctx, b.admin, func(files policy.Files) {
+		files["grants/"+purpose+".yaml"] = []byte(strings.ReplaceAll("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: P}\nspec: {actions: [secret.read], identities: [/node/join-token/n0], secrets: ['app/*'], purposes: [P]}\n", "P", purpose))
+	})
 }
 
 // revocation makes many leases, each of its own secret's version and purpose, and takes them all back at once.

@@ -74,7 +74,7 @@ func (x RevokeRequest_Hold) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RevokeRequest_Hold.Descriptor instead.
 func (RevokeRequest_Hold) EnumDescriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{40, 0}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{41, 0}
 }
 
 type GetEnvironmentRequest struct {
@@ -1516,6 +1516,7 @@ type IdentityInfo struct {
 	LifetimeEnd    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=lifetime_end,json=lifetimeEnd,proto3" json:"lifetime_end,omitempty"`
 	Counter        uint64                 `protobuf:"varint,9,opt,name=counter,proto3" json:"counter,omitempty"`
 	Anchor         string                 `protobuf:"bytes,10,opt,name=anchor,proto3" json:"anchor,omitempty"`
+	Agent          *AgentInfo             `protobuf:"bytes,11,opt,name=agent,proto3" json:"agent,omitempty"` // of machines
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1620,6 +1621,74 @@ func (x *IdentityInfo) GetAnchor() string {
 	return ""
 }
 
+func (x *IdentityInfo) GetAgent() *AgentInfo {
+	if x != nil {
+		return x.Agent
+	}
+	return nil
+}
+
+// What is known of a machine's agent, as of its newest session, judged by the bundle that was in force then.
+type AgentInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`   // empty: it said none
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`       // signed | unsigned | unknown
+	Evidence      string                 `protobuf:"bytes,3,opt,name=evidence,proto3" json:"evidence,omitempty"` // claimed | measured
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentInfo) Reset() {
+	*x = AgentInfo{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentInfo) ProtoMessage() {}
+
+func (x *AgentInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentInfo.ProtoReflect.Descriptor instead.
+func (*AgentInfo) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AgentInfo) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *AgentInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *AgentInfo) GetEvidence() string {
+	if x != nil {
+		return x.Evidence
+	}
+	return ""
+}
+
 // Where something stands in the ledger.
 type EntryRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1631,7 +1700,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1712,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[21]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1725,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{21}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EntryRef) GetEpoch() uint64 {
@@ -1685,7 +1754,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1766,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[22]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1779,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{22}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutRequest) GetSecret() string {
@@ -1754,7 +1823,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1835,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[23]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1848,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{23}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GenerateRequest) GetSecret() string {
@@ -1829,7 +1898,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1910,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[24]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1923,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{24}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutResponse) GetSecret() string {
@@ -1898,7 +1967,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +1979,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[25]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +1992,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{25}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetRequest) GetSecret() string {
@@ -1976,7 +2045,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2057,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[26]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2070,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{26}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetResponse) GetValue() []byte {
@@ -2064,7 +2133,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2145,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[27]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2158,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{27}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListSecretsRequest) GetPrefix() string {
@@ -2123,7 +2192,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2204,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[28]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2217,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{28}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -2176,7 +2245,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2257,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[29]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2270,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{29}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SecretInfo) GetSecret() string {
@@ -2238,7 +2307,7 @@ type VersionInfo struct {
 
 func (x *VersionInfo) Reset() {
 	*x = VersionInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2319,7 @@ func (x *VersionInfo) String() string {
 func (*VersionInfo) ProtoMessage() {}
 
 func (x *VersionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[30]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2332,7 @@ func (x *VersionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionInfo.ProtoReflect.Descriptor instead.
 func (*VersionInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{30}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VersionInfo) GetVersion() uint64 {
@@ -2313,7 +2382,7 @@ type MoveRequest struct {
 
 func (x *MoveRequest) Reset() {
 	*x = MoveRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2394,7 @@ func (x *MoveRequest) String() string {
 func (*MoveRequest) ProtoMessage() {}
 
 func (x *MoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[31]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2407,7 @@ func (x *MoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveRequest.ProtoReflect.Descriptor instead.
 func (*MoveRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{31}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MoveRequest) GetSecret() string {
@@ -2379,7 +2448,7 @@ type MoveResponse struct {
 
 func (x *MoveResponse) Reset() {
 	*x = MoveResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2460,7 @@ func (x *MoveResponse) String() string {
 func (*MoveResponse) ProtoMessage() {}
 
 func (x *MoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[32]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2473,7 @@ func (x *MoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveResponse.ProtoReflect.Descriptor instead.
 func (*MoveResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{32}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MoveResponse) GetEntry() *EntryRef {
@@ -2432,7 +2501,7 @@ type ListLeasesRequest struct {
 
 func (x *ListLeasesRequest) Reset() {
 	*x = ListLeasesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2513,7 @@ func (x *ListLeasesRequest) String() string {
 func (*ListLeasesRequest) ProtoMessage() {}
 
 func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[33]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2526,7 @@ func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{33}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListLeasesRequest) GetIdentity() string {
@@ -2491,7 +2560,7 @@ type ListLeasesResponse struct {
 
 func (x *ListLeasesResponse) Reset() {
 	*x = ListLeasesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2572,7 @@ func (x *ListLeasesResponse) String() string {
 func (*ListLeasesResponse) ProtoMessage() {}
 
 func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[34]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2585,7 @@ func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListLeasesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{34}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListLeasesResponse) GetLeases() []*LeaseInfo {
@@ -2552,7 +2621,7 @@ type LeaseInfo struct {
 
 func (x *LeaseInfo) Reset() {
 	*x = LeaseInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +2633,7 @@ func (x *LeaseInfo) String() string {
 func (*LeaseInfo) ProtoMessage() {}
 
 func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[35]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +2646,7 @@ func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
 func (*LeaseInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{35}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LeaseInfo) GetLease() uint64 {
@@ -2666,7 +2735,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2747,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[36]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2760,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{36}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewLeaseRequest) GetLease() uint64 {
@@ -2711,7 +2780,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2792,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[37]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2805,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{37}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RenewLeaseResponse) GetExpires() *timestamppb.Timestamp {
@@ -2762,7 +2831,7 @@ type ReturnLeaseRequest struct {
 
 func (x *ReturnLeaseRequest) Reset() {
 	*x = ReturnLeaseRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2843,7 @@ func (x *ReturnLeaseRequest) String() string {
 func (*ReturnLeaseRequest) ProtoMessage() {}
 
 func (x *ReturnLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[38]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +2856,7 @@ func (x *ReturnLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnLeaseRequest.ProtoReflect.Descriptor instead.
 func (*ReturnLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{38}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReturnLeaseRequest) GetLease() uint64 {
@@ -2806,7 +2875,7 @@ type ReturnLeaseResponse struct {
 
 func (x *ReturnLeaseResponse) Reset() {
 	*x = ReturnLeaseResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +2887,7 @@ func (x *ReturnLeaseResponse) String() string {
 func (*ReturnLeaseResponse) ProtoMessage() {}
 
 func (x *ReturnLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[39]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2831,7 +2900,7 @@ func (x *ReturnLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnLeaseResponse.ProtoReflect.Descriptor instead.
 func (*ReturnLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{39}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReturnLeaseResponse) GetEntry() *EntryRef {
@@ -2853,7 +2922,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2865,7 +2934,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[40]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2878,7 +2947,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{40}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeRequest) GetScope() string {
@@ -2925,7 +2994,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3006,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[41]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +3019,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{41}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevokeResponse) GetEntry() *EntryRef {
@@ -3010,7 +3079,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3091,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[42]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3104,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{42}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{43}
 }
 
 type ListRevocationsResponse struct {
@@ -3047,7 +3116,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3128,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[43]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3141,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{43}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*RevocationInfo {
@@ -3096,7 +3165,7 @@ type RevocationInfo struct {
 
 func (x *RevocationInfo) Reset() {
 	*x = RevocationInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3177,7 @@ func (x *RevocationInfo) String() string {
 func (*RevocationInfo) ProtoMessage() {}
 
 func (x *RevocationInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[44]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3190,7 @@ func (x *RevocationInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationInfo.ProtoReflect.Descriptor instead.
 func (*RevocationInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{44}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevocationInfo) GetScope() string {
@@ -3184,7 +3253,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3196,7 +3265,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[45]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3209,7 +3278,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{45}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProposeRequest) GetAction() string {
@@ -3295,7 +3364,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +3376,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[46]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +3389,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{46}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProposeResponse) GetChange() uint64 {
@@ -3367,7 +3436,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3448,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[47]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3461,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{47}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListChangesRequest) GetOpenOnly() bool {
@@ -3411,7 +3480,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3492,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[48]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3505,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{48}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListChangesResponse) GetChanges() []*ChangeInfo {
@@ -3466,7 +3535,7 @@ type ChangeInfo struct {
 
 func (x *ChangeInfo) Reset() {
 	*x = ChangeInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3547,7 @@ func (x *ChangeInfo) String() string {
 func (*ChangeInfo) ProtoMessage() {}
 
 func (x *ChangeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[49]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +3560,7 @@ func (x *ChangeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeInfo.ProtoReflect.Descriptor instead.
 func (*ChangeInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{49}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ChangeInfo) GetChange() uint64 {
@@ -3587,7 +3656,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3668,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[50]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3681,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{50}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetChangeRequest) GetChange() uint64 {
@@ -3635,7 +3704,7 @@ type GetChangeResponse struct {
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3716,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3729,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{51}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetChangeResponse) GetChange() *ChangeInfo {
@@ -3709,7 +3778,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +3790,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +3803,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{52}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ApproveRequest) GetChange() uint64 {
@@ -3769,7 +3838,7 @@ type ApproveResponse struct {
 
 func (x *ApproveResponse) Reset() {
 	*x = ApproveResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3781,7 +3850,7 @@ func (x *ApproveResponse) String() string {
 func (*ApproveResponse) ProtoMessage() {}
 
 func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3794,7 +3863,7 @@ func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
 func (*ApproveResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{53}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ApproveResponse) GetChange() *ChangeInfo {
@@ -3828,7 +3897,7 @@ type RejectRequest struct {
 
 func (x *RejectRequest) Reset() {
 	*x = RejectRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3909,7 @@ func (x *RejectRequest) String() string {
 func (*RejectRequest) ProtoMessage() {}
 
 func (x *RejectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +3922,7 @@ func (x *RejectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{54}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RejectRequest) GetChange() uint64 {
@@ -3879,7 +3948,7 @@ type RejectResponse struct {
 
 func (x *RejectResponse) Reset() {
 	*x = RejectResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3891,7 +3960,7 @@ func (x *RejectResponse) String() string {
 func (*RejectResponse) ProtoMessage() {}
 
 func (x *RejectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3904,7 +3973,7 @@ func (x *RejectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectResponse.ProtoReflect.Descriptor instead.
 func (*RejectResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{55}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RejectResponse) GetEntry() *EntryRef {
@@ -3923,7 +3992,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3935,7 +4004,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3948,7 +4017,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{56}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetBundleRequest) GetDigest() string {
@@ -3970,7 +4039,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4051,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4064,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{57}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetBundleResponse) GetManifest() string {
@@ -4040,7 +4109,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4052,7 +4121,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4065,7 +4134,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{58}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExplainRequest) GetIdentity() string {
@@ -4127,7 +4196,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4208,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4221,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{59}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExplainResponse) GetAllowed() bool {
@@ -4231,7 +4300,7 @@ type RuleTrace struct {
 
 func (x *RuleTrace) Reset() {
 	*x = RuleTrace{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4243,7 +4312,7 @@ func (x *RuleTrace) String() string {
 func (*RuleTrace) ProtoMessage() {}
 
 func (x *RuleTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4256,7 +4325,7 @@ func (x *RuleTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleTrace.ProtoReflect.Descriptor instead.
 func (*RuleTrace) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{60}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RuleTrace) GetGrant() string {
@@ -4305,7 +4374,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4317,7 +4386,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4330,7 +4399,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{61}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Check) GetName() string {
@@ -4362,7 +4431,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4374,7 +4443,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4387,7 +4456,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{62}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
 }
 
 type GetCheckpointResponse struct {
@@ -4399,7 +4468,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4411,7 +4480,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4424,7 +4493,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -4444,7 +4513,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4525,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4538,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -4498,7 +4567,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4510,7 +4579,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4523,7 +4592,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -4564,7 +4633,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4576,7 +4645,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4589,7 +4658,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -4615,7 +4684,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4627,7 +4696,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4640,7 +4709,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -4659,7 +4728,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4671,7 +4740,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4684,7 +4753,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -4704,7 +4773,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4716,7 +4785,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4729,7 +4798,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -4757,7 +4826,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4769,7 +4838,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4782,7 +4851,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -4815,7 +4884,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4827,7 +4896,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4840,7 +4909,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -4858,7 +4927,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4870,7 +4939,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4883,7 +4952,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
 }
 
 type ListKeysResponse struct {
@@ -4895,7 +4964,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4907,7 +4976,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4920,7 +4989,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -4943,7 +5012,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4955,7 +5024,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4968,7 +5037,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -5015,7 +5084,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5027,7 +5096,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5040,7 +5109,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -5060,7 +5129,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5072,7 +5141,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5085,7 +5154,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -5110,7 +5179,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5122,7 +5191,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5135,7 +5204,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
 }
 
 type RewrapProgress struct {
@@ -5149,7 +5218,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5161,7 +5230,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5174,7 +5243,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -5207,7 +5276,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5219,7 +5288,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5232,7 +5301,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -5256,7 +5325,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5268,7 +5337,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5281,7 +5350,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -5342,7 +5411,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5354,7 +5423,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5367,7 +5436,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Problem) GetKind() string {
@@ -5542,7 +5611,7 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\n" +
 	"identities\x18\x01 \x03(\v2\x19.bailment.v1.IdentityInfoR\n" +
 	"identities\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa0\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xce\x03\n" +
 	"\fIdentityInfo\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x1c\n" +
@@ -5555,7 +5624,12 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\flifetime_end\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vlifetimeEnd\x12\x18\n" +
 	"\acounter\x18\t \x01(\x04R\acounter\x12\x16\n" +
 	"\x06anchor\x18\n" +
-	" \x01(\tR\x06anchor\"6\n" +
+	" \x01(\tR\x06anchor\x12,\n" +
+	"\x05agent\x18\v \x01(\v2\x16.bailment.v1.AgentInfoR\x05agent\"W\n" +
+	"\tAgentInfo\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
+	"\bevidence\x18\x03 \x01(\tR\bevidence\"6\n" +
 	"\bEntryRef\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"y\n" +
@@ -5917,7 +5991,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -5941,218 +6015,220 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*ListIdentitiesRequest)(nil),   // 19: bailment.v1.ListIdentitiesRequest
 	(*ListIdentitiesResponse)(nil),  // 20: bailment.v1.ListIdentitiesResponse
 	(*IdentityInfo)(nil),            // 21: bailment.v1.IdentityInfo
-	(*EntryRef)(nil),                // 22: bailment.v1.EntryRef
-	(*PutRequest)(nil),              // 23: bailment.v1.PutRequest
-	(*GenerateRequest)(nil),         // 24: bailment.v1.GenerateRequest
-	(*PutResponse)(nil),             // 25: bailment.v1.PutResponse
-	(*GetRequest)(nil),              // 26: bailment.v1.GetRequest
-	(*GetResponse)(nil),             // 27: bailment.v1.GetResponse
-	(*ListSecretsRequest)(nil),      // 28: bailment.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),     // 29: bailment.v1.ListSecretsResponse
-	(*SecretInfo)(nil),              // 30: bailment.v1.SecretInfo
-	(*VersionInfo)(nil),             // 31: bailment.v1.VersionInfo
-	(*MoveRequest)(nil),             // 32: bailment.v1.MoveRequest
-	(*MoveResponse)(nil),            // 33: bailment.v1.MoveResponse
-	(*ListLeasesRequest)(nil),       // 34: bailment.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),      // 35: bailment.v1.ListLeasesResponse
-	(*LeaseInfo)(nil),               // 36: bailment.v1.LeaseInfo
-	(*RenewLeaseRequest)(nil),       // 37: bailment.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),      // 38: bailment.v1.RenewLeaseResponse
-	(*ReturnLeaseRequest)(nil),      // 39: bailment.v1.ReturnLeaseRequest
-	(*ReturnLeaseResponse)(nil),     // 40: bailment.v1.ReturnLeaseResponse
-	(*RevokeRequest)(nil),           // 41: bailment.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 42: bailment.v1.RevokeResponse
-	(*ListRevocationsRequest)(nil),  // 43: bailment.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil), // 44: bailment.v1.ListRevocationsResponse
-	(*RevocationInfo)(nil),          // 45: bailment.v1.RevocationInfo
-	(*ProposeRequest)(nil),          // 46: bailment.v1.ProposeRequest
-	(*ProposeResponse)(nil),         // 47: bailment.v1.ProposeResponse
-	(*ListChangesRequest)(nil),      // 48: bailment.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),     // 49: bailment.v1.ListChangesResponse
-	(*ChangeInfo)(nil),              // 50: bailment.v1.ChangeInfo
-	(*GetChangeRequest)(nil),        // 51: bailment.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),       // 52: bailment.v1.GetChangeResponse
-	(*ApproveRequest)(nil),          // 53: bailment.v1.ApproveRequest
-	(*ApproveResponse)(nil),         // 54: bailment.v1.ApproveResponse
-	(*RejectRequest)(nil),           // 55: bailment.v1.RejectRequest
-	(*RejectResponse)(nil),          // 56: bailment.v1.RejectResponse
-	(*GetBundleRequest)(nil),        // 57: bailment.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 58: bailment.v1.GetBundleResponse
-	(*ExplainRequest)(nil),          // 59: bailment.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 60: bailment.v1.ExplainResponse
-	(*RuleTrace)(nil),               // 61: bailment.v1.RuleTrace
-	(*Check)(nil),                   // 62: bailment.v1.Check
-	(*GetCheckpointRequest)(nil),    // 63: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 64: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 65: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 66: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 67: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 68: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 69: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 70: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 71: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 72: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 73: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 74: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 75: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 76: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 77: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 78: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 79: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 80: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 81: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 82: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 83: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 84: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 85: google.protobuf.Duration
+	(*AgentInfo)(nil),               // 22: bailment.v1.AgentInfo
+	(*EntryRef)(nil),                // 23: bailment.v1.EntryRef
+	(*PutRequest)(nil),              // 24: bailment.v1.PutRequest
+	(*GenerateRequest)(nil),         // 25: bailment.v1.GenerateRequest
+	(*PutResponse)(nil),             // 26: bailment.v1.PutResponse
+	(*GetRequest)(nil),              // 27: bailment.v1.GetRequest
+	(*GetResponse)(nil),             // 28: bailment.v1.GetResponse
+	(*ListSecretsRequest)(nil),      // 29: bailment.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),     // 30: bailment.v1.ListSecretsResponse
+	(*SecretInfo)(nil),              // 31: bailment.v1.SecretInfo
+	(*VersionInfo)(nil),             // 32: bailment.v1.VersionInfo
+	(*MoveRequest)(nil),             // 33: bailment.v1.MoveRequest
+	(*MoveResponse)(nil),            // 34: bailment.v1.MoveResponse
+	(*ListLeasesRequest)(nil),       // 35: bailment.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),      // 36: bailment.v1.ListLeasesResponse
+	(*LeaseInfo)(nil),               // 37: bailment.v1.LeaseInfo
+	(*RenewLeaseRequest)(nil),       // 38: bailment.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),      // 39: bailment.v1.RenewLeaseResponse
+	(*ReturnLeaseRequest)(nil),      // 40: bailment.v1.ReturnLeaseRequest
+	(*ReturnLeaseResponse)(nil),     // 41: bailment.v1.ReturnLeaseResponse
+	(*RevokeRequest)(nil),           // 42: bailment.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 43: bailment.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),  // 44: bailment.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil), // 45: bailment.v1.ListRevocationsResponse
+	(*RevocationInfo)(nil),          // 46: bailment.v1.RevocationInfo
+	(*ProposeRequest)(nil),          // 47: bailment.v1.ProposeRequest
+	(*ProposeResponse)(nil),         // 48: bailment.v1.ProposeResponse
+	(*ListChangesRequest)(nil),      // 49: bailment.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),     // 50: bailment.v1.ListChangesResponse
+	(*ChangeInfo)(nil),              // 51: bailment.v1.ChangeInfo
+	(*GetChangeRequest)(nil),        // 52: bailment.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),       // 53: bailment.v1.GetChangeResponse
+	(*ApproveRequest)(nil),          // 54: bailment.v1.ApproveRequest
+	(*ApproveResponse)(nil),         // 55: bailment.v1.ApproveResponse
+	(*RejectRequest)(nil),           // 56: bailment.v1.RejectRequest
+	(*RejectResponse)(nil),          // 57: bailment.v1.RejectResponse
+	(*GetBundleRequest)(nil),        // 58: bailment.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 59: bailment.v1.GetBundleResponse
+	(*ExplainRequest)(nil),          // 60: bailment.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 61: bailment.v1.ExplainResponse
+	(*RuleTrace)(nil),               // 62: bailment.v1.RuleTrace
+	(*Check)(nil),                   // 63: bailment.v1.Check
+	(*GetCheckpointRequest)(nil),    // 64: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 65: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 66: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 67: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 68: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 69: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 70: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 71: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 72: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 73: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 74: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 75: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 76: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 77: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 78: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 79: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 80: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 81: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 82: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 83: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 84: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 85: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 86: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	83,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	84,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	84,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	85,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	84,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	83,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	85,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	84,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	84,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	83,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	83,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
-	22,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	83,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	85,  // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	83,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	22,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
+	85,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	84,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	84,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
+	84,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	86,  // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	84,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	83,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	83,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	83,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	83,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
-	22,  // 21: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	83,  // 22: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
-	22,  // 23: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
-	30,  // 24: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
-	31,  // 25: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	83,  // 26: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	83,  // 27: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
-	22,  // 28: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
-	36,  // 29: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	83,  // 30: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	83,  // 31: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	83,  // 32: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	83,  // 33: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
-	22,  // 34: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
-	22,  // 35: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
-	0,   // 36: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
-	22,  // 37: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	83,  // 38: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	83,  // 39: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
-	45,  // 40: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	83,  // 41: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	83,  // 42: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
-	3,   // 43: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
-	3,   // 44: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
-	22,  // 45: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
-	50,  // 46: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	83,  // 47: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	83,  // 48: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
-	50,  // 49: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
-	3,   // 50: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
-	3,   // 51: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
-	50,  // 52: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
-	22,  // 53: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
-	22,  // 54: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
-	3,   // 55: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	84,  // 56: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	85,  // 57: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
-	61,  // 58: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
-	62,  // 59: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	66,  // 60: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	75,  // 61: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	83,  // 62: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	22,  // 63: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	22,  // 64: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	85,  // 65: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	22,  // 66: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 67: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 68: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 69: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 70: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 71: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 72: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 73: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 74: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 75: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 76: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 77: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	23,  // 78: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	24,  // 79: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	26,  // 80: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	28,  // 81: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	32,  // 82: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	34,  // 83: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	37,  // 84: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	39,  // 85: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	41,  // 86: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	43,  // 87: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	46,  // 88: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	48,  // 89: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	51,  // 90: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	53,  // 91: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	55,  // 92: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	57,  // 93: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	59,  // 94: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	63,  // 95: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	65,  // 96: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	68,  // 97: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	70,  // 98: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	72,  // 99: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	73,  // 100: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	76,  // 101: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	78,  // 102: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	80,  // 103: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 104: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 105: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 106: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 107: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 108: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 109: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 110: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 111: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 112: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 113: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 114: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	25,  // 115: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	25,  // 116: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	27,  // 117: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	29,  // 118: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	33,  // 119: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	35,  // 120: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	38,  // 121: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	40,  // 122: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	42,  // 123: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	44,  // 124: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	47,  // 125: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	49,  // 126: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	52,  // 127: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	54,  // 128: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	56,  // 129: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	58,  // 130: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	60,  // 131: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	64,  // 132: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	67,  // 133: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	69,  // 134: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	71,  // 135: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	66,  // 136: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	74,  // 137: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	77,  // 138: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	79,  // 139: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	81,  // 140: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	104, // [104:141] is the sub-list for method output_type
-	67,  // [67:104] is the sub-list for method input_type
-	67,  // [67:67] is the sub-list for extension type_name
-	67,  // [67:67] is the sub-list for extension extendee
-	0,   // [0:67] is the sub-list for field type_name
+	84,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	84,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	84,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	84,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
+	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
+	84,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
+	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
+	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
+	84,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	84,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
+	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
+	84,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	84,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	84,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	84,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
+	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
+	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
+	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
+	84,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	84,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
+	84,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	84,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
+	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
+	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
+	84,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	84,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	51,  // 50: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
+	3,   // 51: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
+	3,   // 52: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
+	51,  // 53: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 54: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
+	23,  // 55: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
+	3,   // 56: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
+	85,  // 57: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	86,  // 58: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	62,  // 59: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
+	63,  // 60: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
+	67,  // 61: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	76,  // 62: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	84,  // 63: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 64: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 65: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	86,  // 66: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 67: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 68: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 69: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 70: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 71: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 72: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 73: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 74: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 75: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 76: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 77: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 78: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 79: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 80: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 81: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 82: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 83: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 84: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 85: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 86: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 87: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 88: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 89: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 90: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	52,  // 91: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	54,  // 92: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	56,  // 93: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	58,  // 94: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	60,  // 95: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	64,  // 96: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	66,  // 97: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	69,  // 98: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	71,  // 99: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	73,  // 100: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	74,  // 101: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	77,  // 102: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	79,  // 103: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	81,  // 104: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 105: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 106: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 107: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 108: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 109: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 110: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 111: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 112: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 113: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 114: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 115: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 116: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 117: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 118: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 119: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 120: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 121: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 122: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 123: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 124: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 125: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 126: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 127: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	53,  // 128: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	55,  // 129: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	57,  // 130: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	59,  // 131: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	61,  // 132: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	65,  // 133: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	68,  // 134: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	70,  // 135: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	72,  // 136: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	67,  // 137: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	75,  // 138: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	78,  // 139: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	80,  // 140: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	82,  // 141: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	105, // [105:142] is the sub-list for method output_type
+	68,  // [68:105] is the sub-list for method input_type
+	68,  // [68:68] is the sub-list for extension type_name
+	68,  // [68:68] is the sub-list for extension extendee
+	0,   // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -6166,7 +6242,7 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   82,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

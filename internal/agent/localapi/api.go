@@ -79,8 +79,9 @@ type Opened struct {
 	Run      string    `json:"run"`      // names the run, for close
 	Identity string    `json:"identity"` // of the workload, a SPIFFE ID
 	Node     string    `json:"node"`
-	Expires  time.Time `json:"expires"` // of the workload's SVID; it is renewed
-	Secrets  []Given   `json:"secrets"` // in the order of the request
+	Expires  time.Time `json:"expires"`          // of the workload's SVID; it is renewed
+	Secrets  []Given   `json:"secrets"`          // in the order of the request
+	SPIFFE   string    `json:"spiffe,omitempty"` // path of the SPIFFE Workload API's socket; empty: it is not served
 }
 
 // Given is a secret that was handed over.
@@ -170,6 +171,7 @@ type Status struct {
 	Generation  uint64    `json:"generation"`
 	Runs        int       `json:"runs"`
 	Version     string    `json:"version"`
+	Replaced    bool      `json:"replaced,omitempty"` // another build is installed than the one that runs
 }
 
 // ParseOpen reads an OpenRequest and fills in defaults. The error is of reason invalid or too-large, and holds no text

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/go-json-experiment/json"
 
@@ -74,17 +75,49 @@ const (
 	kindScaleSet = "microsoft.compute/virtualmachinescalesets"
 )
 
-// resourceID is /subscriptions/ID/resourcegroups/GROUP/providers/NAMESPACE/TYPE/NAME, and the machine's number within a scale set, which is
-// passed over: as a name it is used again. Names are of what Azure allows for any of these.
-var resourceID = regexp.MustCompile(`^/subscriptions/([0-9a-f-]{36})/resourcegroups/([\p{L}\p{N}_().-]{1,90})/providers/([a-z.]{1,64}/[a-z]{1,64})/([\p{L}\p{N}_.-]{1,128})(?:/virtualmachines/[0-9]{1,10})?$`)
-
+// parseResource reads /subscriptions/ID/resourcegroups/GROUP/providers/NAMESPACE/TYPE/NAME, and the machine's number within a scale set,
+// which is passed over: as a name it is used again. Names are of what Azure allows for any of these: letters and numbers of any script.
+// As a regular expression, classes of Unicode repeated so often are 8 MiB of program, made by every process that starts.
 func parseResource(id string) (resource, bool) {
-	m := resourceID.FindStringSubmatch(strings.ToLower(id))
-	if m == nil || !guid.MatchString(m[1]) {
+	parts := strings.Split(strings.ToLower(id), "/")
+	switch len(parts) {
+	case 9:
+	case 11:
+		if parts[9] != "virtualmachines" || !spelled(parts[10], 10, digit) {
+			return resource{}, false
+		}
+	default:
 		return resource{}, false
 	}
-	return resource{m[1], m[2], m[3], m[4]}, true
+	if parts[0] != "" || parts[1] != "subscriptions" || parts[3] != "resourcegroups" || parts[5] != "providers" {
+		return resource{}, false
+	}
+	r := resource{parts[2], parts[4], parts[6] + "/" + parts[7], parts[8]}
+	ok := guid.MatchString(r.subscription) &&
+		spelled(r.group, 90, func(c rune) bool { return letter(c) || strings.ContainsRune("_().-", c) }) &&
+		spelled(parts[6], 64, func(c rune) bool { return 'a' <= c && c <= 'z' || c == '.' }) &&
+		spelled(parts[7], 64, func(c rune) bool { return 'a' <= c && c <= 'z' }) &&
+		spelled(r.name, 128, func(c rune) bool { return letter(c) || strings.ContainsRune("_.-", c) })
+	if !ok {
+		return resource{}, false
+	}
+	return r, true
 }
+
+// spelled says whether s has one to most characters, and none but these.
+func spelled(s string, most int, of func(rune) bool) bool {
+	n := 0
+	for _, c := range s {
+		if n++; n > most || !of(c) {
+			return false
+		}
+	}
+	return n > 0
+}
+
+func letter(c rune) bool { return unicode.IsLetter(c) || unicode.IsNumber(c) }
+
+func digit(c rune) bool { return '0' <= c && c <= '9' }
 
 // readToken reads a token that was checked. What makes it one of a managed identity is xms_mirid, which Entra puts into those only: so a
 // person's token, or another application's, for the same audience is refused. The machine is xms_az_rid, where the identity was assigned

@@ -31,6 +31,7 @@ import (
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/sshsig"
 	"github.com/bailment/bailment/internal/state"
@@ -47,6 +48,7 @@ type World struct {
 	Genesis state.Digest
 	Persons map[string]ssh.Signer
 	Files   policy.Files
+	Agent   *release.Statement // what the agents of TryJoin and Renew say of themselves; nil: nothing
 	offset  atomic.Int64
 }
 
@@ -63,6 +65,7 @@ type Options struct {
 	SnapshotEvery uint64
 	Openings      control.Openings // passed on
 	Holder        keyring.Holder   // default: a file holder
+	Methods       attest.Methods   // default: those of the product
 }
 
 // EnvName is the name of the environment that New makes.
@@ -86,12 +89,15 @@ func New(t testing.TB, o Options) *World {
 		holder, err = file.Create(filepath.Join(w.Dir, "root.key"), src)
 		w.check(err)
 	}
+	if o.Methods == nil {
+		o.Methods = methods.All()
+	}
 	ctx := context.Background()
 	data := filepath.Join(w.Dir, "data")
 	st, err := sqlite.Create(ctx, data)
 	w.check(err)
 	w.Genesis, err = control.Found(ctx, control.Founding{
-		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: w.Now,
+		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: o.Methods, Now: w.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			return o.Persons[0], w.Sign(o.Persons[0], namespace, text), nil
 		},
@@ -106,7 +112,7 @@ func New(t testing.TB, o Options) *World {
 			}
 			return o.Wrap(st), nil
 		},
-		Holder: holder, Source: src, Methods: methods.All(), Now: w.Now, ServerID: "s1", SnapshotEvery: o.SnapshotEvery, Openings: o.Openings,
+		Holder: holder, Source: src, Methods: o.Methods, Now: w.Now, ServerID: "s1", SnapshotEvery: o.SnapshotEvery, Openings: o.Openings,
 	}
 	w.Open()
 	t.Cleanup(func() {
@@ -358,7 +364,7 @@ func (w *World) TryJoin(tok jointoken.Token, key *ecdsa.PrivateKey) (*control.Op
 	w.check(err)
 	evidence, err := a.Attest(context.Background(), attest.Binding{Method: jointoken.Name, Genesis: w.Genesis, Nonce: challenge, SessionKey: thumb})
 	w.check(err)
-	return w.Env.Attest(context.Background(), control.AttestRequest{Method: jointoken.Name, Challenge: challenge, Evidence: evidence, CSR: CSR(w.T, key)})
+	return w.Env.Attest(context.Background(), control.AttestRequest{Method: jointoken.Name, Challenge: challenge, Evidence: evidence, CSR: CSR(w.T, key), Agent: w.Agent})
 }
 
 // Node makes a token and joins with it.
@@ -477,6 +483,6 @@ func (w *World) Renew(node Actor, key *ecdsa.PrivateKey) (*control.Opened, error
 	sig, err := ecdsa.SignASN1(rand.Reader, node.Key, digest[:])
 	w.check(err)
 	return w.Env.Renew(context.Background(), control.RenewRequest{
-		Challenge: challenge, Certificate: node.Opened.Chain[0], Signature: sig, CSR: CSR(w.T, key),
+		Challenge: challenge, Certificate: node.Opened.Chain[0], Signature: sig, CSR: CSR(w.T, key), Agent: w.Agent,
 	})
 }

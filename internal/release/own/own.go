@@ -5,10 +5,11 @@
 // package release.
 //
 // Its place is beside release, which judges what it reads. It is asked once, when a role starts: an upgrade replaces the manifest beside
-// a running program, and the new one says nothing of the old program.
+// a running program, and the new one says nothing of the old program. Replaced says that this has happened.
 package own
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -41,6 +42,32 @@ func Own(version string) (release.Statement, error) {
 	return read(version, executable, filepath.Dir(path), Shared)
 }
 
+// Replaced gives a function that reports whether what is installed now is not what runs: the program's name is another file's, or the
+// manifest that Own would find is not the one that s has. It reads no more than the manifest. What can't be told is not replaced.
+func Replaced(s release.Statement) func() bool {
+	path, err := os.Executable()
+	if err != nil {
+		return func() bool { return false }
+	}
+	return func() bool { return replaced(s, executable, path, filepath.Dir(path), Shared) }
+}
+
+func replaced(s release.Statement, program, path string, places ...string) bool {
+	runs, err := os.Stat(program)
+	if err != nil {
+		return false
+	}
+	installed, err := os.Stat(path)
+	if err != nil {
+		return false // removed, which a restart would not mend
+	}
+	if !os.SameFile(runs, installed) {
+		return true
+	}
+	var now release.Statement
+	return find(&now, places) == nil && !(bytes.Equal(now.Manifest, s.Manifest) && bytes.Equal(now.Signature, s.Signature))
+}
+
 func read(version, program string, places ...string) (release.Statement, error) {
 	s := release.Statement{Version: version, Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	f, err := os.Open(program)
@@ -53,24 +80,32 @@ func read(version, program string, places ...string) (release.Statement, error) 
 		return release.Statement{}, problem.Local(err, "read this program's file")
 	}
 	s.Digest = [32]byte(h.Sum(nil))
+	if err := find(&s, places); err != nil {
+		return release.Statement{}, err
+	}
+	return s, nil
+}
+
+// find reads the manifest of the first place that has one.
+func find(s *release.Statement, places []string) error {
 	for _, dir := range places {
 		manifest, err := readFile(filepath.Join(dir, release.ManifestName), release.MaxManifest)
 		if err != nil {
-			return release.Statement{}, err
+			return err
 		}
 		if manifest == nil {
 			continue
 		}
 		signature, err := readFile(filepath.Join(dir, release.SignatureName), sshsig.MaxSignature)
 		if err != nil {
-			return release.Statement{}, err
+			return err
 		}
 		if signature != nil {
 			s.Manifest, s.Signature = manifest, signature
 		}
-		return s, nil
+		return nil
 	}
-	return s, nil
+	return nil
 }
 
 // readFile gives nil for a file that isn't there.

@@ -96,3 +96,41 @@ func TestOwnRefuses(t *testing.T) {
 		t.Error("no program:", err)
 	}
 }
+
+func TestReplaced(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(path, dir string)
+		want   bool
+	}{
+		"nothing":                   {func(string, string) {}, false},
+		"another file":              {func(path, _ string) { write(t, path+".new", "other"); os.Rename(path+".new", path) }, true},
+		"the same bytes, anew":      {func(path, _ string) { os.Remove(path); write(t, path, "program") }, true},
+		"removed":                   {func(path, _ string) { os.Remove(path) }, false},
+		"its manifest":              {func(_, dir string) { write(t, filepath.Join(dir, release.ManifestName), "m2") }, true},
+		"its signature":             {func(_, dir string) { write(t, filepath.Join(dir, release.SignatureName), "s2") }, true},
+		"without manifest":          {func(_, dir string) { os.Remove(filepath.Join(dir, release.ManifestName)) }, true},
+		"a manifest nobody can use": {func(_, dir string) { write(t, filepath.Join(dir, release.ManifestName), "") }, false},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "program")
+		write(t, path, "program")
+		write(t, filepath.Join(dir, release.ManifestName), "m")
+		write(t, filepath.Join(dir, release.SignatureName), "s")
+		runs := filepath.Join(t.TempDir(), "runs") // as the kernel's link: the file, whatever became of its name
+		if err := os.Link(path, runs); err != nil {
+			t.Fatal(err)
+		}
+		s, err := read("1.0.0", runs, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.change(path, dir)
+		if got := replaced(s, runs, path, dir); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+	s, err := Own("1.0.0")
+	if err != nil || Replaced(s)() {
+		t.Errorf("this program is replaced (%v)", err)
+	}
+}

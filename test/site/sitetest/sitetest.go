@@ -20,6 +20,7 @@ import (
 
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/test/site"
 )
 
@@ -150,6 +151,23 @@ func (s *Site) Workload(admin *client.Client, node string) *client.Session {
 	x, err := s.Site.Workload(s.T.Context(), s.Node(admin, node), "api")
 	s.Check(err)
 	return x
+}
+
+// Agent admits a machine, and starts its agent in a directory of its own. It returns when the agent is told of changes.
+func (s *Site) Agent(admin *client.Client, name string) *site.Agent {
+	s.T.Helper()
+	a, err := s.NewAgent(s.T.TempDir(), s.Token(admin, name))
+	s.Check(err)
+	s.Check(a.Start())
+	s.T.Cleanup(a.Kill)
+	s.Check(a.Connected(s.T.Context()))
+	return a
+}
+
+// Change brings a change of the bundle into force.
+func (s *Site) Change(admin *client.Client, edit func(policy.Files)) {
+	s.T.Helper()
+	s.Check(s.Site.Change(s.T.Context(), admin, edit))
 }
 
 // Random is a value that nothing else has.
