@@ -102,24 +102,33 @@ type sessionKey struct {
 
 const maxCSR = 4 << 10
 
-// parseCSR takes the session key of a PKCS#10 request whose signature proves possession of it (RFC 2986). Names and
-// extensions in it are ignored: what stands in the certificate is decided here.
-func parseCSR(der []byte) (sessionKey, error) {
+// readCSR reads a PKCS#10 request (RFC 2986) for a session key. It does not check its signature, which is dearer.
+func readCSR(der []byte) (*x509.CertificateRequest, error) {
 	if len(der) > maxCSR {
-		return sessionKey{}, problem.New(problem.ReasonTooLarge, "a certificate request has at most %d bytes", maxCSR)
+		return nil, problem.New(problem.ReasonTooLarge, "a certificate request has at most %d bytes", maxCSR)
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return sessionKey{}, problem.New(problem.ReasonInvalid, "the certificate request can't be read")
+		return nil, problem.New(problem.ReasonInvalid, "the certificate request can't be read")
 	}
 	switch k := csr.PublicKey.(type) {
 	case *ecdsa.PublicKey:
 		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
-			return sessionKey{}, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+			return nil, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
 		}
 	case ed25519.PublicKey:
 	default:
-		return sessionKey{}, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+		return nil, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+	}
+	return csr, nil
+}
+
+// parseCSR takes the session key of a request whose signature proves possession of it. Names and extensions in it are ignored: what
+// stands in the certificate is decided here.
+func parseCSR(der []byte) (sessionKey, error) {
+	csr, err := readCSR(der)
+	if err != nil {
+		return sessionKey{}, err
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return sessionKey{}, problem.New(problem.ReasonBadProof, "the certificate request is not signed by its own key")
