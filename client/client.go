@@ -52,8 +52,8 @@ type Options struct {
 	HTTP2 bool
 	// MaxConns is the most connections at a time, 0 for no limit.
 	MaxConns int
-	// Agent is what the program says of itself when it attests or renews; nil: its version only.
-	Agent *v1.AgentStatement
+	// Agent is what the program says of itself when it attests or renews; nil: its version only. It is asked each time, then first.
+	Agent func() *v1.AgentStatement
 	// Dialer replaces the network's; it is for tests and tunnels.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -83,7 +83,7 @@ type Client struct {
 	Spiffe      bailmentv1connect.SpiffeServiceClient
 
 	trust     *Trust
-	agent     *v1.AgentStatement
+	agent     func() *v1.AgentStatement
 	transport *transport
 }
 
@@ -100,6 +100,9 @@ func Dial(t *Trust, o Options) (*Client, error) {
 	}
 	if o.Attempts <= 0 {
 		o.Attempts = DefaultAttempts
+	}
+	if o.Agent == nil {
+		o.Agent = func() *v1.AgentStatement { return nil }
 	}
 	tr := &transport{trust: t, o: o}
 	// Redirects are not followed: no server of ours sends one, and they would lead out of what is pinned.

@@ -225,7 +225,7 @@ func (c *Client) Attest(ctx context.Context, method string, a Attester, key cryp
 	if err != nil {
 		return nil, err
 	}
-	ask.AgentVersion, ask.Agent = version, c.agent
+	ask.AgentVersion, ask.Agent = version, c.agent()
 	res, err := c.Attestation.Attest(ctx, ask)
 	if err != nil {
 		return nil, err
@@ -239,7 +239,7 @@ func (c *Client) Appraise(ctx context.Context, method string, a Attester, key cr
 	if err != nil {
 		return nil, err
 	}
-	ask.Agent = c.agent
+	ask.Agent = c.agent()
 	return c.Attestation.Appraise(ctx, ask)
 }
 
@@ -297,7 +297,7 @@ func (c *Client) Renew(ctx context.Context, s *Session, key crypto.Signer, versi
 		return nil, problem.Wrap(err, problem.ReasonInternal, "signing the renewal")
 	}
 	res, err := c.Attestation.Renew(ctx, &v1.RenewRequest{
-		Challenge: challenge, Certificate: s.Certificate.Certificate[0], Signature: signature, Csr: r.csr, AgentVersion: version, Agent: c.agent,
+		Challenge: challenge, Certificate: s.Certificate.Certificate[0], Signature: signature, Csr: r.csr, AgentVersion: version, Agent: c.agent(),
 	})
 	if err != nil {
 		return nil, err

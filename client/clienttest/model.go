@@ -26,6 +26,7 @@ import (
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
+	"github.com/bailment/bailment/internal/attest/k8s"
 	attestx509 "github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/verify"
@@ -38,6 +39,7 @@ type model struct {
 	control     uint64
 	challenges  map[string]bool // true: used
 	tokens      map[string]*token
+	used        map[string][32]byte // evidence of pods → the session key that used it
 	nodes       map[string]*node
 	sessions    map[uint64]*session
 	seen        map[[32]byte]string
@@ -81,6 +83,7 @@ type Lease struct {
 
 func (m *model) init() {
 	m.index = 1
+	m.used = map[string][32]byte{}
 	m.challenges, m.tokens, m.nodes = map[string]bool{}, map[string]*token{}, map[string]*node{}
 	m.sessions, m.seen, m.values = map[uint64]*session{}, map[[32]byte]string{}, map[string][]byte{}
 	m.versions, m.leases, m.holds, m.cutoffs = map[string]uint64{}, map[uint64]*Lease{}, map[string]bool{}, map[string]uint64{}
@@ -339,6 +342,8 @@ func (a attestation) Attest(_ context.Context, r *v1.AttestRequest) (*v1.Session
 	case jointoken.Name:
 	case attestx509.Name:
 		return s.byCertificate(r, pub, thumb)
+	case k8s.Name:
+		return s.byPod(r, pub, thumb)
 	default:
 		return nil, problem.New(problem.ReasonUnknownMethod, "method")
 	}
@@ -398,6 +403,19 @@ func (s *Server) byCertificate(r *v1.AttestRequest, pub crypto.PublicKey, thumb 
 		return nil, err
 	}
 	out, _, err := s.open(&session{path: path, key: thumb}, pub, time.Time{})
+	return out, err
+}
+
+// byPod appraises nothing either, but that each evidence is used by one session key only.
+func (s *Server) byPod(r *v1.AttestRequest, pub crypto.PublicKey, thumb [32]byte) (*v1.SessionResponse, error) {
+	if used, ok := s.state.used[string(r.Evidence)]; ok && used != thumb {
+		return nil, problem.New(problem.ReasonTokenSpent, "token spent")
+	}
+	if err := s.spend(r.Challenge); err != nil {
+		return nil, err
+	}
+	s.state.used[string(r.Evidence)] = thumb
+	out, _, err := s.open(&session{path: "/node/k8s/corp/web-1", key: thumb}, pub, time.Time{})
 	return out, err
 }
 

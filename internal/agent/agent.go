@@ -55,8 +55,9 @@ type Config struct {
 	Values    map[string]string // what the method needs that is no file
 	Methods   attest.Methods    // the table of methods
 	Version   string            // of this program, told to the server
-	// Statement is what this program can say of itself; its zero value: its version only.
-	Statement release.Statement
+	// Statement reads what this program can say of itself; nil: its version only. It is asked once, while the agent reaches the
+	// environment, since it reads the whole executable.
+	Statement func() (release.Statement, error)
 	// Replaced reports whether the installed program is not the one that runs any more, which then only a restart mends; nil: it can't be
 	// told. It is asked while something is wrong, and for the status.
 	Replaced func() bool
@@ -92,6 +93,7 @@ func (l *Limits) defaults() {
 // Agent is a machine's agent. Run it once.
 type Agent struct {
 	cfg    Config
+	says   func() (release.Statement, error) // cfg.Statement, asked once
 	log    *slog.Logger
 	method attest.Method
 	files  files
@@ -129,6 +131,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Statement == nil {
+		cfg.Statement = func() (release.Statement, error) { return release.Statement{}, nil }
+	}
 	cfg.Limits.defaults()
 	m, err := cfg.Methods.Find(cfg.Method)
 	if err != nil {
@@ -164,7 +169,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, problem.New(problem.ReasonInvalid, "the agent's two sockets have one path").WithFix("name another path as `workload_api` in the agent's configuration")
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Logger, method: m, files: files(cfg.StateDir),
+		cfg: cfg, says: sync.OnceValues(cfg.Statement), log: cfg.Logger, method: m, files: files(cfg.StateDir),
 		state: Starting, since: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1),
 		measurer: newMeasurer(),
 	}
@@ -196,6 +201,7 @@ func (a *Agent) inspect() error {
 // does not mend: the configuration, the state directory, the socket.
 func (a *Agent) Run(ctx context.Context) error {
 	hardening.Harden(a.log)
+	go a.says() // beside the way to the environment, which waits for it before it attests
 	unlock, err := a.prepare()
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ func (a *Agent) Appraise(ctx context.Context) (*v1.AppraiseResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement()})
+	c, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement})
 	if err != nil {
 		return nil, err
 	}

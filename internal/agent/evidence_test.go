@@ -14,7 +14,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/client/clienttest"
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/jwt/jwttest"
+	"github.com/bailment/bailment/internal/attest/k8s"
 	attestx509 "github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -82,5 +88,58 @@ func TestRenewalByEvidence(t *testing.T) {
 		b.reason(problem.ReasonUnreachable)
 		b.pipe.Down(nil)
 		b.reach(Ready, lastUnreachable+time.Second)
+	})
+}
+
+// A projected token is good for the session key that used it first, and the kubelet replaces it late in its life: until then the machine
+// comes again with that key, and with the next token with a new one.
+func TestGivenTokenKeepsItsKey(t *testing.T) {
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		name := filepath.Join(b.t.TempDir(), "token")
+		b.cfg.Method, b.cfg.Needs = k8s.Name, map[string]string{k8s.NeedToken: name}
+		issuer := jwttest.New(b.t, "https://cluster.example", jose.ES256)
+		project := func(id string) {
+			b.t.Helper()
+			token := issuer.Sign(map[string]any{
+				"iss": issuer.URL, "aud": attest.Binding{Genesis: b.server.Genesis}.EnvironmentAudience(), "jti": id,
+				"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(),
+			})
+			if err := os.WriteFile(name, token, 0o600); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		key := func() string {
+			b.t.Helper()
+			synctest.Wait()
+			b.reach(Ready, time.Second)
+			s, err := client.LoadSession(filepath.Join(b.cfg.StateDir, sessionFile), b.agent.pinned())
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			sum, err := attest.Thumbprint(s.Certificate.PrivateKey.(*ecdsa.PrivateKey).Public())
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			return string(sum[:])
+		}
+		project("1")
+		b.begin()
+		b.reach(Ready, time.Second)
+		first := key()
+		b.pass(48 * time.Minute)
+		if n := b.server.Calls(attestCall); key() != first || n < 8 || n > 12 {
+			t.Errorf("with one token there were two keys, or not %d but few renewals", n)
+		}
+		b.end()
+		b.begin() // what is kept outlives the process
+		b.pass(10 * time.Minute)
+		if key() != first {
+			t.Error("after a restart there is another key for the same token")
+		}
+		project("2")
+		b.pass(10 * time.Minute)
+		if key() == first {
+			t.Error("a new token was used with the key of the one before")
+		}
 	})
 }

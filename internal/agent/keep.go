@@ -116,11 +116,11 @@ func (a *Agent) load() error {
 
 // use makes the clients of a pinned environment.
 func (a *Agent) use(t *client.Trust) error {
-	open, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement()})
+	open, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Agent: a.statement})
 	if err != nil {
 		return err
 	}
-	node, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Credentials: a.credentials, Agent: a.statement()})
+	node, err := client.Dial(t, client.Options{Dialer: a.cfg.Dialer, Credentials: a.credentials, Agent: a.statement})
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,10 @@ func (a *Agent) use(t *client.Trust) error {
 
 // statement is what this program says of itself, on the wire.
 func (a *Agent) statement() *v1.AgentStatement {
-	s := a.cfg.Statement
+	s, err := a.says()
+	if err != nil {
+		a.log.Warn("what this program is can't be told to the server", "err", err)
+	}
 	if s.Digest == [32]byte{} {
 		return nil
 	}
@@ -274,10 +277,13 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err := a.files.write(enrolmentFile, enrolment{enrolmentFormat, digest}); err != nil {
 		return ours(err, "keeping the enrolment")
 	}
+	if a.method.Given {
+		return a.adopt(s, "") // the same evidence is good for this key only; with the next one comes another
+	}
 	return a.adopt(s, attestKeyFile)
 }
 
-// adopt makes a session the current one, and keeps it. Then its pending key is forgotten.
+// adopt makes a session the current one, and keeps it. Then its pending key is forgotten, if it has one.
 func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	a.mu.Lock()
 	a.install(s)
@@ -287,7 +293,9 @@ func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	if err := a.save(s); err != nil {
 		return err
 	}
-	a.files.remove(pendingKey)
+	if pendingKey != "" {
+		a.files.remove(pendingKey)
+	}
 	return nil
 }
 

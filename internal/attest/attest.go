@@ -80,6 +80,9 @@ type OfferInput struct {
 // TokenHead is what a token says of itself before anything of it is believed: whose keys are needed to check it.
 type TokenHead struct{ Issuer, KeyID string }
 
+// OnceToken begins the Result.Once of tokens.
+const OnceToken = "token:"
+
 // Result is what evidence proved.
 type Result struct {
 	// Claims are JSON values only: string, []any, map[string]any (CheckClaims).
@@ -89,8 +92,8 @@ type Result struct {
 	// Anchor is what was trusted, as a revocation by issuer names it: "join-token:ID",
 	// "x509:AUTHORITY". Everything derived carries it.
 	Anchor string
-	// Once is a value, unique across methods ("METHOD:…"), that must be used by one session key only; empty:
-	// none. The caller keeps the pair (Once, session key) when it commits, answers the same session
+	// Once is a value that must be used by one session key only, whichever method it is shown by: "METHOD:…", or OnceToken and a
+	// digest, for a token whose issuer may be the authority of several methods; empty: none. The caller keeps the pair (Once, session key) when it commits, answers the same session
 	// key again with the first effect, and refuses another key (token-spent, or instance-seen where it is kept for ever).
 	Once string
 	// OnceUntil is how long that must be kept: no evidence with this value is good after it. Zero: for ever, which is
@@ -148,6 +151,9 @@ type Method struct {
 	// has a copy can present it once to each environment. So its result must be used once (Result.Once, for ever), and its assurance is at
 	// most that of a single-use token.
 	Unbound bool
+	// Given: the platform hands evidence out beforehand, the same until it replaces it, and it is good for the session key that used it first
+	// (Result.Once). So who comes with it again comes with that key.
+	Given   bool
 	Renewal Renewal
 	Verify  Verifier
 	// MaxEvidence is the most bytes of evidence; 0: MaxEvidence of this package.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/bailment/bailment/internal/config"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/release"
 	"github.com/bailment/bailment/internal/release/own"
 )
 
@@ -69,12 +71,12 @@ func (a *app) newAgent(file string) (*agent.Agent, error) {
 	if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 		return nil, badBootstrap(cfg.Bootstrap, err)
 	}
-	statement, err := own.Own(thisVersion())
-	if err != nil {
-		return nil, err
-	}
+	statement := sync.OnceValues(func() (release.Statement, error) { return own.Own(thisVersion()) })
 	return agent.New(agent.Config{
-		Statement: statement, Replaced: own.Replaced(statement), Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
+		Statement: statement, Replaced: func() bool {
+			s, err := statement()
+			return err == nil && own.Replaced(s)()
+		}, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
 		Values: cfg.Attest.Values, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
 		Parents: cfg.Workloads.Parents, Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
 	})

@@ -17,7 +17,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
@@ -54,7 +56,11 @@ func compile(files policy.Files) (*policy.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	return policy.Compile(b)
+	prog, err := policy.Compile(b)
+	if err != nil {
+		return nil, err
+	}
+	return prog, control.CheckBundle(methods.All(), prog) // what a server would refuse when it is proposed
 }
 
 type checkView struct {

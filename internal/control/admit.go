@@ -17,7 +17,7 @@ import (
 func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
 	match, err := t.prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
 	if err != nil && match.Path != "" {
-		return nil, t.worse(method, p, match, err)
+		return nil, t.worse(method, p, key, match, err)
 	}
 	if err != nil {
 		return nil, err
@@ -92,18 +92,16 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 // firstUse judges evidence that one key only may use: whether this is its first use, or a retry of that whose reply was lost, which gives the
 // same enrolment again.
 func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (first bool, err error) {
-	use, ok := t.s.Uses.Get(p.Once)
-	if !ok {
-		if !p.OnceUntil.IsZero() && t.now >= until(p.OnceUntil) {
-			return false, problem.New(problem.ReasonEvidenceExpired, "the evidence was good until %s", until(p.OnceUntil))
-		}
-		return true, nil
+	// First, since the row of a use may stay a while longer than it is good for.
+	if !p.OnceUntil.IsZero() && t.now >= until(p.OnceUntil) {
+		return false, problem.New(problem.ReasonEvidenceExpired, "the evidence was good until %s", until(p.OnceUntil))
 	}
-	if use.Key != key.thumb {
-		if use.Until == 0 {
-			return false, problem.New(problem.ReasonInstanceSeen, "%s attested before, as %s in session %d", p.Once, use.Identity, use.Session)
-		}
-		return false, problem.New(problem.ReasonTokenSpent, "this evidence was used by another key")
+	use, ok := t.s.Uses.Get(p.Once)
+	switch {
+	case !ok:
+		return true, nil
+	case use.Key != key.thumb:
+		return false, usedByAnother(p.Once, use)
 	}
 	// The same key asks again: the same enrolment, not a second one.
 	if strings.HasPrefix(ev.Identity, identity.PrefixCI) {
@@ -125,6 +123,36 @@ func (t *turn) firstUse(ev *state.SessionOpened, p proved, key sessionKey) (firs
 	return false, nil
 }
 
+// usedByAnother refuses evidence that another key used.
+func usedByAnother(once string, use *state.Use) error {
+	if use.Until == 0 {
+		return problem.New(problem.ReasonInstanceSeen, "%s attested before, as %s in session %d", once, use.Identity, use.Session)
+	}
+	return problem.New(problem.ReasonTokenSpent, "this evidence was used by another key")
+}
+
+// ownEvidence refuses a copy of evidence that somebody else used, or might have: who only shows a copy proves nothing about the machine as it
+// is now. Where evidence is bound to the challenge and to the key that signed it, nobody else could have made it.
+func (t *turn) ownEvidence(method attest.Method, p proved, key sessionKey, why error) error {
+	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
+		tok, ok := t.s.Tokens.Get(id)
+		switch {
+		case !ok || tok.SpentBy.IsZero():
+			return why
+		case tok.SpentBy != key.thumb:
+			return problem.New(problem.ReasonTokenSpent, "join token %s was used by another key", id)
+		}
+		return nil
+	}
+	switch use, used := t.s.Uses.Get(p.Once); {
+	case used && use.Key != key.thumb:
+		return usedByAnother(p.Once, use)
+	case !used && method.Unbound:
+		return why
+	}
+	return nil
+}
+
 // sameJob is a job that asks again with the same evidence and key. Other jobs of its repository have the same identity at the same time, so
 // what counts is the session that the evidence opened, and not the identity's newest.
 func (t *turn) sameJob(ev *state.SessionOpened, use *state.Use) error {
@@ -141,12 +169,17 @@ func (t *turn) sameJob(ev *state.SessionOpened, use *state.Use) error {
 	return nil
 }
 
-// renewJob decides a renewal by possession of a job's session. The newest session of the job is the one that has no heir.
+// renewJob decides a renewal by possession of a job's session. The newest session of the job is the one that has no heir, and the other
+// replies to the same request count as that session does.
 func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error) (*Opened, error) {
 	path := old.ID.Path()
 	x, ok := t.s.Sessions.Get(old.Index)
 	if !ok {
 		return nil, problem.New(problem.ReasonSessionUnknown, "session %d of %s was over long before", old.Index, path)
+	}
+	first, ok := t.s.FirstReply(x)
+	if !ok {
+		return nil, problem.New(problem.ReasonSessionUnknown, "the first session of %s like %d was over long before", path, old.Index)
 	}
 	method, err := t.e.cfg.Methods.Find(x.Method)
 	switch {
@@ -154,11 +187,11 @@ func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error
 		return nil, problem.New(problem.ReasonInvalid, "method %s is renewed by fresh evidence", x.Method)
 	case x.Identity != path || x.Key != old.Key:
 		return nil, errNotIssued
-	case x.Closed:
+	case x.Closed, first.Closed:
 		return nil, problem.New(problem.ReasonSessionExpired, "the enrolment of %s was given back", path)
 	case t.now >= x.Lifetime:
 		return nil, problem.New(problem.ReasonLifetimeOver, "the job's enrolment as %s ended at %s", path, x.Lifetime)
-	case !x.Heir.IsZero() && x.Heir != key.thumb:
+	case !first.Heir.IsZero() && first.Heir != key.thumb:
 		// No hold: it would stop all jobs of the repository, and this job's sessions end soon anyway.
 		return nil, problem.New(problem.ReasonForked, "session %d of %s was renewed by another key", x.Index, path)
 	}
@@ -176,15 +209,19 @@ func (t *turn) renewJob(old custody.SVID, c challenge, key sessionKey, may error
 	ev := state.SessionOpened{
 		Via: viaRenew, Identity: path, Method: x.Method, Anchor: x.Anchor, Assurance: x.Assurance, Root: x.Root, From: x.Index,
 		Counter: x.Counter + 1, Lifetime: x.Lifetime, Claims: x.Claims, Rule: match.Rule, Challenge: c.name, ChallengeTo: c.expires,
-		Redelivery: !x.Heir.IsZero(),
+		Redelivery: !first.Heir.IsZero(),
 	}
 	return t.open(opening{event: ev, ttl: match.Session, may: may}, key)
 }
 
 // worse decides what becomes of a machine that proved what its rule does not allow. It is quarantined only if it is enrolled, and proved
-// itself now with the very key that the enrolment was proved with: so nobody can have somebody else's machine quarantined.
-func (t *turn) worse(method attest.Method, p proved, match policy.Match, why error) error {
+// itself now with the very key that the enrolment was proved with, by evidence that is no copy: so nobody can have somebody else's machine
+// quarantined.
+func (t *turn) worse(method attest.Method, p proved, key sessionKey, match policy.Match, why error) error {
 	refusal := problem.As(why)
+	if err := t.ownEvidence(method, p, key, refusal); err != nil {
+		return err
+	}
 	id, ok := t.s.Identities.Get(match.Path)
 	if !ok || id.Closed {
 		return refusal
@@ -198,8 +235,8 @@ func (t *turn) worse(method attest.Method, p proved, match policy.Match, why err
 		return refusal
 	}
 	_, err := t.enter(&state.NodeQuarantined{
-		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Claims: p.Claims, Rule: match.Rule,
-		Why: limitText(refusal.Message), Ruling: t.ruling(""),
+		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Use: p.Once, Key: key.thumb,
+		Claims: p.Claims, Rule: match.Rule, Why: limitText(refusal.Message), Ruling: t.ruling(""),
 	})
 	if err != nil {
 		return err

@@ -2,8 +2,10 @@ package control
 
 import (
 	"context"
+	"strings"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
@@ -48,10 +50,13 @@ func (e *Environment) Appraise(ctx context.Context, r AttestRequest) (*Appraisal
 		return nil, err
 	}
 	out := &Appraisal{Method: method.Name, Assurance: p.Assurance.String(), Anchor: p.Anchor, Claims: p.Claims, Once: p.Once}
-	if p.Once != "" {
+	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
+		tok, _ := s.Tokens.Get(id)
+		out.Used = tok != nil && !tok.SpentBy.IsZero()
+	} else if p.Once != "" {
 		out.Used = s.Uses.Has(p.Once)
 	}
-	match, err := prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
+	match, _ := prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims) // why it fails is said by the decision below
 	if match.Path != "" {
 		if out.Identity, err = identity.New(s.Env.Name, match.Path); err != nil {
 			return nil, problem.Wrap(err, problem.ReasonNoIdentity, "making the identity")

@@ -164,7 +164,7 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if err := compiled.LowersAgents(prog); err != nil {
 		return err
 	}
-	return checkBundle(e.cfg.Methods, compiled)
+	return CheckBundle(e.cfg.Methods, compiled)
 }
 
 // required says how many approvals a change needs, and whether the proposer's own may be one of them.

@@ -49,7 +49,7 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	if err := identity.ValidEnv(env.Name); err != nil {
 		return state.Digest{}, problem.Wrap(err, problem.ReasonInvalid, "the environment's name")
 	}
-	if err := checkBundle(f.Methods, prog); err != nil {
+	if err := CheckBundle(f.Methods, prog); err != nil {
 		return state.Digest{}, err
 	}
 	if env.Class == policy.Production && f.Holder.Descriptor().DevelopmentOnly {
@@ -94,9 +94,9 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	return genesis, ledger.Create(ctx, f.Store, draft, []note.Signer{signer}, ledger.Config[*state.State]{New: state.New, Origin: originOf, Rand: f.Source, Now: f.Now})
 }
 
-// checkBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, or that
+// CheckBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, or that
 // nobody could change.
-func checkBundle(methods attest.Methods, prog *policy.Program) error {
+func CheckBundle(methods attest.Methods, prog *policy.Program) error {
 	if err := checkAuthorities(methods, prog); err != nil {
 		return err
 	}

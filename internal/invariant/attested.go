@@ -28,8 +28,8 @@ func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 	if e.Until != 0 && e.Until <= st.at {
 		fail("the evidence was good until %s", e.Until)
 	}
-	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") {
-		fail("it is not named after the method of session %d", e.Session)
+	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") && !strings.HasPrefix(e.Use, "token:") {
+		fail("it is named neither after the method of session %d nor as a token", e.Session)
 	}
 }
 
@@ -56,7 +56,7 @@ func (c *Checker) attestedAgain(e *state.SessionOpened, enrolled *enrolment, fai
 		fail("fresh evidence derives from nothing older")
 	case first.key != e.Key || !e.Redelivery:
 		fail("the evidence was used by entry %d", first.session)
-	case job && (x == nil || x.closed || !x.heir.IsZero() || e.Lifetime > x.lifetime):
+	case job && (x == nil || x.gen == nil || x.gen.closed || !x.gen.heir.IsZero() || e.Lifetime > x.lifetime):
 		fail("session %d, which the evidence opened, is over, was renewed, or ends sooner", e.Root)
 	case job:
 	case enrolled == nil || enrolled.root != e.Root:
@@ -74,15 +74,15 @@ func (c *Checker) attestedAgain(e *state.SessionOpened, enrolled *enrolment, fai
 func (c *Checker) attestedJob(st *step, e *state.SessionOpened, fail failure) {
 	x := c.m.sessions[e.From]
 	switch {
-	case x == nil || x.identity != e.Identity:
+	case x == nil || x.gen == nil || x.identity != e.Identity:
 		fail("%s has no session %d to renew", e.Identity, e.From)
 	case e.Root != x.root || e.Method != x.method || e.Anchor != x.anchor || e.Assurance != x.assurance || e.Counter != x.counter+1:
 		fail("it does not carry what session %d carries", e.From)
 	case e.Lifetime == 0 || e.Lifetime > x.lifetime || st.at >= e.Lifetime:
 		fail("it prolongs the job from %s to %s", x.lifetime, e.Lifetime)
-	case x.closed:
+	case x.gen.closed:
 		fail("session %d was given back", e.From)
-	case !x.heir.IsZero() && (x.heir != e.Key || !e.Redelivery):
+	case !x.gen.heir.IsZero() && (x.gen.heir != e.Key || !e.Redelivery):
 		fail("session %d was renewed by another key", e.From)
 	}
 }
@@ -93,6 +93,12 @@ func (c *Checker) attestedQuarantine(st *step, e *state.NodeQuarantined, fail fa
 	if n == nil || n.session != e.Session || n.evidence != e.Evidence || n.method != e.Method || e.Evidence.IsZero() || n.closed {
 		fail("%s is not enrolled by that key", e.Identity)
 		return
+	}
+	if u := c.m.uses[e.Use]; u != nil && u.key != e.Key {
+		fail("the proof was used by session %d, with another key", u.session)
+	}
+	if t := c.m.tokens[strings.TrimPrefix(e.Use, "join-token:")]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
+		fail("the proof is a join token that entry %d spent, with another key", t.spentAt)
 	}
 	if st.prog == nil {
 		return

@@ -69,7 +69,8 @@ type session struct {
 	identity, node, anchor, assurance string
 	method, via                       string
 	index, root, counter              uint64
-	key, heir                         state.Digest // heir: the key that renewed a job's session
+	key                               state.Digest
+	gen                               *generation // of a job
 	expires, lifetime                 state.Millis
 	tokens                            state.Millis // when the last token issued in it is over
 	closed                            bool
@@ -78,6 +79,13 @@ type session struct {
 	prepared                          bool
 	asked                             askedOf
 	gone                              string // what the rules said when they were asked
+}
+
+// generation is all the sessions that a job got by one request, since replies may get lost. They have one holder.
+type generation struct {
+	heir   state.Digest // the key that renewed one of them
+	next   *generation  // what that key got
+	closed bool         // one of them was given back
 }
 
 // askedOf is what an answer of the rules holds for: a bundle, and the newest proof of the node.
@@ -361,6 +369,9 @@ func (m *model) learn(st *step) {
 	case *state.SessionClosed:
 		if x := m.sessions[e.Session]; x != nil {
 			x.closed = true
+			if x.gen != nil {
+				x.gen.closed = true
+			}
 			if n := m.enrolments[x.identity]; n != nil && n.root == x.root && n.counter == x.counter && n.key == x.key {
 				n.closed = true
 			}
@@ -399,8 +410,8 @@ func (m *model) learnSession(st *step, e *state.SessionOpened) {
 		identity: e.Identity, node: e.Node, anchor: e.Anchor, assurance: e.Assurance, method: e.Method, index: st.index, root: root,
 		counter: e.Counter, key: e.Key, expires: e.Expires, raw: e.Claims, via: e.Via, lifetime: e.Lifetime,
 	}
-	if from := m.sessions[e.From]; from != nil && strings.HasPrefix(e.Identity, "/ci/") {
-		from.heir = e.Key
+	if strings.HasPrefix(e.Identity, "/ci/") {
+		x.gen = m.generationOf(e)
 	}
 	m.sessions[st.index] = x
 	m.later(e.Expires+afterSession, 's', st.index, "")
@@ -433,6 +444,20 @@ func (m *model) learnSession(st *step, e *state.SessionOpened) {
 	}
 	m.keyOwners[e.Key] = &keyOwner{e.Identity, e.Expires + afterKey}
 	m.later(e.Expires+afterKey, 'k', 0, string(e.Key[:]))
+}
+
+// generationOf is which generation of a job a session is of.
+func (m *model) generationOf(e *state.SessionOpened) *generation {
+	if from := m.sessions[e.From]; e.Via == viaRenew && from != nil && from.gen != nil {
+		if from.gen.next == nil || from.gen.heir != e.Key {
+			from.gen.heir, from.gen.next = e.Key, &generation{}
+		}
+		return from.gen.next
+	}
+	if first := m.sessions[e.Root]; e.Via == viaAttest && first != nil && first.gen != nil {
+		return first.gen
+	}
+	return &generation{}
 }
 
 func (m *model) learnRevocation(st *step, e *state.RevocationRecorded) {
@@ -725,6 +750,9 @@ func (x *session) subject() subject {
 	s := subject{identity: x.identity, node: x.node, anchor: x.anchor, own: x.index, root: x.root}
 	if s.node == "" && strings.HasPrefix(x.identity, "/node/") {
 		s.node, s.own = x.identity, x.root
+	}
+	if strings.HasPrefix(x.identity, "/ci/") {
+		s.own = x.root
 	}
 	return s
 }

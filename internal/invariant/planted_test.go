@@ -83,7 +83,9 @@ func (s *scene) workload() *state.SessionOpened {
 
 // attest is a legal first use of the spare join token.
 func (s *scene) attest() *state.SessionOpened {
-	e := last(s, func(_ uint64, e *state.SessionOpened) bool { return e.Via == "attest" && !e.Redelivery })
+	e := last(s, func(_ uint64, e *state.SessionOpened) bool {
+		return e.Via == "attest" && e.Method == "join-token" && !e.Redelivery
+	})
 	e = s.fresh(e)
 	e.Token, e.Identity, e.Claims = s.r.cast.Token, "/node/join-token/spare", map[string]any{"name": "spare"}
 	e.Anchor = "join-token:" + s.r.cast.Token
@@ -92,7 +94,7 @@ func (s *scene) attest() *state.SessionOpened {
 
 // renew is a legal renewal of the live node.
 func (s *scene) renew() *state.SessionOpened {
-	e := last(s, func(_ uint64, e *state.SessionOpened) bool { return e.Via == "attest" })
+	e := last(s, func(_ uint64, e *state.SessionOpened) bool { return e.Via == "attest" && e.Method == "join-token" })
 	e = s.fresh(e)
 	e.Via, e.Token, e.Root, e.From, e.Counter = "renew", "", s.r.cast.Node.Opened.Index, s.r.cast.Node.Opened.Index, 1
 	return e
@@ -1105,7 +1107,7 @@ func TestPlants(t *testing.T) {
 	r := history(t)
 	count := map[invariant.Name]int{}
 	said := map[string]bool{}
-	for _, p := range slices.Concat(plants, rulePlants, spiffePlants) {
+	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, attestedPlants, quarantinePlants) {
 		count[p.invariant]++
 		t.Run(string(p.invariant)+"/"+p.what, func(t *testing.T) {
 			mine := *r
@@ -1154,7 +1156,7 @@ func rules(t *testing.T) []rule {
 	t.Helper()
 	files := token.NewFileSet()
 	var out []rule
-	for _, name := range []string{"history.go", "invariant.go", "judge.go", "replay.go", "spiffe.go"} {
+	for _, name := range []string{"attested.go", "history.go", "invariant.go", "judge.go", "replay.go", "spiffe.go"} {
 		f, err := parser.ParseFile(files, name, nil, 0)
 		if err != nil {
 			t.Fatal(err)

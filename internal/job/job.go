@@ -72,12 +72,11 @@ type job struct {
 	calls    *client.Client // with it
 	telling  sync.Mutex
 
-	mu       sync.Mutex
-	session  *client.Session
-	holding  holding
-	leases   []*kept
-	next     crypto.Signer // the key of a renewal that has no answer yet
-	returned bool
+	mu      sync.Mutex
+	session *client.Session
+	holding holding
+	leases  []*kept
+	next    crypto.Signer // the key of a renewal that has no answer yet
 
 	keeping sync.WaitGroup
 	stop    context.CancelFunc // of keeping

@@ -235,8 +235,7 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 		Serial: e.Serial, Expires: e.Expires, Counter: e.Counter, Claims: e.Claims, Generation: e.Ruling.Generation,
 	}
 	if strings.HasPrefix(e.Identity, identity.PrefixCI) {
-		x.Lifetime = e.Lifetime
-		s.inherit(e)
+		x.Lifetime, x.Twin = e.Lifetime, s.inherit(e, m.Index)
 	}
 	s.Sessions.set(m.Index, x)
 	s.enqueue(e.Expires+keepSession, qSession, indexKey(m.Index))
@@ -268,13 +267,25 @@ func (e *SessionOpened) apply(s *State, m Meta) error {
 	return nil
 }
 
-// inherit says which key renewed a job's session.
-func (s *State) inherit(e *SessionOpened) {
-	if from, ok := s.Sessions.Get(e.From); ok && e.From != 0 {
-		n := *from
-		n.Heir = e.Key
-		s.Sessions.set(n.Index, &n)
+// inherit keeps which key renewed a job's session, and says of which session the new one is another reply; 0: of none.
+func (s *State) inherit(e *SessionOpened, index uint64) (twin uint64) {
+	if e.From == 0 {
+		return e.Root // 0 unless the reply was lost
 	}
+	from, ok := s.Sessions.Get(e.From)
+	if ok {
+		from, ok = s.FirstReply(from)
+	}
+	if !ok {
+		return 0
+	}
+	if from.Heir == e.Key {
+		return from.Next
+	}
+	n := *from
+	n.Heir, n.Next = e.Key, index
+	s.Sessions.set(n.Index, &n)
+	return 0
 }
 
 func (e *SessionClosed) apply(s *State, _ Meta) error {
@@ -285,6 +296,11 @@ func (e *SessionClosed) apply(s *State, _ Meta) error {
 	n := *x
 	n.Closed = true
 	s.Sessions.set(n.Index, &n)
+	if first, ok := s.FirstReply(x); ok && first.Index != x.Index {
+		n := *first
+		n.Closed = true
+		s.Sessions.set(n.Index, &n)
+	}
 	// Whichever of several replies to one request is given back: all of them are of one holder.
 	if id, ok := s.Identities.Get(x.Identity); ok && id.Root == x.Root && id.Counter == x.Counter && id.Key == x.Key {
 		over := *id

@@ -26,6 +26,8 @@ type NodeQuarantined struct {
 	Method   string         `json:"method"`
 	Anchor   string         `json:"anchor"`
 	Evidence Digest         `json:"evidence_key"`
+	Use      string         `json:"use,omitempty"` // what of the evidence counts once; none: it is bound to its challenge
+	Key      Digest         `json:"key"`           // thumbprint of the session key that it was shown for
 	Claims   map[string]any `json:"claims,omitempty"`
 	Rule     string         `json:"rule"`
 	Why      string         `json:"why"`

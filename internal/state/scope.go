@@ -93,6 +93,9 @@ func SubjectOf(x *Session) Subject {
 		node = x.Identity
 		own = x.Root // a renewal is as old as its enrolment
 	}
+	if strings.HasPrefix(x.Identity, identity.PrefixCI) {
+		own = x.Root // a job's too
+	}
 	return Subject{Identity: x.Identity, Node: node, Anchor: x.Anchor, Own: own, Root: x.Root}
 }
 

@@ -301,3 +301,18 @@ func TestHoldTarget(t *testing.T) {
 		}
 	}
 }
+
+// A cutoff must not be outlived by renewing what it cut off: a renewal is as old as the proof that it goes back to.
+func TestRenewalIsAsOldAsItsEnrolment(t *testing.T) {
+	for path, want := range map[string]bool{"/node/x509/a": true, "/ci/github/1/2": true, "/workload/w": false, "/human/h": false} {
+		s := New()
+		s.Cutoffs.set("identity:"+path, 5)
+		_, _, dead := s.CutoffOver(SubjectOf(&Session{Index: 7, Identity: path, Root: 3}))
+		if dead != want {
+			t.Errorf("%s: renewed after the cutoff, dead %t", path, dead)
+		}
+		if _, _, dead := s.CutoffOver(SubjectOf(&Session{Index: 7, Identity: path, Root: 7})); dead {
+			t.Errorf("%s: proved anew after the cutoff, and dead", path)
+		}
+	}
+}

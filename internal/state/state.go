@@ -158,10 +158,22 @@ type Session struct {
 	Closed    bool           `json:"closed,omitempty"`
 	// Generation is that of the bundle whose rules gave the identity. A decision under another asks them again.
 	Generation uint64 `json:"generation,omitempty"`
-	// Of a job's session only, since many jobs of one repository are one identity at a time: the hard end of the job's enrolment, and the key
-	// that renewed this session.
+	// Of a job's session only, since many jobs of one repository are one identity at a time: the hard end of the job's enrolment; the first
+	// of several replies to the request that opened it (0: itself); and of that first one, the key that renewed any of them, and
+	// the session that it got first.
 	Lifetime Millis `json:"lifetime,omitempty"`
+	Twin     uint64 `json:"twin,omitempty"`
 	Heir     Digest `json:"heir,omitzero"`
+	Next     uint64 `json:"next,omitempty"`
+}
+
+// FirstReply is the first of the replies to the request that opened a job's session: whichever of them arrived, their holder is one, so
+// what became of any of them stands there. It is false if that row is over.
+func (s *State) FirstReply(x *Session) (*Session, bool) {
+	if x.Twin == 0 {
+		return x, true
+	}
+	return s.Sessions.Get(x.Twin)
 }
 
 // Identity is what the environment knows of an attested identity.

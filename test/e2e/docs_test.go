@@ -531,18 +531,18 @@ func misnamed(text string, page func(name string) string) (found int, bad []stri
 		found++
 		command, _, _ := strings.Cut(m[1], " -- ") // what follows is another program's
 		words := strings.Fields(command)
-		name, help := words[0], ""
+		name, help, depth := words[0], "", 1 // a command's own name may have a hyphen, as allow-again
 		for _, w := range words[1:] {
 			longer := page(name + "-" + w)
 			if longer == "" {
 				break
 			}
-			name, help = name+"-"+w, longer
+			name, help, depth = name+"-"+w, longer, depth+1
 		}
 		// A word that is no command is an argument, where the command takes one: its usage says so in capitals.
-		rest := words[strings.Count(name, "-")+1:]
+		rest := words[depth:]
 		argument := len(rest) > 0 && !strings.HasPrefix(rest[0], "-")
-		_, usage, _ := strings.Cut(help, "\n"+strings.ReplaceAll(name, "-", " "))
+		_, usage, _ := strings.Cut(help, "\n"+strings.Join(words[:depth], " "))
 		usage, _, _ = strings.Cut(usage, "\n")
 		if help == "" || argument && strings.ToLower(usage) == usage {
 			bad = append(bad, m[1]+": there is no such command")

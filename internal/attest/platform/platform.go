@@ -107,6 +107,7 @@ func (p Platform) Method() attest.Method {
 	return attest.Method{
 		Name: p.Name, Proves: p.Proves, DoesNotProve: p.DoesNotProve,
 		Assurance:   p.Bindings[0].assurance(),
+		Given:       p.Bindings[0] == ToEnvironment,
 		Renewal:     p.Renewal,
 		Verify:      p.verify,
 		MaxEvidence: maxEvidence,
@@ -195,7 +196,8 @@ func (p Platform) result(token jwt.Token, bound Binding, a authority.Authority) 
 		Claims: claims, Assurance: bound.assurance(), Anchor: p.Name + ":" + a.Name, Key: token.Key, NotAfter: token.Expires,
 	}
 	if bound != ToChallenge {
-		out.Once, out.OnceUntil = p.Name+":"+attest.DigestText(token.Unique), token.Expires
+		// Without the method: what the audience binds to has none in it, and a cluster may be the authority of machines and of jobs.
+		out.Once, out.OnceUntil = attest.OnceToken+attest.DigestText(token.Unique), token.Expires
 	}
 	return out, nil
 }

@@ -80,7 +80,7 @@ func checkResult(t *testing.T, f *platformtest.Fixture, res attest.Result, bound
 		if res.Once != "" || !res.OnceUntil.IsZero() {
 			t.Errorf("%s: once %q", name, res.Once)
 		}
-	} else if !strings.HasPrefix(res.Once, name+":sha256:") || !res.OnceUntil.Equal(res.NotAfter) {
+	} else if !strings.HasPrefix(res.Once, attest.OnceToken+"sha256:") || !res.OnceUntil.Equal(res.NotAfter) {
 		t.Errorf("%s: once %q until %s", name, res.Once, res.OnceUntil)
 	}
 	if err := attest.CheckClaims(res.Claims); err != nil {

@@ -64,12 +64,12 @@ func NewParams(all []authority.Authority) (Params, error) {
 
 // listed finds a key that the bundle lists itself.
 func (p Params) listed(key ssh.PublicKey) (host, error) {
-	wire := string(key.Marshal())
-	h, ok := p.hosts[wire]
+	wire := key.Marshal()
+	h, ok := p.hosts[string(wire)]
 	if !ok {
 		return host{}, problem.New(problem.ReasonBadChain, "no authority of the bundle lists this host key, and the evidence has no certificate for it")
 	}
-	return host{authority: p.of[wire], proof: proofListed, principals: []string{h.Name}}, nil
+	return host{authority: p.of[string(wire)], proof: proofListed, principals: []string{h.Name}}, nil
 }
 
 // certified checks a certificate of key. PROTOCOL.certkeys has no chains: an authority's own key must have signed it.

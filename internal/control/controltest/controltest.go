@@ -65,6 +65,7 @@ type Options struct {
 	SnapshotEvery uint64
 	Openings      control.Openings // passed on
 	Holder        keyring.Holder   // default: a file holder
+	Methods       attest.Methods   // default: those of the product
 }
 
 // EnvName is the name of the environment that New makes.
@@ -88,12 +89,15 @@ func New(t testing.TB, o Options) *World {
 		holder, err = file.Create(filepath.Join(w.Dir, "root.key"), src)
 		w.check(err)
 	}
+	if o.Methods == nil {
+		o.Methods = methods.All()
+	}
 	ctx := context.Background()
 	data := filepath.Join(w.Dir, "data")
 	st, err := sqlite.Create(ctx, data)
 	w.check(err)
 	w.Genesis, err = control.Found(ctx, control.Founding{
-		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: w.Now,
+		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: o.Methods, Now: w.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			return o.Persons[0], w.Sign(o.Persons[0], namespace, text), nil
 		},
@@ -108,7 +112,7 @@ func New(t testing.TB, o Options) *World {
 			}
 			return o.Wrap(st), nil
 		},
-		Holder: holder, Source: src, Methods: methods.All(), Now: w.Now, ServerID: "s1", SnapshotEvery: o.SnapshotEvery, Openings: o.Openings,
+		Holder: holder, Source: src, Methods: o.Methods, Now: w.Now, ServerID: "s1", SnapshotEvery: o.SnapshotEvery, Openings: o.Openings,
 	}
 	w.Open()
 	t.Cleanup(func() {

@@ -17,13 +17,20 @@ import (
 )
 
 // HistoryOptions found the environment in which History does one of everything.
-var HistoryOptions = Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: policy.Files{"federation/partner.yaml": []byte(partnerBundle)}}
+var HistoryOptions = Options{
+	Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Methods: Believe(historyMethods...),
+	Extra: policy.Files{"federation/partner.yaml": []byte(partnerBundle), "authorities/all.yaml": []byte(historyAuthorities), "identities/proved.yaml": []byte(historyRules)},
+}
 
 // Cast are those who are alive after History.
 type Cast struct {
 	Alice, Bob, Node, API Actor
 	Lease                 uint64 // of API, for db/c
 	Token                 string // an unspent join token
+	// Machine is a node that renews by fresh evidence (MachineProof), Box one that is trusted on first use (BoxProof), and Job a job, its
+	// evidence (JobProof) used once. Quarantined is a node that its own proof stopped, Ended one that was decommissioned.
+	Machine, Box, Job  Actor
+	Quarantined, Ended string
 }
 
 // History does one of everything that enters something, so that the ledger has each type of entry in
@@ -40,6 +47,7 @@ func History(w *World) Cast {
 	h.revocations()
 	h.keys()
 	h.protocol()
+	h.proofs()
 	return h.finale()
 }
 
@@ -244,6 +252,7 @@ func (h *history) finale() Cast {
 	h.check(err)
 	c.Lease = r.Lease
 	c.Token = w.Token(c.Alice, "spare", time.Hour).ID()
+	h.proved(&c)
 	h.spiffe(c)
 	h.check(w.Env.Snapshot(h.ctx))
 	return c

@@ -30,12 +30,20 @@ go() {
 }
 
 # make build: compiles with other flags than the tests, for a minute. What it would run is looked at, and the tests' binary is its result.
-# make test: runs this.
+# make test: runs this. make release-check: several minutes. make release: the real one, in the tree where the page is followed.
 make() {
 	listed make "$@"
 	case $* in
 	test)
 		command make --no-print-directory -n -C "$REPO" test > /dev/null
+		return
+		;;
+	release-check)
+		command make --no-print-directory -n release-check | grep -q 'scripts/release-check$'
+		return
+		;;
+	'release RELEASE_KEY=../release-key')
+		command make --no-print-directory "$@"
 		return
 		;;
 	build) ;;
