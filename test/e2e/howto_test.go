@@ -477,7 +477,7 @@ func released(t *testing.T, name string) reader {
 // join attests a machine whose agent says such a thing of itself.
 func join(t *testing.T, s *sitetest.Site, tok jointoken.Token, says *bailmentv1.AgentStatement) {
 	t.Helper()
-	c, err := client.Dial(s.Trust, client.Options{Attempts: 1, Agent: says})
+	c, err := client.Dial(s.Trust, client.Options{Attempts: 1, Agent: func() *bailmentv1.AgentStatement { return says }})
 	s.Check(err)
 	defer c.Close()
 	attester, err := jointoken.NewAttester(tok)
