@@ -157,7 +157,7 @@ func agentOf(claims map[string]any) *pb.AgentInfo {
 		return nil
 	}
 	text := func(name string) string { s, _ := agent[name].(string); return s }
-	return &pb.AgentInfo{Version: text("version"), State: text("state"), Evidence: text("evidence")}
+	return &pb.AgentInfo{Version: text("version"), State: text("state"), Evidence: text("evidence"), Signer: text("signer")}
 }
 
 func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {
