@@ -197,11 +197,11 @@ func TestHardwareKeyNeedsAMethod(t *testing.T) {
 }
 
 // Evidence that counts for one key comes with that key as long as the material is the same.
-func TestOneKey(t *testing.T) {
+func TestGivenEvidence(t *testing.T) {
 	for name, one := range map[string]bool{"one key": true, "a key each": false} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, clienttest.Config{}, func(b *bench) {
-				b.alter(func(m *attest.Method) { m.OneKey = one })
+				b.alter(func(m *attest.Method) { m.Given = one })
 				b.begin()
 				b.reach(Ready, time.Second)
 				first := b.sessionKey()

@@ -393,7 +393,9 @@ func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 	if err := a.save(s); err != nil {
 		return err
 	}
-	if !a.method.OneKey || pendingKey != attestKeyFile {
+	// Evidence that was given out beforehand is good for the key that came with it first, until the platform gives other evidence.
+	again := a.method.Given && a.method.Renewal.Kind == attest.RenewByEvidence
+	if !again || pendingKey != attestKeyFile {
 		a.files.remove(pendingKey)
 	}
 	return nil

@@ -162,9 +162,6 @@ type Method struct {
 	// most that of a single-use token.
 	Unbound bool
 	Renewal Renewal
-	// OneKey: the same material makes the same evidence for longer than one attestation, and that counts for one session key only
-	// (Result.Once). So the agent keeps its session key as long as the material stays the same, and makes another with the next one.
-	OneKey bool
 	// MakesKeys: its attester is a KeyMaker.
 	MakesKeys bool
 	Verify    Verifier

@@ -148,6 +148,8 @@ func TestAgentFindings(t *testing.T) {
 		"attest: {files: {token: /a, token: b}}":             "f.yaml:1:",
 		token + "data: agent":                                "f.yaml:2:1: data: \"agent\" is not an absolute path",
 		token + "socket: /" + strings.Repeat("s", 107):       "f.yaml:2:1: socket: has 108 bytes, and the kernel takes at most 107",
+		"attest: {key: tpm, files: {token: /t}}":             "f.yaml:1:10: attest.key: join-token makes no keys in hardware",
+		"attest: {key: chip, files: {token: /t}}":            "f.yaml:1:15: attest.key: is not one of software, tpm",
 		"attest: {method: join_token, files: {token: /t}}":   "f.yaml:1:10: attest.method: there is no method \"join_token\" here, but join-token, x509: did you mean \"join-token\"?",
 		"attest: {files: {tokn: /t}}":                        "attest.files.tokn: join-token has no use for it; it takes token: did you mean \"token\"?",
 		"data: /d":                                           "attest.files: join-token needs a file for token: from an operator",

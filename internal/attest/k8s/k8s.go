@@ -33,17 +33,10 @@ const NeedToken = "token"
 const maxLifetime = 24 * time.Hour
 
 // Method is the row of "k8s".
-func Method() attest.Method { return method(Name) }
+func Method() attest.Method { return row(Name).Method() }
 
 // JobMethod is the row of "k8s-job".
-func JobMethod() attest.Method { return method(JobName) }
-
-func method(name string) attest.Method {
-	m := row(name).Method()
-	// The kubelet's file holds one token for hours.
-	m.OneKey = true
-	return m
-}
+func JobMethod() attest.Method { return row(JobName).Method() }
 
 func row(name string) platform.Platform {
 	return platform.Platform{

@@ -224,8 +224,6 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s declares no renewal", m.Name)
 		case m.Renewal.Kind == attest.RenewByPossession && !m.Renewal.HardLifetime:
 			t.Errorf("%s is renewed without evidence for ever", m.Name)
-		case m.OneKey && m.Renewal.Kind != attest.RenewByEvidence:
-			t.Errorf("%s keeps a key that is never used again", m.Name)
 		case m.Unbound && !identity.Token.AtLeast(m.Assurance):
 			t.Errorf("%s is not bound, and says %s", m.Name, m.Assurance)
 		}

@@ -77,10 +77,25 @@ func (d *device) firmwareLog() string {
 	return filepath.Join(securityfs, "tpm"+number, "binary_bios_measurements")
 }
 
-// do runs one piece of work on the TPM, alone. A TPM's command can't be interrupted: ctx is looked at between commands.
+// do runs one piece of work on the TPM, alone. A TPM's command can't be interrupted: ctx is looked at between commands. Work may be run
+// twice.
 func (d *device) do(ctx context.Context, work func(*session) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	err := d.once(ctx, work)
+	if d.socket && (errors.Is(err, tpm2.TPMRCObjectMemory) || errors.Is(err, tpm2.TPMRCSessionMemory)) {
+		// A socket has no resource manager behind it, which would flush what killed processes left. It takes one connection at a
+		// time, so what is loaded while this one is open is nobody's.
+		err = d.once(ctx, func(s *session) error {
+			s.clear()
+			return work(s)
+		})
+	}
+	return err
+}
+
+// once opens the device for one piece of work.
+func (d *device) once(ctx context.Context, work func(*session) error) error {
 	if err := ctx.Err(); err != nil {
 		return problem.Wrap(err, problem.ReasonCanceled, "use the TPM")
 	}
@@ -131,6 +146,23 @@ func (s *session) close() {
 	}
 	// Nothing is buffered: an error of Close loses nothing.
 	_ = s.tpm.Close()
+}
+
+// clear flushes everything that is loaded in the TPM: objects, and sessions, loaded and saved.
+func (s *session) clear() {
+	for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(s)
+		if err != nil {
+			continue // the work will say what is wrong
+		}
+		list, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			continue
+		}
+		for _, h := range list.Handle {
+			s.flush(h)
+		}
+	}
 }
 
 // flush goes past the context: what is loaded must go also when the work was cancelled. Its error is dropped: a TPM that doesn't

@@ -6,6 +6,9 @@ import (
 	"os"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 	"github.com/bailment/bailment/internal/authority"
@@ -91,5 +94,33 @@ func TestMeasure(t *testing.T) {
 	}
 	if n := s.Loaded(); n != 0 {
 		t.Errorf("%d objects or sessions were left in the TPM", n)
+	}
+}
+
+// What a process left in a software TPM that was killed at work is in nobody's way.
+func TestLeftovers(t *testing.T) {
+	s := tpmtest.New(t, 0)
+	s.Do(func(t transport.TPM) error {
+		for range 3 { // all the room that there is
+			if _, err := (tpm2.CreatePrimary{
+				PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate),
+			}).Execute(t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if n := s.Loaded(); n != 3 {
+		t.Fatalf("%d objects are loaded", n)
+	}
+	a := attesterOf(t, s, nil)
+	if _, blob, err := a.NewKey(context.Background()); err != nil {
+		t.Error(err)
+	} else if _, err := a.LoadKey(context.Background(), blob); err != nil {
+		t.Error(err)
+	}
+	goes(t, a, paramsOf(t, maker(s, nil)), binding())
+	if n := s.Loaded(); n != 0 {
+		t.Errorf("%d objects or sessions are left", n)
 	}
 }
