@@ -270,42 +270,59 @@ type AttestRequest struct {
 	Agent     *release.Statement // what the agent says of itself; nil: nothing
 }
 
-// Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
-func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, error) {
+// answered is a node's answer to a challenge, whose cheap parts were checked.
+type answered struct {
+	method    attest.Method
+	challenge challenge
+	key       sessionKey
+	binding   attest.Binding // of the evidence
+}
+
+// answered checks a request before anything is looked up for it: it names a method, answers a challenge of ours, and has a session key.
+func (e *Environment) answered(r AttestRequest) (answered, error) {
 	method, err := e.cfg.Methods.Find(r.Method)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	c, err := e.checkChallenge(r.Challenge)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	key, err := parseCSR(r.CSR)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
+	return answered{method, c, key, binding}, nil
+}
+
+// Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
+func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, error) {
+	given, err := e.answered(r)
+	if err != nil {
+		return nil, err
+	}
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (proved, error) {
-			p, err := e.verify(ctx, s, method, r, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+			p, err := e.verify(ctx, s, given.method, r, attest.Input{Binding: given.binding, Evidence: r.Evidence, Now: e.cfg.Now()})
 			if err == nil {
 				p.may = e.mayOpen(p.identity, p.size)
 			}
 			return p, err
 		},
 		func(t *turn, p proved) (*Opened, error) {
-			if err := t.spend(c); err != nil {
+			if err := t.spend(given.challenge); err != nil {
 				return nil, err
 			}
 			if p.bundle != t.s.Bundle {
 				return nil, errStale // other authorities may vouch now, or none
 			}
-			return t.admit(method, p, c, key)
+			return t.admit(given.method, p, given.challenge, given.key)
 		})
 	if err != nil {
 		return nil, err
 	}
-	return e.finish(out, key, proof)
+	return e.finish(out, given.key, proof)
 }
 
 // lifetime is the hard end of an enrolment: as it was told at its beginning, or sooner if the bundle in force says so.

@@ -139,10 +139,7 @@ func decode(data []byte) ([]byte, error) {
 }
 
 func (p Platform) verify(in attest.Input) (attest.Result, error) {
-	if err := attest.BeginUpTo(maxEvidence, in, p.Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.BeginUpTo[Params](maxEvidence, in, p.Name)
 	if err != nil {
 		return attest.Result{}, err
 	}
