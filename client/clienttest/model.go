@@ -553,7 +553,7 @@ func (h secrets) Get(ctx context.Context, r *v1.GetRequest) (*v1.GetResponse, er
 	}
 	index := s.state.next()
 	if lease == nil {
-		lease = &Lease{ID: index, Identity: x.path, Node: x.node, Secret: r.Secret, Purpose: r.Purpose, Version: s.state.versions[r.Secret], Created: now, Expires: now.Add(s.LeaseTTL)}
+		lease = &Lease{ID: index, Identity: x.path, Node: x.node, Secret: r.Secret, Purpose: r.Purpose, Version: s.state.versions[r.Secret], Created: now, Expires: s.leaseEnd(x, now)}
 		s.state.leases[index] = lease
 	}
 	out := &v1.GetResponse{
@@ -604,7 +604,7 @@ func (h secrets) RenewLease(ctx context.Context, r *v1.RenewLeaseRequest) (*v1.R
 	if !ok || l.Identity != x.path || l.Node != x.node || l.Returned || !time.Now().Before(l.Expires) {
 		return nil, problem.New(problem.ReasonNotFound, "no lease")
 	}
-	l.Expires = time.Now().Add(s.LeaseTTL)
+	l.Expires = s.leaseEnd(x, time.Now())
 	if most := l.Created.Add(s.LeaseMax); l.Expires.After(most) {
 		l.Expires = most
 	}

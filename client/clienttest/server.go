@@ -51,7 +51,17 @@ type Config struct {
 	SessionTTL time.Duration // default 10 min
 	LeaseTTL   time.Duration // default 1 h
 	LeaseMax   time.Duration // default 24 h
+	JobLeases  bool          // leases end with the session in which they were made or renewed, as those of CI jobs do
 	Lifetime   time.Duration // of an enrolment; default 30 days
+}
+
+// leaseEnd is when a lease ends that a session makes or renews now.
+func (s *Server) leaseEnd(x *session, now time.Time) time.Time {
+	end := now.Add(s.LeaseTTL)
+	if s.JobLeases && x.expires.Before(end) {
+		end = x.expires
+	}
+	return end
 }
 
 // Server is a running fake. Its methods may be called concurrently.

@@ -42,6 +42,7 @@ var table = []archtest.Row{
 
 	// Mechanisms.
 	{"internal/attest", "internal/problem internal/identity internal/authority", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/attesttest", "internal/problem internal/attest", ""},
 	{"internal/attest/jwt", "internal/problem internal/authority internal/attest", "github.com/go-jose/go-jose/v4 github.com/go-json-experiment/json"},
 	{"internal/attest/cms", "internal/problem", "golang.org/x/crypto"},
 	{"internal/attest/cms/cmstest", "internal/attest/cms", "github.com/smallstep/pkcs7"},
@@ -67,7 +68,7 @@ var table = []archtest.Row{
 	{"internal/attest/gcp", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
 	{"internal/attest/k8s", "internal/problem internal/attest internal/attest/jwt internal/attest/platform", ""},
 	{"internal/attest/ci", "internal/problem internal/attest internal/attest/jwt internal/attest/platform internal/attest/k8s", ""},
-	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
+	{"internal/attest/platform/platformtest", "internal/problem internal/authority internal/attest internal/attest/attesttest internal/attest/jwt/jwttest internal/attest/platform internal/attest/ci internal/attest/gcp internal/attest/k8s", "github.com/go-jose/go-jose/v4"},
 	{"internal/issuers", "internal/problem internal/authority", "github.com/go-jose/go-jose/v4"},
 	{"internal/attest/methods", "internal/attest internal/attest/sevsnp internal/attest/sshhost internal/attest/tdx internal/attest/aws internal/attest/ci internal/attest/gcp internal/attest/jointoken internal/attest/k8s internal/attest/x509 internal/attest/azure internal/attest/tpm", ""},
 	{"internal/keyring", "internal/problem internal/seal internal/durable", "golang.org/x/sys"},
@@ -83,7 +84,7 @@ var table = []archtest.Row{
 	{"internal/federation", "internal/problem internal/spiffe", "github.com/spiffe/go-spiffe/v2"},
 
 	// The use cases, and what watches them.
-	{"internal/invariant", "internal/problem internal/identity internal/spiffe internal/policy internal/release internal/state", ""},
+	{"internal/invariant", "internal/problem internal/identity internal/authority internal/spiffe internal/policy internal/release internal/state", ""},
 	{
 		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache internal/spiffe " +
 			"internal/attest internal/attest/jointoken internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
@@ -92,8 +93,8 @@ var table = []archtest.Row{
 
 	{
 		"internal/control/controltest", "internal/control internal/release internal/spiffe internal/problem internal/identity internal/policy internal/state internal/seal internal/sshsig internal/ceremony internal/attest internal/attest/jointoken internal/attest/methods " +
-			"internal/keyring internal/keyring/file internal/ledger internal/store internal/store/sqlite internal/invariant verify",
-		"golang.org/x/crypto",
+			"internal/attest/jwt/jwttest internal/attest/platform/platformtest internal/keyring internal/keyring/file internal/ledger internal/store internal/store/sqlite internal/invariant verify",
+		"github.com/go-jose/go-jose/v4 golang.org/x/crypto",
 	},
 
 	// Edges and roles.

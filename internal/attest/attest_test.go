@@ -208,8 +208,9 @@ func TestCheckClaims(t *testing.T) {
 
 func TestBegin(t *testing.T) {
 	good := attest.Input{Binding: binding(), Evidence: []byte("{}"), Now: time.Unix(1, 0)}
-	if err := attest.Begin(good, "join-token"); err != nil {
-		t.Fatal(err)
+	good.Params = 5
+	if p, err := attest.Begin[int](good, "join-token"); err != nil || p != 5 {
+		t.Fatal(p, err)
 	}
 	for name, c := range map[string]struct {
 		change func(*attest.Input)
@@ -218,15 +219,13 @@ func TestBegin(t *testing.T) {
 		"other method": {func(in *attest.Input) { in.Binding.Method = "x509" }, problem.ReasonInternal},
 		"no binding":   {func(in *attest.Input) { in.Binding = attest.Binding{} }, problem.ReasonInternal},
 		"no time":      {func(in *attest.Input) { in.Now = time.Time{} }, problem.ReasonInternal},
+		"other params": {func(in *attest.Input) { in.Params = "x" }, problem.ReasonInternal},
 		"too large":    {func(in *attest.Input) { in.Evidence = make([]byte, attest.MaxEvidence+1) }, problem.ReasonTooLarge},
 	} {
 		in := good
 		c.change(&in)
-		if err := attest.Begin(in, "join-token"); !problem.Is(err, c.want) {
+		if _, err := attest.Begin[int](in, "join-token"); !problem.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-	if _, err := attest.ParamsOf[int](attest.Input{Params: "x"}); !problem.Is(err, problem.ReasonInternal) {
-		t.Errorf("params of another type: %v", err)
 	}
 }

@@ -45,6 +45,14 @@ func (b Binding) Validate() error {
 	return nil
 }
 
+// of refuses a binding of another method, which is a defect of the caller.
+func (b Binding) of(method string) error {
+	if b.Method != method {
+		return problem.New(problem.ReasonInternal, "the binding names another method than %s", method)
+	}
+	return nil
+}
+
 // Message is the text that evidence signs: five lines, each ended by a newline, in which every value
 // has an alphabet without space and newline. So two different valid bindings never give one text.
 //

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"unicode"
@@ -137,9 +138,9 @@ func CheckClaimText(s string) error {
 	return nil
 }
 
-// ParamsOf gives the verifier its own Params. Another type is a defect in the server's wiring, which
+// paramsOf gives the verifier its own Params. Another type is a defect in the server's wiring, which
 // must fail closed but not as if the stranger had done something wrong.
-func ParamsOf[P any](in Input) (P, error) {
+func paramsOf[P any](in Input) (P, error) {
 	p, ok := in.Params.(P)
 	if !ok {
 		var zero P
@@ -149,22 +150,36 @@ func ParamsOf[P any](in Input) (P, error) {
 }
 
 // Begin is the first line of every verifier: it refuses a binding that is incomplete or of another
-// method, which would be a defect of the caller, and evidence that is too large to be looked at.
-func Begin(in Input, method string) error { return BeginUpTo(MaxEvidence, in, method) }
+// method, which would be a defect of the caller, and evidence that is too large to be looked at, and
+// gives the verifier its own Params.
+func Begin[P any](in Input, method string) (P, error) { return BeginUpTo[P](MaxEvidence, in, method) }
 
 // BeginUpTo is Begin for methods whose evidence is larger.
-func BeginUpTo(most int, in Input, method string) error {
+func BeginUpTo[P any](most int, in Input, method string) (P, error) {
+	var none P
 	if err := in.Binding.Validate(); err != nil {
-		return problem.Wrap(err, problem.ReasonInternal, "verify evidence")
+		return none, problem.Wrap(err, problem.ReasonInternal, "verify evidence")
 	}
-	if in.Binding.Method != method {
-		return problem.New(problem.ReasonInternal, "the binding names another method than %s", method)
+	if err := in.Binding.of(method); err != nil {
+		return none, err
 	}
 	if in.Now.IsZero() {
-		return problem.New(problem.ReasonInternal, "verify evidence: no time was given")
+		return none, problem.New(problem.ReasonInternal, "verify evidence: no time was given")
 	}
 	if len(in.Evidence) > most {
-		return problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", most)
+		return none, problem.New(problem.ReasonTooLarge, "the evidence has more than %d bytes", most)
 	}
-	return nil
+	return paramsOf[P](in)
+}
+
+// BeginAttest is the first line of every Attester's Attest: it refuses a context that has ended, and
+// a binding that is incomplete or, which would be a defect of the caller, of another method.
+func BeginAttest(ctx context.Context, b Binding, method string) error {
+	if err := ctx.Err(); err != nil {
+		return problem.Wrap(err, problem.ReasonCanceled, "attest by %s", method)
+	}
+	if err := b.Validate(); err != nil {
+		return err
+	}
+	return b.of(method)
 }

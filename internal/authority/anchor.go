@@ -95,6 +95,8 @@ type Method struct {
 	Prefix string // of the identities that it gives
 	// Needs: all of these must be given. OneOf: at least one of these, if it is not 0. Takes: these may be given.
 	Needs, OneOf, Takes Fields
+	// Once: what it proves is proved for one session key only (attest.Result.Once), so the ledger has a use beside each first session.
+	Once bool
 }
 
 // Authorities reports whether the method's evidence is judged by an authority of the bundle.
@@ -107,22 +109,22 @@ const oidc = FieldKeys | FieldKeysURL | FieldPEM
 
 // Methods is what bundles may name. A test of attest/methods holds it to the table of those that exist.
 var Methods = []Method{
-	{Name: JoinToken, Prefix: "/node/join-token/"},
+	{Name: JoinToken, Prefix: "/node/join-token/", Once: true},
 	{Name: "x509", Prefix: "/node/x509/", Needs: FieldPEM, Takes: FieldPEM},
 	{Name: "sshhost", Prefix: "/node/sshhost/", OneOf: FieldSSH, Takes: FieldSSH},
-	{Name: "k8s", Prefix: "/node/k8s/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "aws", Prefix: "/node/aws/", Needs: FieldPEM, Takes: FieldPEM | FieldMaxAge},
+	{Name: "k8s", Prefix: "/node/k8s/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
+	{Name: "aws", Prefix: "/node/aws/", Needs: FieldPEM, Takes: FieldPEM | FieldMaxAge, Once: true},
 	{Name: "gcp", Prefix: "/node/gcp/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
 	{Name: "azure", Prefix: "/node/azure/", OneOf: FieldIssuer | FieldPEM, Takes: FieldIssuer | oidc | FieldMaxAge},
 	{Name: "tpm", Prefix: "/node/tpm/", OneOf: FieldPEM | FieldEndorsementKeys, Takes: FieldPEM | FieldEndorsementKeys | FieldMeasurements},
 	{Name: "sev-snp", Prefix: "/node/sev-snp/", Needs: FieldPEM, Takes: FieldPEM},
 	{Name: "tdx", Prefix: "/node/tdx/", Needs: FieldPEM, Takes: FieldPEM},
-	{Name: "github", Prefix: "/ci/github/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "gitlab", Prefix: "/ci/gitlab/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "buildkite", Prefix: "/ci/buildkite/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "circleci", Prefix: "/ci/circleci/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "k8s-job", Prefix: "/ci/k8s-job/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
-	{Name: "oidc", Prefix: "/ci/oidc/", Needs: FieldIssuer, Takes: FieldIssuer | oidc},
+	{Name: "github", Prefix: "/ci/github/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
+	{Name: "gitlab", Prefix: "/ci/gitlab/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
+	{Name: "buildkite", Prefix: "/ci/buildkite/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
+	{Name: "circleci", Prefix: "/ci/circleci/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
+	{Name: "k8s-job", Prefix: "/ci/k8s-job/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
+	{Name: "oidc", Prefix: "/ci/oidc/", Needs: FieldIssuer, Takes: FieldIssuer | oidc, Once: true},
 }
 
 // FindMethod finds a method by its name.

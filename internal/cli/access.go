@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -171,6 +172,34 @@ func (a *app) listNodes(ctx context.Context, c *conn, below string) error {
 			t.add(i.Identity, i.Method, i.Assurance, i.State, agentCell(i.Agent), i.LastSeen, i.SessionExpires)
 		}
 	})
+}
+
+// noteAgents says how many machines another bundle would refuse for their agents, which the one in force lets run. It helps who proposes
+// or approves it, and is nothing to rely on: who may not list machines is told nothing, and a machine may come back with another agent.
+func (a *app) noteAgents(ctx context.Context, c *conn, base policy.Files, next *policy.Program) {
+	now, err := compile(base)
+	if err != nil {
+		return
+	}
+	all, err := c.identities(ctx, "/node/")
+	if err != nil {
+		return
+	}
+	refused, active := make(map[problem.Reason]int), 0
+	for _, i := range all.Identities {
+		if i.State != "active" {
+			continue
+		}
+		active++
+		x := i.GetAgent()
+		claim := map[string]any{"version": x.GetVersion(), "state": x.GetState(), "evidence": x.GetEvidence(), "signer": x.GetSigner()}
+		if err := next.AgentStands(claim); err != nil && now.AgentStands(claim) == nil {
+			refused[problem.As(err).Reason]++
+		}
+	}
+	for _, r := range slices.Sorted(maps.Keys(refused)) {
+		a.note("refuses %d of %d active %s for their agents (%s): `bailment node list` shows them", refused[r], active, plural(active, "machine"), r)
+	}
 }
 
 // agentCell is an agent in a few words: its version, and what vouches for that.

@@ -373,7 +373,7 @@ proposal has no effect until it is approved.`,
 }
 
 func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeOptions) error {
-	files, _, err := readBundle(dir)
+	files, prog, err := readBundle(dir)
 	if err != nil {
 		return err
 	}
@@ -387,6 +387,7 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeO
 	}
 	a.note("against generation %d, %s:", base.generation, base.manifest.Digest())
 	a.noteDifferences(diff)
+	a.noteAgents(ctx, c, base.files, prog)
 	m, err := c.next(base, files)
 	if err != nil {
 		return err

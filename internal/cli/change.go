@@ -236,6 +236,9 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 		if left > 0 {
 			fmt.Fprintln(a.err, v.textLeftOut(left))
 		}
+		if next, err := compile(v.files); err == nil {
+			a.noteAgents(ctx, c, v.base.files, next)
+		}
 	}
 	if !yes {
 		if err := a.confirm("sign this?"); err != nil {

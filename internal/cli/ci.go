@@ -75,12 +75,33 @@ func (f *ciToken) attester(getenv func(string) string) (attest.Method, attest.At
 	if err != nil {
 		return method, nil, err
 	}
-	material, err := ci.Material(name, look, readLimited)
-	if err != nil {
-		return method, nil, err
+	read := func() (attest.Attester, error) {
+		material, err := ci.Material(name, look, readLimited)
+		if err != nil {
+			return nil, err
+		}
+		return all.NewAttesterFrom(name, material)
 	}
-	out, err := all.NewAttesterFrom(name, material)
+	out, err := read()
+	if err == nil && look(ci.EnvTokenFile) != "" {
+		out = renewed{read}
+	}
 	return method, out, err
+}
+
+// renewed is the attester of a job whose token may be another one later: the kubelet puts a fresh token into a projected file before the
+// one that is there ends.
+type renewed struct {
+	read func() (attest.Attester, error)
+}
+
+// Attest implements attest.Attester.
+func (r renewed) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
+	a, err := r.read()
+	if err != nil {
+		return nil, err
+	}
+	return a.Attest(ctx, b)
 }
 
 func readLimited(name string) ([]byte, error) {

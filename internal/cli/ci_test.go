@@ -10,10 +10,45 @@ import (
 	"testing"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/ci"
 	"github.com/bailment/bailment/internal/job"
 	"github.com/bailment/bailment/internal/problem"
 )
+
+// The kubelet puts a fresh token into the file before the one that is there ends: each renewal is with what is there then.
+func TestCITokenFileIsReadAgain(t *testing.T) {
+	b := attest.Binding{Method: "k8s-job", Nonce: make([]byte, attest.MinNonce), Genesis: [32]byte{1}, SessionKey: [32]byte{2}}
+	part := base64.RawURLEncoding.EncodeToString
+	file := filepath.Join(t.TempDir(), "token")
+	put := func(id string) string {
+		t.Helper()
+		token := part([]byte(`{"alg":"RS256","kid":"1"}`)) + "." + part([]byte(`{"iss":"https://issuer.example","jti":"`+id+`","aud":"`+b.EnvironmentAudience()+`"}`)) + ".e30"
+		if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	put("1")
+	env := map[string]string{"KUBERNETES_SERVICE_HOST": "10.0.0.1", ci.EnvTokenFile: file}
+	method, attester, err := new(ciToken).attester(func(name string) string { return env[name] })
+	if err != nil || method.Name != b.Method {
+		t.Fatal(method.Name, err)
+	}
+	for _, id := range []string{"1", "2"} {
+		want := put(id)
+		evidence, err := attester.Attest(t.Context(), b)
+		if err != nil || !strings.Contains(string(evidence), want) {
+			t.Errorf("%s, %v", evidence, err)
+		}
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := attester.Attest(t.Context(), b); err == nil {
+		t.Error("a file that is gone gives a token")
+	}
+}
 
 // A job's token comes from where its flags say, else from where its service puts it.
 func TestCIToken(t *testing.T) {

@@ -31,6 +31,10 @@ func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey
 	}
 	if method.Renewal.HardLifetime || strings.HasPrefix(match.Path, identity.PrefixCI) {
 		ev.Lifetime = t.now.Add(match.Lifetime)
+		if method.Renewal.Kind == attest.RenewByPossession && !p.NotAfter.IsZero() {
+			// A renewal never looks at the evidence again, so that the evidence's end is the enrolment's.
+			ev.Lifetime = min(ev.Lifetime, state.At(p.NotAfter))
+		}
 	}
 	first := false
 	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
@@ -64,9 +68,7 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 	case !ok || t.now >= tok.Expires:
 		return problem.New(problem.ReasonTokenExpired, "join token %s expired", ev.Token)
 	case tok.SpentBy.IsZero():
-		// A token is as old as its making: cutting it off then reaches whoever comes with it.
-		made := state.Subject{Identity: ev.Identity, Node: ev.Identity, Anchor: ev.Anchor, Own: tok.Created, Root: tok.Created}
-		if _, revoked := checkRevoked(t.s, made, t.now); revoked != nil {
+		if _, revoked := checkRevoked(t.s, madeAs(tok, ev.Identity), t.now); revoked != nil {
 			return revoked
 		}
 	case tok.SpentBy != key.thumb:
@@ -90,6 +92,11 @@ func (t *turn) useToken(ev *state.SessionOpened, key sessionKey) error {
 		return problem.New(revoked.Reason, "join token %s was made by %s: %s", tok.ID, tok.By, revoked.Message)
 	}
 	return nil
+}
+
+// madeAs is a join token as the identity that it gives. It is as old as its making: cutting it off then reaches whoever comes with it.
+func madeAs(tok *state.Token, path string) state.Subject {
+	return state.Subject{Identity: path, Node: path, Anchor: jointoken.Name + ":" + tok.ID, Own: tok.Created, Root: tok.Created}
 }
 
 // firstUse judges evidence that one key only may use: whether this is its first use, or a retry of that whose reply was lost, which gives the

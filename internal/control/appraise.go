@@ -27,15 +27,7 @@ type Appraisal struct {
 // Appraise says what Attest would say to the same request, by the same functions, and enters nothing. The challenge is not spent, and what is
 // told is about the asker's own evidence, which has been verified: who proves nothing is told no more than Attest tells.
 func (e *Environment) Appraise(ctx context.Context, r AttestRequest) (*Appraisal, error) {
-	method, err := e.cfg.Methods.Find(r.Method)
-	if err != nil {
-		return nil, err
-	}
-	c, err := e.checkChallenge(r.Challenge)
-	if err != nil {
-		return nil, err
-	}
-	key, err := parseCSR(r.CSR)
+	given, err := e.answered(r)
 	if err != nil {
 		return nil, err
 	}
@@ -44,19 +36,18 @@ func (e *Environment) Appraise(ctx context.Context, r AttestRequest) (*Appraisal
 	if err != nil {
 		return nil, err
 	}
-	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
-	p, err := e.verify(ctx, s, method, r, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+	p, err := e.verify(ctx, s, given.method, r, attest.Input{Binding: given.binding, Evidence: r.Evidence, Now: e.cfg.Now()})
 	if err != nil {
 		return nil, err
 	}
-	out := &Appraisal{Method: method.Name, Assurance: p.Assurance.String(), Anchor: p.Anchor, Claims: p.Claims, Once: p.Once}
+	out := &Appraisal{Method: given.method.Name, Assurance: p.Assurance.String(), Anchor: p.Anchor, Claims: p.Claims, Once: p.Once}
 	if id, ok := strings.CutPrefix(p.Once, jointoken.Name+":"); ok {
 		tok, _ := s.Tokens.Get(id)
 		out.Used = tok != nil && !tok.SpentBy.IsZero()
 	} else if p.Once != "" {
 		out.Used = s.Uses.Has(p.Once)
 	}
-	match, _ := prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims) // why it fails is said by the decision below
+	match, _ := prog.IdentifyNode(given.method.Name, authorityOf(p.Anchor), p.claims) // why it fails is said by the decision below
 	if match.Path != "" {
 		if out.Identity, err = identity.New(s.Env.Name, match.Path); err != nil {
 			return nil, problem.Wrap(err, problem.ReasonNoIdentity, "making the identity")
@@ -66,8 +57,8 @@ func (e *Environment) Appraise(ctx context.Context, r AttestRequest) (*Appraisal
 	// The decision itself, on a turn whose draft nobody commits.
 	t := &turn{e: e, s: s, now: state.At(e.cfg.Now()), prog: prog}
 	t.at.Index = s.Next
-	if err = t.spend(c); err == nil {
-		_, err = t.admit(method, p, c, key)
+	if err = t.spend(given.challenge); err == nil {
+		_, err = t.admit(given.method, p, given.challenge, given.key)
 	}
 	out.Problem = problem.As(unwrapRecorded(err))
 	return out, nil

@@ -102,24 +102,33 @@ type sessionKey struct {
 
 const maxCSR = 4 << 10
 
-// parseCSR takes the session key of a PKCS#10 request whose signature proves possession of it (RFC 2986). Names and
-// extensions in it are ignored: what stands in the certificate is decided here.
-func parseCSR(der []byte) (sessionKey, error) {
+// readCSR reads a PKCS#10 request (RFC 2986) for a session key. It does not check its signature, which is dearer.
+func readCSR(der []byte) (*x509.CertificateRequest, error) {
 	if len(der) > maxCSR {
-		return sessionKey{}, problem.New(problem.ReasonTooLarge, "a certificate request has at most %d bytes", maxCSR)
+		return nil, problem.New(problem.ReasonTooLarge, "a certificate request has at most %d bytes", maxCSR)
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return sessionKey{}, problem.New(problem.ReasonInvalid, "the certificate request can't be read")
+		return nil, problem.New(problem.ReasonInvalid, "the certificate request can't be read")
 	}
 	switch k := csr.PublicKey.(type) {
 	case *ecdsa.PublicKey:
 		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
-			return sessionKey{}, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+			return nil, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
 		}
 	case ed25519.PublicKey:
 	default:
-		return sessionKey{}, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+		return nil, problem.New(problem.ReasonInvalid, "a session key is ECDSA P-256 or P-384, or Ed25519")
+	}
+	return csr, nil
+}
+
+// parseCSR takes the session key of a request whose signature proves possession of it. Names and extensions in it are ignored: what
+// stands in the certificate is decided here.
+func parseCSR(der []byte) (sessionKey, error) {
+	csr, err := readCSR(der)
+	if err != nil {
+		return sessionKey{}, err
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return sessionKey{}, problem.New(problem.ReasonBadProof, "the certificate request is not signed by its own key")
@@ -261,42 +270,59 @@ type AttestRequest struct {
 	Agent     *release.Statement // what the agent says of itself; nil: nothing
 }
 
-// Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
-func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, error) {
+// answered is a node's answer to a challenge, whose cheap parts were checked.
+type answered struct {
+	method    attest.Method
+	challenge challenge
+	key       sessionKey
+	binding   attest.Binding // of the evidence
+}
+
+// answered checks a request before anything is looked up for it: it names a method, answers a challenge of ours, and has a session key.
+func (e *Environment) answered(r AttestRequest) (answered, error) {
 	method, err := e.cfg.Methods.Find(r.Method)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	c, err := e.checkChallenge(r.Challenge)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	key, err := parseCSR(r.CSR)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	binding := attest.Binding{Method: method.Name, Genesis: e.genesis, Nonce: c.raw, SessionKey: key.thumb}
+	return answered{method, c, key, binding}, nil
+}
+
+// Attest verifies evidence, turns it into an identity by the bundle's rules, and opens a session.
+func (e *Environment) Attest(ctx context.Context, r AttestRequest) (*Opened, error) {
+	given, err := e.answered(r)
+	if err != nil {
+		return nil, err
+	}
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (proved, error) {
-			p, err := e.verify(ctx, s, method, r, attest.Input{Binding: binding, Evidence: r.Evidence, Now: e.cfg.Now()})
+			p, err := e.verify(ctx, s, given.method, r, attest.Input{Binding: given.binding, Evidence: r.Evidence, Now: e.cfg.Now()})
 			if err == nil {
 				p.may = e.mayOpen(p.identity, p.size)
 			}
 			return p, err
 		},
 		func(t *turn, p proved) (*Opened, error) {
-			if err := t.spend(c); err != nil {
+			if err := t.spend(given.challenge); err != nil {
 				return nil, err
 			}
 			if p.bundle != t.s.Bundle {
 				return nil, errStale // other authorities may vouch now, or none
 			}
-			return t.admit(method, p, c, key)
+			return t.admit(given.method, p, given.challenge, given.key)
 		})
 	if err != nil {
 		return nil, err
 	}
-	return e.finish(out, key, proof)
+	return e.finish(out, given.key, proof)
 }
 
 // lifetime is the hard end of an enrolment: as it was told at its beginning, or sooner if the bundle in force says so.

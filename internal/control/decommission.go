@@ -105,13 +105,17 @@ func (t *turn) namedBy(tok *state.Token) string {
 		return ""
 	}
 	match, _ := t.prog.IdentifyNode(jointoken.Name, "", claims)
+	// One that is cut off is dead, as it would be told when it is used. A hold on it is no end: it may be lifted.
+	if _, _, dead := t.s.CutoffOver(madeAs(tok, match.Path)); dead {
+		return ""
+	}
 	return match.Path
 }
 
 // wouldNameGone refuses a join token that, by the rules in force, could give nothing but an identity that was decommissioned: who makes
 // it learns so now, and not the machine later. Attestation judges again.
 func (t *turn) wouldNameGone(name, id string) error {
-	if p := checkGone(t.s, t.namedBy(&state.Token{Name: name, ID: id})); p != nil {
+	if p := checkGone(t.s, t.namedBy(&state.Token{Name: name, ID: id, Created: t.at.Index})); p != nil {
 		return p
 	}
 	return nil

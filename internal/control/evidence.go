@@ -61,6 +61,9 @@ func (e *Environment) verify(ctx context.Context, s *state.State, method attest.
 	if !method.Assurance.AtLeast(result.Assurance) {
 		return proved{}, problem.New(problem.ReasonInternal, "method %s gave more assurance than it has", method.Name)
 	}
+	if row, _ := authority.FindMethod(method.Name); row.Once && result.Once == "" {
+		return proved{}, problem.New(problem.ReasonInternal, "method %s does not say what of its evidence counts once", method.Name)
+	}
 	p := proved{Result: result, bundle: s.Bundle}
 	if r.Agent != nil {
 		if p.Claims == nil {

@@ -37,7 +37,8 @@ func (t *turn) ownLease(x *state.Session, id uint64, action string) (*state.Leas
 	return l, nil
 }
 
-// RenewLease prolongs a lease by its lifetime, never beyond its maximum. It is decided like a read.
+// RenewLease prolongs a lease by its lifetime, never beyond its maximum, and that of a job never beyond the session that asks. It is
+// decided like a read.
 func (e *Environment) RenewLease(ctx context.Context, c Caller, id uint64) (*LeaseChange, error) {
 	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*LeaseChange, error) {
 		x, err := t.session(c)
@@ -58,9 +59,9 @@ func (e *Environment) RenewLease(ctx context.Context, c Caller, id uint64) (*Lea
 			}
 		}
 		ttl, most := t.leaseTimes(l.Secret, grant)
-		expires := min(t.now.Add(ttl), l.Max, l.Created.Add(most))
+		expires := leaseEnd(x, min(t.now.Add(ttl), l.Max, l.Created.Add(most)))
 		if expires <= l.Expires {
-			expires = l.Expires // at its maximum: renewing changes nothing, and says so by the time
+			expires = l.Expires // at its maximum, or at the job's session's end: renewing changes nothing, and says so by the time
 		}
 		index, err := t.enter(&state.LeaseRenewed{Lease: id, Expires: expires, Actor: actorOf(x), Ruling: t.ruling(grant.Grant)})
 		return &LeaseChange{Index: index, Expires: expires.Time()}, err

@@ -288,3 +288,32 @@ func TestCutoffsSayWhoAndWhy(t *testing.T) {
 	}
 	check()
 }
+
+// A machine's own leases go with it, as those of what it speaks for do: the acknowledgement names what it read, and says until when that
+// lives, and who proves itself anew gets a lease of its own.
+func TestRevokeNodesOwnLeases(t *testing.T) {
+	for _, scope := range []string{"node:/node/join-token/web-1", "node:/node/*", "identity:/node/join-token/web-1"} {
+		w := controltest.New(t, controltest.Options{})
+		alice := w.Login("alice")
+		node := w.Node(alice, "web-1")
+		w.Put(alice, "node/seed", "v")
+		_, before, err := w.Get(node, "node/seed")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := revoke(w, alice, scope, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out.Rotate) != 1 || out.Rotate[0] != "node/seed" || out.Horizon.Before(before.Expires) {
+			t.Errorf("%s: %+v, and a lease until %s", scope, out, before.Expires)
+		}
+		_, after, err := w.Get(w.Node(alice, "web-1"), "node/seed")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after.Lease == before.Lease {
+			t.Errorf("%s: a release under a lease that was cut off", scope)
+		}
+	}
+}

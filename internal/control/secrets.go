@@ -244,8 +244,17 @@ func (t *turn) lease(x *state.Session, v *state.Version, r GetRequest, grant pol
 		return nil, refuse(reason, "the lease that this idempotency key made is over")
 	}
 	ttl, most := t.leaseTimes(r.Secret, grant)
-	l := &state.Lease{Expires: t.now.Add(ttl), Max: t.now.Add(most)}
+	l := &state.Lease{Expires: leaseEnd(x, t.now.Add(ttl)), Max: t.now.Add(most)}
 	return l, nil
+}
+
+// leaseEnd keeps a job's lease within its session. A job that is killed as a whole gives nothing back, and nobody else hears of its end:
+// its session, which only it can renew, is what tells.
+func leaseEnd(x *state.Session, end state.Millis) state.Millis {
+	if strings.HasPrefix(x.Identity, identity.PrefixCI) {
+		return min(end, x.Expires)
+	}
+	return end
 }
 
 // leaseTimes gives the lifetime of a new lease and its maximum: the least of what grant, secret and environment say.

@@ -3,6 +3,7 @@ package invariant
 import (
 	"strings"
 
+	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
@@ -16,6 +17,47 @@ type used struct {
 	until    state.Millis
 }
 
+// countsOnce reports whether a session was opened by evidence that one session key only may use, for the first time.
+func countsOnce(e *state.SessionOpened) bool {
+	m, _ := authority.FindMethod(e.Method)
+	return e.Via == viaAttest && e.Root == 0 && m.Once
+}
+
+// attestedOnce checks that no session stands without the use of the evidence that opened it: of a join token it says itself which, and
+// of other evidence the entry behind it does, where only the protocol may be raised between.
+func (c *Checker) attestedOnce(st *step, fail failure) {
+	e, ok := st.event.(*state.SessionOpened)
+	if ok && countsOnce(e) && e.Method == authority.JoinToken && e.Token == "" {
+		fail("it names no join token")
+	}
+	if c.m.unused == 0 {
+		return
+	}
+	switch e := st.event.(type) {
+	case *state.ProtocolRaised:
+	case *state.EvidenceUsed:
+		if e.Session != c.m.unused {
+			fail("it is not the use of session %d before it", c.m.unused)
+		}
+	default:
+		fail("session %d was opened by evidence that counts once, and its use is not entered", c.m.unused)
+	}
+}
+
+// learnOnce notes a session whose use must follow.
+func (m *model) learnOnce(st *step) {
+	switch e := st.event.(type) {
+	case *state.ProtocolRaised:
+	case *state.SessionOpened:
+		m.unused = 0
+		if countsOnce(e) && e.Method != authority.JoinToken {
+			m.unused = st.index
+		}
+	default:
+		m.unused = 0
+	}
+}
+
 // attestedUse checks that a use of evidence is that of the session before it.
 func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 	x := c.m.sessions[e.Session]
@@ -25,11 +67,12 @@ func (c *Checker) attestedUse(st *step, e *state.EvidenceUsed, fail failure) {
 	case x.root != e.Session || e.Session+1 != st.index && e.Session+2 != st.index:
 		fail("session %d is not the one that it opened just now", e.Session)
 	}
+	c.attestedEnd(x, e, fail)
 	if e.Until != 0 && e.Until <= st.at {
 		fail("the evidence was good until %s", e.Until)
 	}
 	if !strings.HasPrefix(e.Use, c.methodOf(e.Session)+":") && !strings.HasPrefix(e.Use, "token:") {
-		fail("it is named neither after the method of session %d nor as a token", e.Session)
+		fail("it is not named after the method of session %d, nor as a token", e.Session)
 	}
 }
 
@@ -67,23 +110,6 @@ func (c *Checker) attestedAgain(e *state.SessionOpened, enrolled *enrolment, fai
 		fail("it prolongs the enrolment of %s from %s to %s", e.Identity, enrolled.lifetime, e.Lifetime)
 	case enrolled.closed:
 		fail("the enrolment of %s was given back", e.Identity)
-	}
-}
-
-// attestedJob checks a renewal by possession of a job's session.
-func (c *Checker) attestedJob(st *step, e *state.SessionOpened, fail failure) {
-	x := c.m.sessions[e.From]
-	switch {
-	case x == nil || x.gen == nil || x.identity != e.Identity:
-		fail("%s has no session %d to renew", e.Identity, e.From)
-	case e.Root != x.root || e.Method != x.method || e.Anchor != x.anchor || e.Assurance != x.assurance || e.Counter != x.counter+1:
-		fail("it does not carry what session %d carries", e.From)
-	case e.Lifetime == 0 || e.Lifetime > x.lifetime || st.at >= e.Lifetime:
-		fail("it prolongs the job from %s to %s", x.lifetime, e.Lifetime)
-	case x.gen.closed:
-		fail("session %d was given back", e.From)
-	case !x.gen.heir.IsZero() && (x.gen.heir != e.Key || !e.Redelivery):
-		fail("session %d was renewed by another key", e.From)
 	}
 }
 

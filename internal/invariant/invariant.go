@@ -89,7 +89,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Bounded, entry: (*Checker).bounded,
-		Entries: "leases expire, not after their maximum, grant, secret and environment; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, join tokens, open changes and whole denials have their bounds; a JWT-SVID lives for minutes, within its session",
+		Entries: "leases expire, not after their maximum, grant, secret and environment, and those of a job not after its session; what a job's evidence opened ends with the evidence; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, join tokens, open changes and whole denials have their bounds; a JWT-SVID lives for minutes, within its session",
 	},
 	{
 		Name: ExactlyOnce, entry: (*Checker).once,

@@ -166,6 +166,7 @@ func (c *Checker) live(st *step, a *state.Actor) (*session, string) {
 
 func (c *Checker) attested(st *step, fail failure) {
 	c.attestedSPIFFE(st, fail)
+	c.attestedOnce(st, fail)
 	var x *session
 	if st.actor != nil {
 		var why string
@@ -554,6 +555,7 @@ func (c *Checker) bounded(st *step, fail failure) {
 		if l == nil {
 			return // "lifecycle" says so
 		}
+		c.boundedJob(st, e.Lease, l.expires, e.Expires, fail)
 		if e.Expires > l.max || e.Expires < l.expires {
 			fail("lease %d, which ends between %s and %s, is renewed until %s", e.Lease, l.expires, l.max, e.Expires)
 		}
@@ -597,6 +599,7 @@ func (c *Checker) boundedRelease(st *step, e *state.SecretReleased, fail failure
 		fail("its lease is over at %s already", e.Expires)
 	}
 	if e.Lease == 0 {
+		c.boundedJob(st, st.index, 0, e.Expires, fail)
 		if e.Max < e.Expires {
 			fail("its lease ends at %s, after its own maximum %s", e.Expires, e.Max)
 		}
@@ -638,13 +641,9 @@ func (c *Checker) boundedSession(st *step, e *state.SessionOpened, fail failure)
 			began = old.began
 		}
 		most := st.match.Lifetime
-		if strings.HasPrefix(e.Identity, "/ci/") {
-			if e.Lifetime == 0 {
-				fail("a job's enrolment has an end")
-			}
-			if e.Via == viaRenew {
-				return // as long as it was told, whatever the bundle says since
-			}
+		boundedEnrolment(e, fail)
+		if isJob(e.Identity) && e.Via == viaRenew {
+			return // as long as it was told, whatever the bundle says since
 		}
 		if e.Lifetime > began.Add(most) {
 			fail("its enrolment of %s ends at %s; the bundle allows %s", began, e.Lifetime, most)

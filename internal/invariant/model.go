@@ -46,6 +46,7 @@ type model struct {
 	tokens     map[string]*token
 	uses       map[string]*used
 	gone       map[string]uint64 // decommissioned identities
+	unused     uint64            // the session before, if the use of its evidence must follow; 0: none
 	changes    map[uint64]*change
 	cuts       []cut // ascending by index, the newest of each scope
 	holds      map[string]hold
@@ -330,6 +331,7 @@ func meansFork(e *state.RevocationRecorded) bool {
 // learn takes an entry into the model.
 func (m *model) learn(st *step) {
 	m.next, m.time = st.index+1, max(m.time, st.at)
+	m.learnOnce(st)
 	switch e := st.event.(type) {
 	case *state.Genesis:
 		m.name, m.class, m.genesis = e.Name, e.Class, sha256.Sum256([]byte(e.Document))
@@ -757,6 +759,11 @@ func (x *session) subject() subject {
 	return s
 }
 
+// subject of the lease. A node speaks for itself.
 func (l *lease) subject(id uint64) subject {
-	return subject{identity: l.identity, node: l.node, anchor: l.anchor, secret: l.secret, own: id, root: l.root}
+	s := subject{identity: l.identity, node: l.node, anchor: l.anchor, secret: l.secret, own: id, root: l.root}
+	if s.node == "" && strings.HasPrefix(l.identity, "/node/") {
+		s.node = l.identity
+	}
+	return s
 }

@@ -126,6 +126,7 @@ func TestAttestedPlantsStartLegal(t *testing.T) {
 	s.add(&state.HoldLifted{Scope: "node:" + liveMachine, Hold: held, Change: s.act("hold.lift", hold("node:"+liveMachine, held))})
 	s.add(s.machine())
 	s.add(s.ending(s.stop("node:" + liveMachine)))
+	s.add(s.ownLease())
 	for _, v := range s.found {
 		t.Error(v)
 	}
@@ -363,6 +364,14 @@ var attestedPlants = []planted{
 		s.add(x)
 	}, "is held by entry"},
 
+	{invariant.Revoked, "a horizon that forgets a machine's own lease", func(s *scene) {
+		e := s.ownLease()
+		s.add(e)
+		r := s.revoke("node:" + e.Actor.Identity)
+		r.Horizon = e.Expires - 1
+		s.add(r)
+	}, "lives until"},
+
 	{invariant.Lifecycle, "evidence forgotten that was not used", func(s *scene) {
 		s.add(&state.EvidenceForgotten{Use: "tpm:nobody", Change: s.act("evidence.forget", "tpm:nobody")})
 	}, "the evidence was not used"},
@@ -442,6 +451,12 @@ var attestedPlants = []planted{
 		s.add(&state.IdentityDecommissioned{Identity: liveMachine, Cutoff: cut, Change: ch, Ruling: s.ruling()})
 	}, "has the approval of 0 persons"},
 
+	{invariant.Monotonic, "an end before its protocol", func(s *scene) {
+		c := s.r.checker()
+		s.found = append(s.found, c.Feed(0, s.entries[0])...)
+		e := &state.Entry{Time: s.entries[1].Time, Event: &state.IdentityDecommissioned{Identity: liveMachine, Ruling: s.ruling()}}
+		s.found = append(s.found, c.Feed(1, e)...)
+	}, "protocol 1 is in force"},
 	{invariant.Monotonic, "a floor of agents that is lowered", func(s *scene) {
 		s.floor("  agents: {minimum: 1.4.0}\n")
 		s.lower("  agents: {minimum: 1.3.9}\n")
@@ -468,4 +483,16 @@ func (s *scene) lower(agents string) {
 	e.Ruling = s.ruling()
 	s.add(e)
 	s.add(b)
+}
+
+// ownLease is a legal first release to the live node itself.
+func (s *scene) ownLease() *state.SecretReleased {
+	e := last(s, func(_ uint64, e *state.SecretReleased) bool { return e.Secret == "node/seed" })
+	x := last(s, func(i uint64, _ *state.SessionOpened) bool { return i == s.r.cast.Node.Opened.Index })
+	e.Actor = state.Actor{Identity: x.Identity, Session: s.r.cast.Node.Opened.Index}
+	e.Root, e.Anchor, e.Ruling.Generation, e.Ruling.Bundle = s.r.cast.Node.Opened.Index, x.Anchor, s.ruling().Generation, s.ruling().Bundle
+	life := e.Max - last(s, func(_ uint64, e *state.SecretReleased) bool { return e.Secret == "node/seed" }).Expires
+	e.Expires = s.next() + 60*minute
+	e.Max = e.Expires + life
+	return e
 }

@@ -99,7 +99,7 @@ func (c *Checker) monotonicSPIFFE(st *step, fail failure) {
 		if kind, n, ok := keyNumber(e.Key); ok && n <= t.withdrawn[kind] {
 			fail("%s was withdrawn before", e.Key)
 		}
-	case *state.JWTIssued:
+	case *state.JWTIssued, *state.EvidenceUsed, *state.EvidenceForgotten, *state.NodeQuarantined, *state.IdentityDecommissioned:
 	case *state.FederationRefreshed:
 		old, known := t.foreign[e.Name]
 		switch {

@@ -5,7 +5,7 @@
 // step's shell) dies; and when this process is killed by SIGKILL, by a second process that watches it and that whoever kills a
 // step's processes by group, session, parent or environment does not find. No secret is asked for before that one watches. It is told what is asked for before it is
 // asked for, so there is no moment at which a lease is known to nobody. What can't be given back, because the server can't be reached or everything was killed at
-// once, is told with the moment at which it is dead anyway: its lease's end, or its session's. While the program runs, session and leases are renewed; a session
+// once, is told with the moment at which it is dead anyway: its lease's end, which the server puts no later than the session's. While the program runs, session and leases are renewed; a session
 // that can't be is given back, with the leases, before it ends.
 //
 // A token of the platform goes to the server only (the attester sees to it that its audience is this environment's), and never into an argument, a log, or the program's

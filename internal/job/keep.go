@@ -33,15 +33,22 @@ type kept struct {
 	retry time.Time
 }
 
-func (k *kept) due() time.Time {
+// due is when to renew it, or, where nothing prolongs it, when to say that it is over. A job's leases end with its session at the latest, so
+// one that does is renewed after the session was.
+func (k *kept) due(session time.Time) time.Time {
 	half := k.from.Add(k.Expires.Sub(k.from) / 2)
-	if k.final {
+	if k.final || k.within(session) {
 		half = k.Expires
 	}
 	if k.retry.After(half) {
 		return k.retry
 	}
 	return half
+}
+
+// within reports whether the end of the session that ends then is the lease's end.
+func (k *kept) within(session time.Time) bool {
+	return !k.Expires.Add(time.Millisecond).Before(session)
 }
 
 func newKey() string {
@@ -76,7 +83,7 @@ func (j *job) keep(ctx context.Context) {
 		next := min(time.Until(renew), time.Until(last))
 		for _, k := range j.leases {
 			if !k.lost {
-				next = min(next, time.Until(k.due()))
+				next = min(next, time.Until(k.due(j.session.Expires)))
 			}
 		}
 		if !pause(ctx, max(next, 0)) {
@@ -104,7 +111,7 @@ func (j *job) keep(ctx context.Context) {
 			}
 		}
 		for _, k := range j.leases {
-			if !k.lost && !time.Now().Before(k.due()) {
+			if !k.lost && !time.Now().Before(k.due(j.session.Expires)) {
 				j.renewLease(ctx, k)
 			}
 		}
@@ -170,7 +177,7 @@ func (j *job) renewLease(ctx context.Context, k *kept) {
 		j.lose(k, problem.New(problem.ReasonExpired, "it has reached its end"))
 		return
 	}
-	if k.final {
+	if k.final || k.within(j.session.Expires) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, keepTimeout)

@@ -25,12 +25,19 @@ func TestRenewal(t *testing.T) {
 		method string
 		fixed  bool
 		call   string
+		server clienttest.Config
+		leases int // renewals of them
 	}{
-		{"x509", false, "Attest"}, {"x509", true, "Attest"}, {"join-token", false, "Renew"},
+		{"x509", false, "Attest", clienttest.Config{SessionTTL: 4 * time.Second, LeaseTTL: 800 * time.Millisecond}, 4},
+		{"x509", true, "Attest", clienttest.Config{SessionTTL: 4 * time.Second, LeaseTTL: 800 * time.Millisecond}, 4},
+		{"join-token", false, "Renew", clienttest.Config{SessionTTL: 4 * time.Second, LeaseTTL: 800 * time.Millisecond}, 4},
+		// What ends with the session is renewed after it, and not lost at its end.
+		{"join-token", false, "Renew", clienttest.Config{SessionTTL: 2 * time.Second, JobLeases: true}, 3},
+		{"x509", false, "Attest", clienttest.Config{SessionTTL: 2 * time.Second, JobLeases: true}, 3},
 	} {
-		t.Run(fmt.Sprintf("%s %v", c.method, c.fixed), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s %v %v", c.method, c.fixed, c.server.JobLeases), func(t *testing.T) {
 			t.Parallel()
-			h := start(t, clienttest.Config{SessionTTL: 4 * time.Second, LeaseTTL: 800 * time.Millisecond})
+			h := start(t, c.server)
 			stop := filepath.Join(t.TempDir(), "stop")
 			cmd, out := h.begin(func(s *settings) {
 				s.Method, s.Fixed = c.method, c.fixed
@@ -43,13 +50,16 @@ func TestRenewal(t *testing.T) {
 				}
 			}, "echo begun; until test -e "+stop+"; do sleep 0.02; done")
 			h.eventually("renewals", func() bool {
-				return h.server.Calls(calls+c.call) >= 3 && h.server.Calls("/bailment.v1.SecretService/RenewLease") >= 4
+				return h.server.Calls(calls+c.call) >= 3 && h.server.Calls("/bailment.v1.SecretService/RenewLease") >= c.leases
 			})
 			if err := os.WriteFile(stop, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if code := h.wait(cmd); code != 0 || strings.Contains(out.String(), "warn") {
 				t.Errorf("code %d; %s", code, out)
+			}
+			if n := h.server.Calls("/bailment.v1.SecretService/RenewLease"); c.server.JobLeases && n > 2*h.server.Calls(calls+c.call) {
+				t.Errorf("%d renewals of one lease, %d of its session", n, h.server.Calls(calls+c.call))
 			}
 			for _, l := range h.server.Leases() {
 				if !l.Returned {

@@ -141,6 +141,15 @@ func (p *Program) agentStands(claims Claims) error {
 	return nil
 }
 
+// AgentStands says what the environment would have against an agent with such a claim ClaimAgent, or nil. It is for asking beforehand.
+func (p *Program) AgentStands(claim map[string]any) error {
+	claims, err := PrepareClaims(map[string]any{ClaimAgent: claim})
+	if err != nil {
+		return err
+	}
+	return p.agentStands(claims)
+}
+
 // AppraiseAgent turns what an agent says of itself into the claim ClaimAgent. measured are the digests of programs that the platform
 // measured; nil: it measures none.
 func (p *Program) AppraiseAgent(s release.Statement, measured map[[32]byte]bool) map[string]any {

@@ -129,6 +129,8 @@ func (c *compiler) identities() {
 			return
 		}
 		c.nodeRule(d, s, &r)
+		c.knownClaims(s, &r, d.source)
+		c.sharedIssuer(d, s, &r)
 		c.program.nodes = append(c.program.nodes, r)
 	})
 	byName := func(a, b identityRule) int { return strings.Compare(a.name, b.name) }
@@ -320,6 +322,7 @@ func (c *compiler) grants() {
 		c.grantSecrets(s)
 		c.grantLimits(s, &g)
 		g.when = c.condition(c.grantScope, s.When, d.source)
+		c.grantToEverybody(s, &g)
 		if c.pairs += len(g.identities) * len(g.secrets); c.pairs > maxIndexed {
 			c.found.add(d.at, "the grants have more than %d pairs of an identity and a secret: use subtrees", maxIndexed)
 			c.found.overflow = true

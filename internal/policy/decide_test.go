@@ -356,7 +356,7 @@ func TestIdentify(t *testing.T) {
 		workload("root", "root, nodes: [/node/join-token/*], session: 5m, when: claims.uid == 0"),
 		workload("other", "other, nodes: [/node/join-token/special], when: claims.uid == 7"),
 		workload("other-twice", "other, nodes: [/node/join-token/special], session: 2m, when: claims.uid == 7"),
-		"Identity node-web method: join-token, path: '/node/join-token/web/{claims.web.id}', when: has(claims.web)",
+		"Identity node-web method: join-token, path: '/node/join-token/web/{claims.token.id}', when: has(claims.token)",
 		"Identity node-fixed method: join-token, path: /node/join-token/fixed, when: claims.name == 'clash'",
 	))
 	for _, c := range []struct {
@@ -369,7 +369,7 @@ func TestIdentify(t *testing.T) {
 		{"escaped", map[string]any{"name": "../x/é"}, "/node/join-token/.._2Fx_2F_C3_A9", ""},
 		{"dots", map[string]any{"name": ".."}, "/node/join-token/_2E_2E", ""},
 		{"number", map[string]any{"name": 12.0}, "/node/join-token/12", ""},
-		{"nested", map[string]any{"web": map[string]any{"id": 3}}, "/node/join-token/web/3", ""},
+		{"nested", map[string]any{"token": map[string]any{"id": 3}}, "/node/join-token/web/3", ""},
 		{"empty", map[string]any{"name": ""}, "", problem.ReasonNoIdentity},
 		{"missing", nil, "", problem.ReasonNoIdentity},
 		{"bool", map[string]any{"name": true}, "", problem.ReasonNoIdentity},

@@ -35,6 +35,7 @@ type identityRule struct {
 	require   *condition
 	required  string // its text
 	otherwise bool   // quarantine
+	open      bool   // only its path tells apart whom its issuer serves
 	nodes     []identity.Pattern
 	session   time.Duration
 	lifetime  time.Duration

@@ -68,9 +68,7 @@ func (a *API) account(c *call, p *problem.Problem) {
 	case c.proof != "":
 		switch p.Kind {
 		case problem.NotProved, problem.Refused, problem.Invalid:
-			if c.tries != nil {
-				c.tries.Allow()
-			}
+			c.tried(true)
 		}
 		if p.Reason != problem.ReasonForked { // that one is an entry of its own
 			env.Unproved(c.proof, p, c.conn.source)
@@ -167,6 +165,9 @@ func requestID() string {
 
 // slowDown says when a limiter has room again.
 func slowDown(l *rate.Limiter, format string, args ...any) *problem.Problem {
-	wait := time.Duration((1 - min(l.Tokens(), 1)) / float64(l.Limit()) * float64(time.Second))
+	return slowDownFor(time.Duration((1-min(l.Tokens(), 1))/float64(l.Limit())*float64(time.Second)), format, args...)
+}
+
+func slowDownFor(wait time.Duration, format string, args ...any) *problem.Problem {
 	return problem.New(problem.ReasonRateLimited, "there are too many "+format, args...).WithRetryAfter(max(wait, 10*time.Millisecond))
 }

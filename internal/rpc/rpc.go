@@ -84,7 +84,8 @@ type API struct {
 	errors *connect.ErrorWriter
 
 	sources    limiters // requests of a source
-	attempts   limiters // failed proofs, by source and by what they are to prove
+	attempts   tallies  // failed proofs, by source and by what they are to prove
+	crowds     tallies  // those of which that can be made up, by source and kind
 	identities limiters // requests of an identity
 	streams    streams
 	memory     memory // of request bodies
@@ -126,7 +127,8 @@ func New(sites map[string]Site, o Options) *API {
 	a := &API{o: o, sites: make(map[string]*site, len(sites)), routes: make(map[string]*route), proofs: make(chan struct{}, strangersProofs)}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	a.sources = newLimiters(o.Limits.SourceRate, o.Limits.SourceBurst)
-	a.attempts = newLimiters(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
+	a.attempts = newTallies(o.Limits.UnprovedRate, o.Limits.UnprovedBurst)
+	a.crowds = newTallies(crowded*o.Limits.UnprovedRate, crowded*o.Limits.UnprovedBurst)
 	a.identities = newLimiters(o.Limits.IdentityRate, o.Limits.IdentityBurst)
 	a.streams.most = o.Limits.IdentityStreams
 	a.memory.limit = o.Limits.RequestMemory
@@ -172,10 +174,11 @@ type call struct {
 	conn  *connection
 	route *route
 	code  string
-	proof string        // method of an attestation that is known
-	begun bool          // the request was read and its method reached
-	tries *rate.Limiter // failed proofs of what this one is to prove; nil: not known yet
-	key   string        // whose requests and streams it counts among, where a session is asked for
+	proof string   // method of an attestation that is known
+	begun bool     // the request was read and its method reached
+	tries []*tally // of what this one is to prove; nil: not known yet, or it was told what became of it
+	cost  int      // how many attempts this one counts as
+	key   string   // whose requests and streams it counts among, where a session is asked for
 
 	wipe     func()    // of a value, when the answer was sent
 	released time.Time // when the release of a value was decided
@@ -276,8 +279,9 @@ func (c *call) ended() string {
 	return c.code
 }
 
-// end wipes, whether the handler returned or panicked.
+// end wipes and gives back, whether the handler returned or panicked.
 func (c *call) end() {
+	c.tried(false)
 	if c.wipe != nil {
 		c.wipe()
 	}

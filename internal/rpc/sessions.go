@@ -48,14 +48,16 @@ func (s attestations) Challenge(ctx context.Context, r *pb.ChallengeRequest) (*p
 	if r.Method == "" && len(r.Hello) == 0 {
 		return out, nil
 	}
-	// An offer costs a chain and an encryption: who asks for many that fail is slowed like who fails to attest.
-	m, err := env.Methods().Find(r.Method)
-	if err != nil {
+	// An offer costs a chain and an encryption, to whomever it is made, and nothing of it is spent: so each counts.
+	c.proof = accountUnknown
+	if m, err := env.Methods().Find(r.Method); err == nil {
+		c.proof = m.Name
+	}
+	a, err := env.OfferAttempt(r.Method, r.Hello)
+	if err := s.attempt(c, len(r.Hello))(a, err); err != nil {
 		return nil, err
 	}
-	if err := s.attempt(c)("method "+m.Name, nil); err != nil {
-		return nil, err
-	}
+	c.tried(true)
 	out.Offer, err = env.Offer(ctx, r.Method, b, r.Hello)
 	return out, err
 }
@@ -68,7 +70,7 @@ func (s attestations) Attest(ctx context.Context, r *pb.AttestRequest) (*pb.Sess
 		c.proof = m.Name
 	}
 	ask := askOf(r)
-	if err := s.attempt(c)(env.AttestAttempt(ask)); err != nil {
+	if err := s.attempt(c, len(r.Evidence))(env.AttestAttempt(ask)); err != nil {
 		return nil, err
 	}
 	return opened(env)(env.Attest(ctx, ask))
@@ -100,9 +102,10 @@ func (s attestations) Appraise(ctx context.Context, r *pb.AttestRequest) (*pb.Ap
 		c.proof = m.Name
 	}
 	ask := askOf(r)
-	if err := s.attempt(c)(env.AttestAttempt(ask)); err != nil {
+	if err := s.attempt(c, len(r.Evidence))(env.AttestAttempt(ask)); err != nil {
 		return nil, err
 	}
+	c.tried(true) // it spends neither the challenge nor the evidence, so it could be asked again and again
 	a, err := env.Appraise(ctx, ask)
 	if err != nil {
 		return nil, err
@@ -154,14 +157,14 @@ func agentOf(claims map[string]any) *pb.AgentInfo {
 		return nil
 	}
 	text := func(name string) string { s, _ := agent[name].(string); return s }
-	return &pb.AgentInfo{Version: text("version"), State: text("state"), Evidence: text("evidence")}
+	return &pb.AgentInfo{Version: text("version"), State: text("state"), Evidence: text("evidence"), Signer: text("signer")}
 }
 
 func (s attestations) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.SessionResponse, error) {
 	c := callOf(ctx)
 	env := c.conn.site.Env
 	ask := control.RenewRequest{Challenge: r.Challenge, Certificate: r.Certificate, Signature: r.Signature, CSR: r.Csr, Agent: statementOf(r.Agent, r.AgentVersion)}
-	if err := s.attempt(c)(env.RenewAttempt(ask)); err != nil {
+	if err := s.attempt(c, 0)(env.RenewAttempt(ask)); err != nil {
 		return nil, err
 	}
 	return opened(env)(env.Renew(ctx, ask))
@@ -171,27 +174,54 @@ func (s attestations) Login(ctx context.Context, r *pb.LoginRequest) (*pb.Sessio
 	c := callOf(ctx)
 	env := c.conn.site.Env
 	ask := control.LoginRequest{Challenge: r.Challenge, Person: r.Person, SSHSIG: r.Sshsig, CSR: r.Csr}
-	if err := s.attempt(c)(env.LoginAttempt(ask)); err != nil {
+	if err := s.attempt(c, 0)(env.LoginAttempt(ask)); err != nil {
 		return nil, err
 	}
 	return opened(env)(env.Login(ctx, ask))
 }
 
+// What attempts count.
+const (
+	// crowded is how many subjects' failures together a crowd may have, at one source. With the default limits those are about as many
+	// attempts as one source may make connections.
+	crowded = 16
+	// dear is how many bytes of evidence count as one more attempt: much is dearer to look at than little.
+	dear = 64 << 10
+)
+
 // attempt limits failed proofs before they are verified, by what they are to prove and where they come from: so nobody's
-// failures keep out somebody else at the same address, and an identity's own connection is nobody's address.
-func (s attestations) attempt(c *call) func(subject string, err error) error {
-	return func(subject string, err error) error {
+// failures keep out somebody else at the same address, and an identity's own connection is nobody's address. size is how many bytes
+// are to be looked at.
+func (s attestations) attempt(c *call, size int) func(control.Attempt, error) error {
+	return func(a control.Attempt, err error) error {
 		if err != nil {
 			return err
 		}
 		from, _ := c.conn.asker()
-		tries := s.attempts.of(c.conn.site.name + " " + from + " " + subject)
-		if tries.Tokens() < 1 {
-			return slowDown(tries, "failed attempts from %s", c.conn.source)
+		from = c.conn.site.name + " " + from + " "
+		c.cost = min(1+size/dear, s.attempts.burst)
+		about := []*tally{s.attempts.of(from + a.Subject)}
+		if a.Crowd != "" {
+			about = append(about, s.crowds.of(from+a.Crowd))
 		}
-		c.tries = tries
+		for _, t := range about {
+			wait, ok := t.begin(c.cost)
+			if !ok {
+				c.tried(false)
+				return slowDownFor(wait, "failed attempts from %s", c.conn.source)
+			}
+			c.tries = append(c.tries, t)
+		}
 		return nil
 	}
+}
+
+// tried says, once, whether the attempt counts.
+func (c *call) tried(counts bool) {
+	for _, t := range c.tries {
+		t.end(c.cost, counts)
+	}
+	c.tries = nil
 }
 
 func (s attestations) AttestWorkload(ctx context.Context, r *pb.AttestWorkloadRequest) (*pb.SessionResponse, error) {

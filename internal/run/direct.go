@@ -6,8 +6,6 @@ import (
 	"os/signal"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bailment/bailment/internal/agent/localapi"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -48,15 +46,9 @@ func (d *Direct) names() ([]string, map[string]int) {
 // Run runs the command, as the function Run does. When ctx ends, the child is asked to end by SIGTERM.
 func (d Direct) Run(ctx context.Context) (code int, err error) {
 	c := Config{Command: d.Command, Env: d.Env, Secrets: d.Secrets}
-	if err := c.check(); err != nil {
-		return ExitOurs, err
-	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return ExitOurs, problem.Wrap(err, problem.ReasonInternal, "keeping this process from being dumped")
-	}
-	exe, err := find(d.Command[0], d.Env)
+	exe, code, err := c.prepare()
 	if err != nil {
-		return exitOf(err), err
+		return code, err
 	}
 	defer exe.file.Close()
 	signals := make(chan os.Signal, 64)

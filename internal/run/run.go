@@ -177,17 +177,9 @@ func (c *Config) check() error {
 // Run runs the command and returns its exit code, or one of ours with an error that says why. It must be called from one
 // place at a time: it takes over this process's signals and, for its time, the terminal.
 func Run(ctx context.Context, c Config) (code int, err error) {
-	if err := c.check(); err != nil {
-		return ExitOurs, err
-	}
-	// Values will be in this process's memory: it must not be dumped, nor read by others of the same user. The
-	// child's own setting begins anew when it is executed (prctl(2), PR_SET_DUMPABLE).
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return ExitOurs, problem.Wrap(err, problem.ReasonInternal, "keeping this process from being dumped")
-	}
-	exe, err := find(c.Command[0], c.Env)
+	exe, code, err := c.prepare()
 	if err != nil {
-		return exitOf(err), err
+		return code, err
 	}
 	defer exe.file.Close()
 	// From here on, a signal that would end us must leave nothing behind.
@@ -211,6 +203,24 @@ func Run(ctx context.Context, c Config) (code int, err error) {
 	defer end()
 	code, err = child.run(ctx, signals)
 	return code, err
+}
+
+// prepare checks the configuration, makes this process one that may hold values, and finds the program. With an error comes the exit
+// code. The caller closes the program's file.
+func (c *Config) prepare() (exe *executable, code int, err error) {
+	if err := c.check(); err != nil {
+		return nil, ExitOurs, err
+	}
+	// Values will be in this process's memory: it must not be dumped, nor read by others of the same user. The
+	// child's own setting begins anew when it is executed (prctl(2), PR_SET_DUMPABLE).
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return nil, ExitOurs, problem.Wrap(err, problem.ReasonInternal, "keeping this process from being dumped")
+	}
+	exe, err = find(c.Command[0], c.Env)
+	if err != nil {
+		return nil, exitOf(err), err
+	}
+	return exe, 0, nil
 }
 
 // ending are the signals that end a program that does not mind them. What was ignored when we were started stays so.

@@ -2,6 +2,9 @@ package state
 
 import "fmt"
 
+// protocolAttested is the protocol version that the entries of this file belong to.
+const protocolAttested = 2
+
 // EvidenceUsed says that evidence which may be used by one key only was used, and which session it opened. It stands in the same commit
 // as that session.
 type EvidenceUsed struct {
@@ -27,7 +30,7 @@ type NodeQuarantined struct {
 	Anchor   string         `json:"anchor"`
 	Evidence Digest         `json:"evidence_key"`
 	Use      string         `json:"use,omitempty"` // what of the evidence counts once; none: it is bound to its challenge
-	Key      Digest         `json:"key"`           // thumbprint of the session key that it was shown for
+	Key      Digest         `json:"key,omitzero"`  // thumbprint of the session key that it was shown for
 	Claims   map[string]any `json:"claims,omitempty"`
 	Rule     string         `json:"rule"`
 	Why      string         `json:"why"`
@@ -54,6 +57,9 @@ func (*NodeQuarantined) Kind() Kind        { return Kind{"node.quarantined", 1} 
 func (*IdentityDecommissioned) Kind() Kind { return Kind{"identity.decommissioned", 1} }
 
 func (e *EvidenceUsed) apply(s *State, _ Meta) error {
+	if err := s.needs(protocolAttested); err != nil {
+		return err
+	}
 	x, ok := s.Sessions.Get(e.Session)
 	if !ok || x.Identity != e.Identity || x.Key != e.Key {
 		return fmt.Errorf("session %d is not the one that the evidence opened", e.Session)
@@ -69,6 +75,9 @@ func (e *EvidenceUsed) apply(s *State, _ Meta) error {
 }
 
 func (e *EvidenceForgotten) apply(s *State, m Meta) error {
+	if err := s.needs(protocolAttested); err != nil {
+		return err
+	}
 	if !s.Uses.Has(e.Use) {
 		return fmt.Errorf("there is no use of %.100q to forget", e.Use)
 	}
@@ -80,6 +89,9 @@ func (e *EvidenceForgotten) apply(s *State, m Meta) error {
 }
 
 func (e *NodeQuarantined) apply(s *State, m Meta) error {
+	if err := s.needs(protocolAttested); err != nil {
+		return err
+	}
 	id, ok := s.Identities.Get(e.Identity)
 	if !ok || id.Session != e.Session || id.Evidence != e.Evidence {
 		return fmt.Errorf("%s has no enrolment that was proved so", e.Identity)
@@ -97,6 +109,9 @@ func (e *NodeQuarantined) apply(s *State, m Meta) error {
 }
 
 func (e *IdentityDecommissioned) apply(s *State, m Meta) error {
+	if err := s.needs(protocolAttested); err != nil {
+		return err
+	}
 	if s.Gone.Has(e.Identity) {
 		return fmt.Errorf("%s was decommissioned before", e.Identity)
 	}

@@ -76,6 +76,10 @@ func FuzzRestore(f *testing.F) {
 	f.Add(bytes.Replace(b.Bytes(), []byte(`"versions":[{`), []byte(`"versions":[null,{`), 1))
 	f.Add([]byte(`{"format":1}`))
 	f.Add([]byte{})
+	with := snapshotOf(f, later(f))
+	f.Add(with)
+	f.Add(bytes.Replace(with, []byte(`"rows":1}`), []byte(`"rows":0}`), 1))
+	f.Add(bytes.Replace(with, []byte(`{"table":"gone"`), []byte(`{"table":"uses"`), 1))
 	tail := newFeeder(f, 9)
 	for range 20 {
 		tail.step()

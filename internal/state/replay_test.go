@@ -18,15 +18,21 @@ import (
 	"github.com/bailment/bailment/internal/state"
 )
 
-// -update adds what is missing: an example of each new type, the history if there is none, its root, and the reference. It
-// never changes an example or the history: they stand for what others have in their ledgers.
+// -update adds what is missing: an example of each new type, this version's history if there is none, and its root, and writes the reference.
+// It never changes an example, a history or its root: they stand for what others have in their ledgers.
 var update = flag.Bool("update", false, "add what testdata/replay is missing, and write the reference of entries")
 
 const (
 	replayDir = "../../testdata/replay"
 	reference = "../../docs/reference/entries.md"
 	examples  = 3 // of each type, at most
+
+	// nextHistory is the one that -update writes: that of the next release that adds a type. The older ones stay.
+	nextHistory = "history-v0.2"
 )
+
+// histories are those of all versions, the oldest first. Together they have every type.
+var histories = []string{"history", nextHistory}
 
 // storedEntry is a line of the history: an entry as it is stored.
 type storedEntry struct {
@@ -101,21 +107,25 @@ func record(t *testing.T) {
 			save(t, exampleFile(typ.Kind), have[typ.Kind])
 		}
 	}
-	if path := filepath.Join(replayDir, "history.jsonl"); len(lines(t, path)) == 0 {
-		save(t, path, history)
+	if len(lines(t, historyFile(nextHistory))) > 0 {
+		return
 	}
-	s, n := replay(t)
+	save(t, historyFile(nextHistory), history)
+	s, n := replay(t, nextHistory)
 	line, err := json.Marshal(outcome{n, rootOf(t, s)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	save(t, filepath.Join(replayDir, "history.root.json"), [][]byte{line})
+	save(t, rootFile(nextHistory), [][]byte{line})
 }
 
-func replay(t *testing.T) (*state.State, int) {
+func historyFile(name string) string { return filepath.Join(replayDir, name+".jsonl") }
+func rootFile(name string) string    { return filepath.Join(replayDir, name+".root.json") }
+
+func replay(t *testing.T, history string) (*state.State, int) {
 	t.Helper()
 	s := state.New()
-	rows := lines(t, filepath.Join(replayDir, "history.jsonl"))
+	rows := lines(t, historyFile(history))
 	for i, line := range rows {
 		body := bodyOf(t, line)
 		if err := s.Apply(uint64(i), body, nil); err != nil {
@@ -174,7 +184,7 @@ func TestReplayExamples(t *testing.T) {
 			}
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(replayDir, "*-v*.jsonl"))
+	files, err := filepath.Glob(filepath.Join(replayDir, "*.*-v*.jsonl")) // not the histories
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,35 +195,43 @@ func TestReplayExamples(t *testing.T) {
 	}
 }
 
-// A history that somebody has in his ledger still gives the same state.
+// Every history that somebody has in his ledger still gives the same state.
 func TestReplayHistory(t *testing.T) {
-	rows := lines(t, filepath.Join(replayDir, "history.root.json"))
-	if len(rows) != 1 {
-		t.Fatal("no outcome: run with -update")
-	}
-	var want outcome
-	if err := json.Unmarshal(rows[0], &want); err != nil {
-		t.Fatal(err)
-	}
-	s, n := replay(t)
-	if got := rootOf(t, s); n != want.Entries || got != want.Root {
-		t.Fatalf("%d entries give %s; %d gave %s", n, got, want.Entries, want.Root)
+	found, err := filepath.Glob(filepath.Join(replayDir, "history*.jsonl"))
+	if err != nil || len(found) != len(histories) {
+		t.Fatalf("there are the histories %v (%v): published ones stay for ever", found, err)
 	}
 	seen := map[state.Kind]bool{}
-	for i, line := range lines(t, filepath.Join(replayDir, "history.jsonl")) {
-		body := bodyOf(t, line)
-		e, err := state.Decode(body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seen[e.Event.Kind()] = true
-		if again, err := state.Encode(e); err != nil || !bytes.Equal(again, body) {
-			t.Errorf("entry %d is written differently now: %v", i, err)
-		}
+	for _, name := range histories {
+		t.Run(name, func(t *testing.T) {
+			rows := lines(t, rootFile(name))
+			if len(rows) != 1 {
+				t.Fatal("no outcome: run with -update")
+			}
+			var want outcome
+			if err := json.Unmarshal(rows[0], &want); err != nil {
+				t.Fatal(err)
+			}
+			s, n := replay(t, name)
+			if got := rootOf(t, s); n != want.Entries || got != want.Root {
+				t.Fatalf("%d entries give %s; %d gave %s", n, got, want.Entries, want.Root)
+			}
+			for i, line := range lines(t, historyFile(name)) {
+				body := bodyOf(t, line)
+				e, err := state.Decode(body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen[e.Event.Kind()] = true
+				if again, err := state.Encode(e); err != nil || !bytes.Equal(again, body) {
+					t.Errorf("entry %d is written differently now: %v", i, err)
+				}
+			}
+		})
 	}
 	for _, typ := range state.Types {
 		if !seen[typ.Kind] {
-			t.Errorf("the history has no %s", typ.Kind)
+			t.Errorf("the histories have no %s", typ.Kind)
 		}
 	}
 }

@@ -108,9 +108,13 @@ func SubjectOfEffect(who string, x *Idempotent) Subject {
 	return Subject{Identity: who, Node: node, Anchor: x.Anchor, Own: x.Index, Root: min(x.Root, x.Index)}
 }
 
-// SubjectOfLease is the subject of a lease.
+// SubjectOfLease is the subject of a lease. A node speaks for itself.
 func SubjectOfLease(l *Lease) Subject {
-	return Subject{Identity: l.Identity, Node: l.Node, Anchor: l.Anchor, Secret: l.Secret, Own: l.ID, Root: l.Root}
+	node := l.Node
+	if node == "" && strings.HasPrefix(l.Identity, "/node/") {
+		node = l.Identity
+	}
+	return Subject{Identity: l.Identity, Node: node, Anchor: l.Anchor, Secret: l.Secret, Own: l.ID, Root: l.Root}
 }
 
 // SubjectOfToken is the subject of a join token: it is as good as who made it.

@@ -133,7 +133,7 @@ func Restore(data []byte) (*State, error) {
 	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
 	for _, t := range s.tables() {
-		if err := t.read(r); err != nil {
+		if err := t.read(r, 0); err != nil {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
 		}
 	}
@@ -220,7 +220,7 @@ type tableIO struct {
 	name  string
 	rows  int
 	write func(*bufio.Writer, *json.Encoder) error
-	read  func(*lines) error
+	read  func(r *lines, least int) error // refuses a table with fewer rows
 }
 
 // tables lists every table in the order of the snapshot.
@@ -251,12 +251,7 @@ func (t tableIO) readIfThere(r *lines) error {
 	if err != nil {
 		return err
 	}
-	if empty := fmt.Appendf(nil, `{"table":%q,"rows":0}`, t.name); len(empty) > 0 {
-		if next, err := r.in.Peek(len(empty)); err == nil && bytes.Equal(next, empty) {
-			return fmt.Errorf("it is empty")
-		}
-	}
-	return t.read(r)
+	return t.read(r, 1)
 }
 
 // row is a line of a table. A text key is hex, because some keys are bytes.
@@ -293,13 +288,16 @@ func tableOf[K cmp.Ordered, V any](name string, t Table[K, V]) tableIO {
 			})
 			return err
 		},
-		read: func(r *lines) error {
+		read: func(r *lines, least int) error {
 			var h tableHead
 			if err := r.next(&h); err != nil {
 				return err
 			}
 			if h.Table != name {
 				return fmt.Errorf("found table %q", h.Table)
+			}
+			if h.Rows < least {
+				return fmt.Errorf("a table of %d rows", h.Rows)
 			}
 			for left := h.Rows; left > 0; left -= readAhead {
 				if err := readRows(r, min(left, readAhead), t); err != nil {

@@ -47,19 +47,30 @@ func (f *fleet) installed(version string) string {
 		"-s -w -buildid= -X github.com/bailment/bailment/internal/cli.version="+version, "-o", binary, "../../cmd/bailment")
 	program, err := os.ReadFile(binary)
 	f.Check(err)
+	text, sig := sign(f.T, f.signer, version, program)
+	f.Check(os.WriteFile(filepath.Join(dir, release.ManifestName), text, 0o644))
+	f.Check(os.WriteFile(filepath.Join(dir, release.SignatureName), sig, 0o644))
+	return dir
+}
+
+// sign makes a release's manifest of one program, and its signature.
+func sign(t testing.TB, signer ssh.Signer, version string, program []byte) (manifest, signature []byte) {
+	t.Helper()
 	v, err := release.ParseVersion(version)
-	f.Check(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := release.Manifest{
 		Version: v, Protocol: 1, Commit: strings.Repeat("0", 40), Date: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Go: "go1.26.8",
 		Files: []release.File{{Digest: sha256.Sum256(program), Size: int64(len(program)), Platform: here, Name: release.Program}},
 	}
-	text, err := m.Text()
-	f.Check(err)
-	sig, err := sshsig.Sign(f.signer, release.Namespace, text)
-	f.Check(err)
-	f.Check(os.WriteFile(filepath.Join(dir, release.ManifestName), text, 0o644))
-	f.Check(os.WriteFile(filepath.Join(dir, release.SignatureName), sig, 0o644))
-	return dir
+	if manifest, err = m.Text(); err != nil {
+		t.Fatal(err)
+	}
+	if signature, err = sshsig.Sign(signer, release.Namespace, manifest); err != nil {
+		t.Fatal(err)
+	}
+	return manifest, signature
 }
 
 // install puts files of a release onto a machine, as an upgrade does: a running program keeps the file that it has.
@@ -197,15 +208,15 @@ func (f *fleet) propose(lines string) command {
 	return f.as("alice", nil, "bundle", "propose", dir, "--reason", "agents")
 }
 
-// bring has bob approve them as well.
-func (f *fleet) bring(lines string) {
+// bring has bob approve them as well, and gives what both were told.
+func (f *fleet) bring(lines string) (proposer, approver string) {
 	f.T.Helper()
 	p := f.propose(lines)
 	number := changeNumber.FindStringSubmatch(p.stdout + p.stderr)
 	if p.exit != 0 || number == nil {
 		f.T.Fatalf("proposing %q: %+v", lines, p)
 	}
-	f.must("bob", "change", "approve", number[1], "--yes")
+	return p.stderr, f.must("bob", "change", "approve", number[1], "--yes")
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -327,9 +338,14 @@ func floor(t *testing.T, f *fleet, old, current *host, given func(*host, string)
 	}
 	pid := old.cmd.Process.Pid
 
-	f.bring("    require: signed\n    minimum: 1.5.0\n")
+	proposer, approver := f.bring("    require: signed\n    minimum: 1.5.0\n")
 	took := old.reaches(agent.Outdated, problem.ReasonAgentOutdated, pushedWithin)
 	t.Logf("the old agent knew %s after the approving command had ended", took)
+	for _, told := range []string{proposer, approver} {
+		if !strings.Contains(told, "refuses 1 of 3 active machines for their agents (agent-outdated)") {
+			t.Errorf("it is not said before whom it refuses:\n%s", told)
+		}
+	}
 	given(old, string(problem.ReasonAgentOutdated))
 	given(current, "")
 	c := old.run("agent", "status")

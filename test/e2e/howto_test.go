@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -16,8 +17,12 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/crypto/ssh"
+
 	bailmentv1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/examples"
+	"github.com/bailment/bailment/internal/attest/jointoken"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/test/site"
 	"github.com/bailment/bailment/test/site/sitetest"
@@ -137,6 +142,14 @@ until { bailment agent status || true; } | grep 'state *quarantined'; do sleep 0
 			"bailment init ./env --data ./data --address bailment.example:8400 -i ~/.ssh/id_ed25519":            needsRoot,
 			"sudo tee /etc/bailment/server.yaml <<'END'":                                                        needsRoot,
 			"sudo useradd --system --home-dir /var/lib/bailment-agent --shell /usr/sbin/nologin bailment-agent": needsRoot,
+		},
+	},
+	"agents-floor.md": {
+		presumes: released, answers: 2, promises: 12,
+		before: map[string]string{
+			"bailment login bob":                      bob,
+			"bailment login bob # once more":          bob,
+			"bailment login alice # for the rollback": alice,
 		},
 	},
 	"make-a-release.md": {
@@ -480,6 +493,49 @@ func leasing(t *testing.T, name string) reader {
 	_, err = s.Dial(session).Secrets.Get(t.Context(), &bailmentv1.GetRequest{Secret: "db/password"})
 	s.Check(err)
 	return r
+}
+
+// released is a server whose bundle names a signer of releases, and two machines with agents of them.
+func released(t *testing.T, name string) reader {
+	t.Helper()
+	dir := t.TempDir()
+	key := filepath.Join(dir, "releases")
+	public := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(releaseKey(t, key))))
+	files := example(t, name)
+	files["environment.yaml"] = fmt.Appendf(files["environment.yaml"], "  agents:\n    signers:\n      - %s releases 2026\n    require: signed\n    minimum: 1.4.0\n", public)
+	r, s := servedWith(t, name, files)
+	s.Connect()
+	text, err := os.ReadFile(key)
+	s.Check(err)
+	signer, err := ssh.ParsePrivateKey(text)
+	s.Check(err)
+	admin := s.Dial(s.Login())
+	for machine, version := range map[string]string{"web-1": "1.4.0", "web-2": "1.5.0"} {
+		join(t, s, s.Token(admin, machine), statement(t, signer, version))
+	}
+	return r
+}
+
+// join attests a machine whose agent says such a thing of itself.
+func join(t *testing.T, s *sitetest.Site, tok jointoken.Token, says *bailmentv1.AgentStatement) {
+	t.Helper()
+	c, err := client.Dial(s.Trust, client.Options{Attempts: 1, Agent: func() *bailmentv1.AgentStatement { return says }})
+	s.Check(err)
+	defer c.Close()
+	attester, err := jointoken.NewAttester(tok)
+	s.Check(err)
+	key, err := client.NewKey()
+	s.Check(err)
+	_, err = c.Attest(t.Context(), jointoken.Name, attester, key, says.Version)
+	s.Check(err)
+}
+
+// statement is that of an agent of a release whose binary is its version's name.
+func statement(t testing.TB, signer ssh.Signer, version string) *bailmentv1.AgentStatement {
+	t.Helper()
+	manifest, signature := sign(t, signer, version, []byte(version))
+	digest := sha256.Sum256([]byte(version))
+	return &bailmentv1.AgentStatement{Version: version, Platform: here, Digest: digest[:], Manifest: manifest, Signature: string(signature)}
 }
 
 // standIns are for what a page needs and a test must not use, or has not.

@@ -37,7 +37,7 @@ var update = flag.Bool("update", false, "write testdata/upgrade/"+upgradeVersion
 
 const (
 	upgradeDir     = "../../testdata/upgrade"
-	upgradeVersion = "v0.1" // whose formats -update writes: the next release's that changes any
+	upgradeVersion = "v0.2" // whose formats -update writes: the next release's that changes any
 	upgradeMost    = 300 << 10
 )
 
@@ -373,7 +373,7 @@ func foundUpgrade(t *testing.T) (*controltest.World, ed25519.PrivateKey) {
 	st, err := sqlite.Create(t.Context(), data)
 	must(err)
 	w.Genesis, err = control.Found(t.Context(), control.Founding{
-		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: methods.All(), Now: w.Now,
+		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: o.Methods, Now: w.Now,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			return "alice", w.Sign("alice", namespace, text), nil
 		},
@@ -382,7 +382,7 @@ func foundUpgrade(t *testing.T) (*controltest.World, ed25519.PrivateKey) {
 	must(st.Close())
 	w.Config = control.Config{
 		OpenStore: func(ctx context.Context) (store.Store, error) { return sqlite.Open(ctx, data) },
-		Holder:    holder, Source: src, Methods: methods.All(), Now: w.Now, ServerID: "s1",
+		Holder:    holder, Source: src, Methods: o.Methods, Now: w.Now, ServerID: "s1",
 	}
 	w.Open()
 	return w, alice

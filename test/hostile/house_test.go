@@ -37,7 +37,10 @@ type house struct {
 }
 
 // work is how often a method's dear functions ran.
-type work struct{ verified, offered atomic.Int64 }
+type work struct {
+	verified, offered atomic.Int64
+	gate              chan struct{} // verifications wait until it is closed; nil: they don't
+}
 
 type options struct {
 	files   policy.Files // beside controltest's
@@ -79,6 +82,9 @@ func (h *house) counted(m attest.Method) attest.Method {
 	verify, offer := m.Verify, m.Offer
 	m.Verify = func(in attest.Input) (attest.Result, error) {
 		w.verified.Add(1)
+		if w.gate != nil {
+			<-w.gate
+		}
 		return verify(in)
 	}
 	if offer != nil {

@@ -51,6 +51,12 @@ type attack struct {
 	make func(*house, attest.Binding) []byte
 }
 
+// ours is what tells our jobs and machines from others' of an issuer that serves everybody.
+var ours = map[string]string{
+	"github": ", when: claims.repository_id == \"74\"", "buildkite": ", when: claims.organization_id == \"f892efa9-103e-4d28-97a1-3b8616a0994d\"",
+	"gcp": ", when: claims.project_id == \"my-project\"",
+}
+
 // files are the bundle's authorities and rules for kits.
 func files(kits []kit) policy.Files {
 	out := policy.Files{}
@@ -67,8 +73,8 @@ func files(kits []kit) policy.Files {
 				"apiVersion: bailment/v1\nkind: Authority\nmetadata: {name: beside-%s}\nspec:\n  method: %s\n%s", k.method, k.method, k.beside)
 		}
 		out["identities/"+k.method+".yaml"] = fmt.Appendf(nil,
-			"apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: of-%s}\nspec: {method: %s, authority: %s, path: %s%s/all}\n",
-			k.method, k.method, name, m.Prefix, name)
+			"apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: of-%s}\nspec: {method: %s, authority: %s, path: %s%s/all%s}\n",
+			k.method, k.method, name, m.Prefix, name, ours[k.method])
 	}
 	return out
 }
@@ -233,6 +239,9 @@ func tokens(t testing.TB) []kit {
 func tokenKit(t testing.TB, m attest.Method) kit {
 	bound := platformtest.Bindings(m.Name)[0]
 	f := platformtest.Of(t, m, jose.ES256, time.Now(), attest.Binding{})
+	if f.Claims["jti"] != nil { // two methods' shapes have the same issuer and ID: as one token, it would be used by one of them only
+		f.Claims = jwttest.With(f.Claims, map[string]any{"jti": "of-" + m.Name})
+	}
 	target := func(b attest.Binding) *jwttest.Target {
 		g := f.Target
 		g.Binding, g.Now = b, time.Now()

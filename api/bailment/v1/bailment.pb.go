@@ -1634,6 +1634,7 @@ type AgentInfo struct {
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`   // empty: it said none
 	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`       // signed | unsigned | unknown
 	Evidence      string                 `protobuf:"bytes,3,opt,name=evidence,proto3" json:"evidence,omitempty"` // claimed | measured
+	Signer        string                 `protobuf:"bytes,4,opt,name=signer,proto3" json:"signer,omitempty"`     // fingerprint of who signed its release, if signed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1685,6 +1686,13 @@ func (x *AgentInfo) GetState() string {
 func (x *AgentInfo) GetEvidence() string {
 	if x != nil {
 		return x.Evidence
+	}
+	return ""
+}
+
+func (x *AgentInfo) GetSigner() string {
+	if x != nil {
+		return x.Signer
 	}
 	return ""
 }
@@ -5625,11 +5633,12 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\acounter\x18\t \x01(\x04R\acounter\x12\x16\n" +
 	"\x06anchor\x18\n" +
 	" \x01(\tR\x06anchor\x12,\n" +
-	"\x05agent\x18\v \x01(\v2\x16.bailment.v1.AgentInfoR\x05agent\"W\n" +
+	"\x05agent\x18\v \x01(\v2\x16.bailment.v1.AgentInfoR\x05agent\"o\n" +
 	"\tAgentInfo\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
-	"\bevidence\x18\x03 \x01(\tR\bevidence\"6\n" +
+	"\bevidence\x18\x03 \x01(\tR\bevidence\x12\x16\n" +
+	"\x06signer\x18\x04 \x01(\tR\x06signer\"6\n" +
 	"\bEntryRef\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"y\n" +

@@ -111,6 +111,37 @@ func first(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, firstAnswer, errSlow)
 }
 
+// answer has f answer a call of one answer, within the time of a first one.
+func answer[R any](ctx context.Context, s *Server, f func(context.Context, caller) (R, error)) (R, error) {
+	var none R
+	ctx, cancel := first(ctx)
+	defer cancel()
+	c, err := s.caller(ctx)
+	if err != nil {
+		return none, statusOf(err)
+	}
+	defer c.leave()
+	r, err := f(ctx, c)
+	if err != nil {
+		return none, statusOf(err)
+	}
+	return r, nil
+}
+
+// wake waits for one of the changes, or the end of the call or of the server, which are an error.
+func (s *Server) wake(ctx context.Context, svid, bundles, again <-chan struct{}) error {
+	select {
+	case <-svid:
+	case <-bundles:
+	case <-again:
+	case <-ctx.Done():
+		return problem.Wrap(ctx.Err(), problem.ReasonCanceled, "the caller is gone")
+	case <-s.stopping:
+		return stopping()
+	}
+	return nil
+}
+
 // FetchX509SVID streams the process's X.509-SVID and the bundles: now, and whenever there is something new. It ends with
 // PermissionDenied when the process has no identity any more.
 func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, out grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
@@ -160,14 +191,8 @@ func (s *Server) follow(ctx context.Context, tell func(caller, *svid, *shownBund
 		case newSVID == nil: // the call is over
 			return err
 		}
-		select {
-		case <-newSVID:
-		case <-newBundles:
-		case <-again:
-		case <-ctx.Done():
-			return problem.Wrap(ctx.Err(), problem.ReasonCanceled, "the caller is gone")
-		case <-s.stopping:
-			return stopping()
+		if err := s.wake(ctx, newSVID, newBundles, again); err != nil {
+			return err
 		}
 	}
 }
@@ -233,13 +258,8 @@ func (s *Server) followBundles(ctx context.Context, tell func(*shownBundles) err
 		case err != nil && (last == nil || newSVID == nil):
 			return err
 		}
-		select {
-		case <-newSVID:
-		case <-newBundles:
-		case <-ctx.Done():
-			return problem.Wrap(ctx.Err(), problem.ReasonCanceled, "the caller is gone")
-		case <-s.stopping:
-			return stopping()
+		if err := s.wake(ctx, newSVID, newBundles, nil); err != nil {
+			return err
 		}
 	}
 }
@@ -259,31 +279,26 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := first(ctx)
-	defer cancel()
-	c, err := s.caller(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	defer c.leave()
-	v, _, err := c.entry.get(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	if r.SpiffeId != "" && r.SpiffeId != v.session.Identity {
-		return nil, statusOf(problem.New(problem.ReasonNoIdentity, "the process is not the one that it asks for a JWT-SVID of"))
-	}
-	t, err := c.entry.token(ctx, v, audience)
-	if err != nil && problem.KindOf(err) == problem.Invalid {
-		return nil, invalid("the environment takes no such audience")
-	}
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	if err := c.conn.same(); err != nil {
-		return nil, statusOf(err)
-	}
-	return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{SpiffeId: v.session.Identity, Svid: t.Text}}}, nil
+	return answer(ctx, s, func(ctx context.Context, c caller) (*workload.JWTSVIDResponse, error) {
+		v, _, err := c.entry.get(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if r.SpiffeId != "" && r.SpiffeId != v.session.Identity {
+			return nil, problem.New(problem.ReasonNoIdentity, "the process is not the one that it asks for a JWT-SVID of")
+		}
+		t, err := c.entry.token(ctx, v, audience)
+		if err != nil && problem.KindOf(err) == problem.Invalid {
+			return nil, invalid("the environment takes no such audience")
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := c.conn.same(); err != nil {
+			return nil, err
+		}
+		return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{SpiffeId: v.session.Identity, Svid: t.Text}}}, nil
+	})
 }
 
 // audienceOf checks an audience, and puts it into one order.
@@ -344,31 +359,26 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 	if r.Svid == "" || len(r.Svid) > maxToken {
 		return nil, invalid("a JWT-SVID of 1 to %d bytes must be given", maxToken)
 	}
-	ctx, cancel := first(ctx)
-	defer cancel()
-	c, err := s.caller(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	defer c.leave()
-	all, err := s.bundles.await(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	b, _, err := c.bundles(ctx, all)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	t, err := jwtsvid.ParseAndValidate(r.Svid, b, []string{r.Audience})
-	if err != nil {
-		// The library's message may quote the token.
-		return nil, invalid("the JWT-SVID is not valid for this audience now, or not of a trust domain that this environment trusts")
-	}
-	claims, err := structpb.NewStruct(t.Claims)
-	if err != nil {
-		return nil, invalid("the JWT-SVID has claims that can't be shown")
-	}
-	return &workload.ValidateJWTSVIDResponse{SpiffeId: t.ID.String(), Claims: claims}, nil
+	return answer(ctx, s, func(ctx context.Context, c caller) (*workload.ValidateJWTSVIDResponse, error) {
+		all, err := s.bundles.await(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b, _, err := c.bundles(ctx, all)
+		if err != nil {
+			return nil, err
+		}
+		t, err := jwtsvid.ParseAndValidate(r.Svid, b, []string{r.Audience})
+		if err != nil {
+			// The library's message may quote the token.
+			return nil, invalid("the JWT-SVID is not valid for this audience now, or not of a trust domain that this environment trusts")
+		}
+		claims, err := structpb.NewStruct(t.Claims)
+		if err != nil {
+			return nil, invalid("the JWT-SVID has claims that can't be shown")
+		}
+		return &workload.ValidateJWTSVIDResponse{SpiffeId: t.ID.String(), Claims: claims}, nil
+	})
 }
 
 // GetJWTBundleForTrustDomain makes shownBundles a jwtbundle.Source.

@@ -96,29 +96,21 @@ func (s secrets) fetch(ctx context.Context, r *sds.DiscoveryRequest) (*sds.Disco
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := first(ctx)
-	defer cancel()
-	c, err := s.caller(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	defer c.leave()
-	b, err := s.bundles.await(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	v, _, err := c.entry.get(ctx)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	out, err := want.answer(v, c.entry.told(v, b))
-	if err == nil {
-		err = c.conn.same()
-	}
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	return out, nil
+	return answer(ctx, s.Server, func(ctx context.Context, c caller) (*sds.DiscoveryResponse, error) {
+		b, err := s.bundles.await(ctx)
+		if err != nil {
+			return nil, err
+		}
+		v, _, err := c.entry.get(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out, err := want.answer(v, c.entry.told(v, b))
+		if err != nil {
+			return nil, err
+		}
+		return out, c.conn.same()
+	})
 }
 
 // subscription is the state of one stream. Its reader hands requests over, one at a time.

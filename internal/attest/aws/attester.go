@@ -36,11 +36,8 @@ func NewAttester(endpoint string) (attest.Attester, error) {
 
 // Attest asks for the signed document anew each time. Nothing of the binding but its method is in the evidence.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	token, err := a.service.Ask(ctx, http.MethodPut, tokenPath, nil, map[string]string{headerTTL: tokenSeconds})
 	if err != nil {

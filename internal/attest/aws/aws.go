@@ -70,10 +70,7 @@ type evidence struct {
 
 // Verify is the verifier; its Params are of type Params. It looks at nothing of Binding but the method: there is nothing to compare.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.Begin(in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.Begin[Params](in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}

@@ -74,11 +74,8 @@ func chainOf(text []byte) ([][]byte, error) {
 
 // Attest asks for a document with this binding's nonce, and for a token if there is a tenant.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	document, err := a.document(ctx, nonceOf(b))
 	if err != nil {

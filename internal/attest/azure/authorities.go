@@ -1,7 +1,6 @@
 package azure
 
 import (
-	"bytes"
 	cx509 "crypto/x509"
 	"regexp"
 	"slices"
@@ -105,15 +104,8 @@ func (a *Authorities) signerOf(s *cms.Signed, now time.Time) (*signer, error) {
 	if err := s.Verify(leaf); err != nil {
 		return nil, err
 	}
-	opts := cx509.VerifyOptions{
-		Roots: a.pool, Intermediates: cx509.NewCertPool(), CurrentTime: now,
-		// They are certificates of servers on the public web's hierarchy, whatever they sign.
-		KeyUsages: []cx509.ExtKeyUsage{cx509.ExtKeyUsageServerAuth},
-	}
-	for _, c := range certs[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	chains, err := leaf.Verify(opts)
+	// They are certificates of servers on the public web's hierarchy, whatever they sign.
+	chains, err := attest.LeadTo(a.pool, certs, cx509.ExtKeyUsageServerAuth, now)
 	if err != nil {
 		p := problem.New(problem.ReasonBadChain, "%s", chainMessage(err, leaf, now))
 		p.Err = err
@@ -136,28 +128,7 @@ func parseChain(ders [][]byte) ([]*cx509.Certificate, error) {
 	if len(ders) == 0 {
 		return nil, problem.New(problem.ReasonBadChain, "the document brings no certificate of its signer")
 	}
-	certs := make([]*cx509.Certificate, len(ders))
-	for i, der := range ders {
-		for j := range i {
-			if bytes.Equal(ders[j], der) {
-				return nil, problem.New(problem.ReasonBadChain, "certificate %d stands in the chain twice", i+1)
-			}
-		}
-		c, err := cx509.ParseCertificate(der)
-		if err != nil {
-			p := problem.New(problem.ReasonBadChain, "certificate %d of the chain can't be parsed", i+1)
-			p.Err = err
-			return nil, p
-		}
-		if why := authority.Weakness(c.PublicKey); why != "" {
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain has %s", i+1, why)
-		}
-		if i > 0 && (!c.BasicConstraintsValid || !c.IsCA) {
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain is not a CA's", i+1)
-		}
-		certs[i] = c
-	}
-	return certs, nil
+	return attest.ParseChain(ders, cms.MaxMessage, "")
 }
 
 // checkLeaf wants an end-entity certificate with one of the clouds' names: the authorities of the public web issue certificates to

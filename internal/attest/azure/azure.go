@@ -124,10 +124,7 @@ func decode(data []byte) (evidence, error) {
 
 // Verify is the verifier; its Params are of type Params.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.Begin(in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.Begin[Params](in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}

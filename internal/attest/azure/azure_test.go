@@ -20,6 +20,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/attest/jwt/jwttest"
 	"github.com/bailment/bailment/internal/authority"
@@ -27,7 +28,7 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+var now = attesttest.Now()
 
 const (
 	tenant       = "11111111-2222-3333-4444-555555555555"
@@ -40,11 +41,7 @@ const (
 	userIdentity = "/subscriptions/" + subscription + "/resourcegroups/ids/providers/Microsoft.ManagedIdentity/userAssignedIdentities/app"
 )
 
-func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
-
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 // cloud is an Azure: a root and an issuing CA of the web, a metadata service's certificate, and a tenant.
 type cloud struct {
@@ -200,12 +197,7 @@ func TestVerifyAccepts(t *testing.T) {
 	}
 }
 
-type hostileCase struct {
-	evidence []byte
-	change   func(*attest.Input)
-	want     problem.Reason
-	says     string
-}
+type hostileCase = attesttest.Hostile
 
 func TestHostileEvidence(t *testing.T) {
 	c := newCloud(t)
@@ -215,30 +207,13 @@ func TestHostileEvidence(t *testing.T) {
 	hostileDocument(t, c, cases)
 	hostileSigner(t, c, cases)
 	hostileToken(t, c, cases)
-	for name, h := range cases {
-		t.Run(name, func(t *testing.T) {
-			in := input(h.evidence, p)
-			if h.change != nil {
-				h.change(&in)
-			}
-			res, err := Verify(in)
-			if !problem.Is(err, h.want) || !strings.Contains(err.Error(), h.says) {
-				t.Fatalf("got %v\nwant %s with %q", err, h.want, h.says)
-			}
-			if !reflect.DeepEqual(res, attest.Result{}) {
-				t.Fatalf("a result beside the refusal: %+v", res)
-			}
-			if strings.Contains(err.Error(), "canary") {
-				t.Fatalf("the refusal quotes the evidence: %v", err)
-			}
-		})
-	}
+	attesttest.RefuseAll(t, Verify, func(ev []byte) attest.Input { return input(ev, p) }, cases)
 }
 
 func hostileForm(t *testing.T, c cloud, cases map[string]hostileCase) {
 	token := c.token(t, nil)
 	good := string(evidenceOf(t, c.signed(t, attested(binding())), token))
-	form := func(name, ev string) { cases[name] = hostileCase{evidence: []byte(ev), want: problem.ReasonInvalid} }
+	form := func(name, ev string) { cases[name] = hostileCase{Evidence: []byte(ev), Want: problem.ReasonInvalid} }
 	form("empty", "")
 	form("truncated", good[:len(good)-2])
 	form("trailing", good+" ")
@@ -246,28 +221,28 @@ func hostileForm(t *testing.T, c cloud, cases map[string]hostileCase) {
 	form("unknown field", strings.Replace(good, `{"document"`, `{"vmId":"","document"`, 1))
 	form("other order", `{"token":"","document":""}`)
 	form("no message", `{"document":"","token":""}`)
-	cases["oversized"] = hostileCase{evidence: make([]byte, attest.MaxEvidence+1), want: problem.ReasonTooLarge}
-	cases["oversized token"] = hostileCase{evidence: evidenceOf(t, []byte{1}, strings.Repeat("a", maxToken+1)), want: problem.ReasonTooLarge, says: "token"}
-	cases["wrong params"] = hostileCase{evidence: []byte(good), change: func(in *attest.Input) { in.Params = 1 }, want: problem.ReasonInternal}
-	cases["no authorities"] = hostileCase{evidence: []byte(good), change: func(in *attest.Input) { in.Params = Params{} }, want: problem.ReasonInternal}
+	cases["oversized"] = hostileCase{Evidence: make([]byte, attest.MaxEvidence+1), Want: problem.ReasonTooLarge}
+	cases["oversized token"] = hostileCase{Evidence: evidenceOf(t, []byte{1}, strings.Repeat("a", maxToken+1)), Want: problem.ReasonTooLarge, Says: "token"}
+	cases["wrong params"] = hostileCase{Evidence: []byte(good), Change: func(in *attest.Input) { in.Params = 1 }, Want: problem.ReasonInternal}
+	cases["no authorities"] = hostileCase{Evidence: []byte(good), Change: func(in *attest.Input) { in.Params = Params{} }, Want: problem.ReasonInternal}
 	cases["bundle without authorities"] = hostileCase{
-		evidence: evidenceOf(t, c.signed(t, attested(binding())), ""), change: func(in *attest.Input) { in.Params = params(t) }, want: problem.ReasonBadChain, says: "does not lead",
+		Evidence: evidenceOf(t, c.signed(t, attested(binding())), ""), Change: func(in *attest.Input) { in.Params = params(t) }, Want: problem.ReasonBadChain, Says: "does not lead",
 	}
 }
 
 func hostileDocument(t *testing.T, c cloud, cases map[string]hostileCase) {
 	token := c.token(t, nil)
 	signed := func(name string, document []byte, want problem.Reason) {
-		cases[name] = hostileCase{evidence: evidenceOf(t, c.signed(t, document), token), want: want}
+		cases[name] = hostileCase{Evidence: evidenceOf(t, c.signed(t, document), token), Want: want}
 	}
 	bound := func(name string, change func(*attest.Binding)) {
 		b := binding()
 		change(&b)
 		signed(name, attested(b), problem.ReasonBadProof)
 	}
-	bound("replay with another challenge", func(b *attest.Binding) { b.Nonce = bytes.Repeat([]byte{8}, 32) })
-	bound("another environment", func(b *attest.Binding) { b.Genesis = array(2) })
-	bound("another session key", func(b *attest.Binding) { b.SessionKey = array(8) })
+	for name, change := range attesttest.Rebound() {
+		bound(name, change)
+	}
 	bound("another method", func(b *attest.Binding) { b.Method = "aws" })
 	nonce := nonceOf(binding())
 	signed("no nonce", attested(binding(), nonce, ""), problem.ReasonBadProof)
@@ -303,7 +278,7 @@ func hostileSigner(t *testing.T, c cloud, cases map[string]hostileCase) {
 	token, good := c.token(t, nil), attested(binding())
 	by := func(name string, s cmstest.Signer, want problem.Reason, says string, chain ...*x509.Certificate) {
 		der := cmstest.Encoded(t, cmstest.Message(t, good, cmstest.SHA256, false, s), chain...)
-		cases[name] = hostileCase{evidence: evidenceOf(t, der, token), want: want, says: says}
+		cases[name] = hostileCase{Evidence: evidenceOf(t, der, token), Want: want, Says: says}
 	}
 	issued := func(serial int64, change func(*x509.Certificate)) cmstest.Signer {
 		return cmstest.Issue(t, "metadata.azure.com", serial, cmstest.Key(2), &c.issuing, change)
@@ -333,7 +308,7 @@ func hostileSigner(t *testing.T, c cloud, cases map[string]hostileCase) {
 	bad("the issuer first", "not a CA's", c.signer, c.issuing.Certificate, c.signer.Certificate)
 	bad("another certificate first", "not the signer's", c.signer, issued(31, server("metadata.azure.com")).Certificate, c.issuing.Certificate)
 	cases["no certificate"] = hostileCase{
-		evidence: evidenceOf(t, cmstest.Encoded(t, cmstest.Message(t, good, cmstest.SHA256, false, c.signer)), token), want: problem.ReasonBadChain, says: "brings no certificate",
+		Evidence: evidenceOf(t, cmstest.Encoded(t, cmstest.Message(t, good, cmstest.SHA256, false, c.signer)), token), Want: problem.ReasonBadChain, Says: "brings no certificate",
 	}
 	bad("a CA as the signer", "is a CA's", c.issuing, c.issuing.Certificate)
 	bad("not for signatures", "key usage", issued(25, func(x *x509.Certificate) { server("metadata.azure.com")(x); x.KeyUsage = x509.KeyUsageKeyEncipherment }))
@@ -349,25 +324,25 @@ func hostileSigner(t *testing.T, c cloud, cases map[string]hostileCase) {
 	thief := cmstest.Signer{Certificate: c.signer.Certificate, Key: cmstest.Key(3)}
 	by("signed by another key", thief, problem.ReasonBadProof, "not signed by the key", chainOf(c.signer)...)
 	der := c.signed(t, good)
-	cases["swapped document"] = hostileCase{evidence: evidenceOf(t, bytes.Replace(der, []byte(vm), []byte("02aab8a4-74ef-476e-8182-f6d2ba4166a7"), 1), token), want: problem.ReasonBadProof}
-	cases["SHA-1"] = hostileCase{evidence: evidenceOf(t, cmstest.Message(t, good, cmstest.SHA1, false, c.signer), token), want: problem.ReasonWeakAlgorithm}
-	cases["extra signer"] = hostileCase{evidence: evidenceOf(t, cmstest.Message(t, good, cmstest.SHA256, false, c.signer, c.issuing), token), want: problem.ReasonInvalid, says: "exactly one signer"}
-	cases["message trailing"] = hostileCase{evidence: evidenceOf(t, append(bytes.Clone(der), 0), token), want: problem.ReasonInvalid}
+	cases["swapped document"] = hostileCase{Evidence: evidenceOf(t, bytes.Replace(der, []byte(vm), []byte("02aab8a4-74ef-476e-8182-f6d2ba4166a7"), 1), token), Want: problem.ReasonBadProof}
+	cases["SHA-1"] = hostileCase{Evidence: evidenceOf(t, cmstest.Message(t, good, cmstest.SHA1, false, c.signer), token), Want: problem.ReasonWeakAlgorithm}
+	cases["extra signer"] = hostileCase{Evidence: evidenceOf(t, cmstest.Message(t, good, cmstest.SHA256, false, c.signer, c.issuing), token), Want: problem.ReasonInvalid, Says: "exactly one signer"}
+	cases["message trailing"] = hostileCase{Evidence: evidenceOf(t, append(bytes.Clone(der), 0), token), Want: problem.ReasonInvalid}
 }
 
 func hostileToken(t *testing.T, c cloud, cases map[string]hostileCase) {
 	document := c.signed(t, attested(binding()))
 	token := func(name, token string, want problem.Reason, says string) {
-		cases["token: "+name] = hostileCase{evidence: evidenceOf(t, document, token), want: want, says: says}
+		cases["token: "+name] = hostileCase{Evidence: evidenceOf(t, document, token), Want: want, Says: says}
 	}
 	changed := func(name string, want problem.Reason, says string, change map[string]any) {
 		token(name, c.token(t, change), want, says)
 	}
 	token("none", "", problem.ReasonTokenInvalid, "there is no token")
 	token("malformed", "canary", problem.ReasonTokenInvalid, "")
-	changed("another environment's", problem.ReasonAudience, "", map[string]any{"aud": Resource(tenant, array(2))})
+	changed("another environment's", problem.ReasonAudience, "", map[string]any{"aud": Resource(tenant, attesttest.Array(2))})
 	changed("for Azure's own interface", problem.ReasonAudience, "", map[string]any{"aud": "https://management.azure.com/"})
-	changed("for two audiences", problem.ReasonAudience, "", map[string]any{"aud": []string{Resource(tenant, array(1)), "https://management.azure.com/"}})
+	changed("for two audiences", problem.ReasonAudience, "", map[string]any{"aud": []string{Resource(tenant, attesttest.Array(1)), "https://management.azure.com/"}})
 	other := strings.Replace(tenantURL, tenant, strings.Replace(tenant, "1", "6", 1), 1)
 	changed("another tenant's", problem.ReasonIssuer, "", map[string]any{"iss": other})
 	changed("of version 2", problem.ReasonIssuer, "", map[string]any{"iss": "https://login.microsoftonline.com/" + tenant + "/v2.0"})
@@ -396,7 +371,7 @@ func hostileToken(t *testing.T, c cloud, cases map[string]hostileCase) {
 	token("signed with the public key as a secret", string(c.tenant.HMAC(header, payload)), problem.ReasonWeakAlgorithm, "")
 	good := c.token(t, nil)
 	cases["token: none was asked for"] = hostileCase{
-		evidence: evidenceOf(t, document, good), change: func(in *attest.Input) { in.Params = params(t, c.documents()) }, want: problem.ReasonIssuer, says: "names an issuer",
+		Evidence: evidenceOf(t, document, good), Change: func(in *attest.Input) { in.Params = params(t, c.documents()) }, Want: problem.ReasonIssuer, Says: "names an issuer",
 	}
 }
 
@@ -485,14 +460,7 @@ func TestAttester(t *testing.T) {
 	if err != nil || res.Claims["vm_id"] != vm {
 		t.Fatalf("%+v, %v", res, err)
 	}
-	wrong := binding()
-	wrong.Method = "aws"
-	if _, err := a.Attest(context.Background(), wrong); !problem.Is(err, problem.ReasonInternal) {
-		t.Errorf("another method: %v", err)
-	}
-	if _, err := a.Attest(context.Background(), attest.Binding{}); !problem.Is(err, problem.ReasonInvalid) {
-		t.Errorf("no binding: %v", err)
-	}
+	attesttest.Attester(t, a, Name)
 	// Without a tenant there is no token, and without a chain what Azure sends.
 	if a, err = NewAttester(c.service(t, nil).URL, "", "", nil); err != nil {
 		t.Fatal(err)

@@ -3,13 +3,10 @@ package azure
 import (
 	"encoding/json"
 	"flag"
-	"os"
-	"path/filepath"
-	"reflect"
 	"testing"
-	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/cms/cmstest"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/problem"
@@ -19,20 +16,14 @@ var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
 
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us.
 type vector struct {
-	Comment    string          `json:"comment"`
-	Genesis    []byte          `json:"genesis"`
-	Nonce      []byte          `json:"nonce"`
-	SessionKey []byte          `json:"session_key"`
-	Documents  string          `json:"documents"`        // PEM of the authority of documents
-	Issuer     string          `json:"issuer,omitempty"` // of tokens, with its keys
-	Keys       json.RawMessage `json:"keys,omitempty"`
-	Now        time.Time       `json:"now"`
-	Evidence   string          `json:"evidence"`
-	Claims     map[string]any  `json:"claims,omitempty"`
-	Refused    problem.Reason  `json:"refused,omitempty"`
+	attesttest.Bound
+	Documents string          `json:"documents"`        // PEM of the authority of documents
+	Issuer    string          `json:"issuer,omitempty"` // of tokens, with its keys
+	Keys      json.RawMessage `json:"keys,omitempty"`
+	attesttest.Case
 }
 
-func (v vector) input(t testing.TB) attest.Input {
+func (v vector) Input(t testing.TB) attest.Input {
 	t.Helper()
 	certificates, err := authority.ParseFor(Name, []byte(v.Documents))
 	if err != nil {
@@ -46,13 +37,10 @@ func (v vector) input(t testing.TB) attest.Input {
 		}
 		all = append(all, authority.Authority{Name: "corp-tenant", Issuer: v.Issuer, Keys: keys})
 	}
-	return attest.Input{
-		Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-		Evidence: []byte(v.Evidence), Now: v.Now, Params: params(t, all...),
-	}
+	return v.InputOf(Name, v.Case, params(t, all...))
 }
 
-func writeVectors(t *testing.T, path string) {
+func writeVectors(t *testing.T) {
 	c := newCloud(t)
 	keys, err := json.Marshal(c.tenant.Keys())
 	if err != nil {
@@ -62,24 +50,18 @@ func writeVectors(t *testing.T, path string) {
 	var vs []vector
 	add := func(comment string, refused problem.Reason, withTokens bool, document []byte, token string) {
 		v := vector{
-			Comment: comment, Genesis: b.Genesis[:], Nonce: b.Nonce, SessionKey: b.SessionKey[:], Documents: string(certificatePEM(c.root.Certificate)),
-			Now: now, Evidence: string(evidenceOf(t, document, token)), Refused: refused,
+			Bound: attesttest.BoundTo(comment, b), Documents: string(certificatePEM(c.root.Certificate)),
+			Case: attesttest.Case{Now: now, Evidence: string(evidenceOf(t, document, token)), Refused: refused},
 		}
 		if withTokens {
 			v.Issuer, v.Keys = tenantURL, keys
 		}
-		if refused == "" {
-			res, err := Verify(v.input(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			v.Claims = res.Claims
-		}
+		v.Record(t, Verify, v.Input(t))
 		vs = append(vs, v)
 	}
 	document := c.signed(t, attested(b))
 	other := b
-	other.SessionKey = array(8)
+	other.SessionKey = attesttest.Array(8)
 	add("accepted: a document", "", false, document, "")
 	add("accepted: a document and a token", "", true, document, c.token(t, nil))
 	add("accepted: an identity assigned by a user", "", true, document, c.token(t, map[string]any{"xms_mirid": userIdentity, "xms_az_rid": machineID}))
@@ -90,65 +72,33 @@ func writeVectors(t *testing.T, path string) {
 		return cmstest.Encoded(t, cmstest.Message(t, attested(b), cmstest.SHA256, false, s), s.Certificate, c.issuing.Certificate)
 	}(), "")
 	add("no token", problem.ReasonTokenInvalid, true, document, "")
-	add("another environment's token", problem.ReasonAudience, true, document, c.token(t, map[string]any{"aud": Resource(tenant, array(2))}))
-	data, err := json.MarshalIndent(vs, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	add("another environment's token", problem.ReasonAudience, true, document, c.token(t, map[string]any{"aud": Resource(tenant, attesttest.Array(2))}))
+	attesttest.Write(t, vs)
 }
 
-func readVectors(t testing.TB) []vector {
-	t.Helper()
-	var vs []vector
-	if err := json.Unmarshal(read(t, filepath.Join("testdata", "vectors.json")), &vs); err != nil || len(vs) < 8 {
-		t.Fatal(len(vs), err)
-	}
-	return vs
-}
+func readVectors(t testing.TB) []vector { return attesttest.Read[vector](t, 8) }
 
 func TestVectors(t *testing.T) {
 	if *update {
-		writeVectors(t, filepath.Join("testdata", "vectors.json"))
+		writeVectors(t)
 	}
 	for _, v := range readVectors(t) {
-		res, err := Verify(v.input(t))
-		if v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) {
-			t.Errorf("%s: claims %v", v.Comment, res.Claims)
-		}
+		attesttest.Check(t, Verify, v.Comment, v)
 	}
 }
 
 func FuzzVerify(f *testing.F) {
 	vs := readVectors(f)
-	alone, both := vs[0].input(f), vs[1].input(f)
-	known := map[string]bool{}
+	alone, both := vs[0].Input(f), vs[1].Input(f)
+	known := attesttest.Proves(vs)
 	for _, v := range vs {
 		f.Add([]byte(v.Evidence))
-		if v.Refused == "" {
-			text, _ := json.Marshal(v.Claims)
-			known[string(text)] = true
-		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, in := range []attest.Input{alone, both} {
 			in.Evidence = data
 			_, _ = issuerOf(data)
-			res, err := Verify(in)
-			if err != nil {
-				if problem.KindOf(err) == problem.Internal {
-					t.Fatalf("a stranger caused an internal error: %v", err)
-				}
-				continue
-			}
-			if text, _ := json.Marshal(res.Claims); !known[string(text)] {
-				t.Fatalf("%q proves %s", data, text)
-			}
+			known.Hold(t, Verify, in)
 		}
 	})
 }

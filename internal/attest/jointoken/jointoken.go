@@ -126,10 +126,7 @@ func decode(data []byte) (evidence, error) {
 
 // Verify is the verifier; its Params are of type Params.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.Begin(in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.Begin[Params](in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}
@@ -197,14 +194,8 @@ func NewAttester(t Token) (attest.Attester, error) {
 // Attest signs the binding. For another environment than the token's it refuses, and nothing leaves
 // the machine: a bootstrap string that was exchanged gets not even the token's ID.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonCanceled, "attest with a join token")
-	}
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	if !a.token.Of(b.Genesis) {
 		return nil, problem.New(problem.ReasonTokenForeign, "the join token was made for another environment than the bootstrap string names")

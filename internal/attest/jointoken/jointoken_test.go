@@ -9,14 +9,13 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
 )
@@ -26,22 +25,19 @@ var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
 // Fixed keys for tests only: everything made with them is public.
 func fixedToken(n byte) Token {
 	m := new(material)
-	copy(m.hint[:], genesis(1)[:])
+	genesis := attesttest.Array(1)
+	copy(m.hint[:], genesis[:])
 	copy(m.id[:], bytes.Repeat([]byte{0xa0 + n}, idSize))
 	copy(m.seed[:], bytes.Repeat([]byte{0x50 + n}, seedSize))
 	return tokenOf(m)
 }
 
-func genesis(n byte) *[32]byte { return (*[32]byte)(bytes.Repeat([]byte{n}, 32)) }
+var now = attesttest.Now()
 
-var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: *genesis(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: *genesis(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 func record(t Token) Record {
-	return Record{PublicKey: t.PublicKey(), Name: "web-1", Expires: now.Add(time.Hour), Genesis: *genesis(1)}
+	return Record{PublicKey: t.PublicKey(), Name: "web-1", Expires: now.Add(time.Hour), Genesis: attesttest.Array(1)}
 }
 
 func lookup(records map[string]Record) Params {
@@ -135,9 +131,9 @@ func TestHostileEvidence(t *testing.T) {
 	}{
 		"replay with another nonce":   {input(bound(func(b *attest.Binding) { b.Nonce = bytes.Repeat([]byte{8}, 32) })), problem.ReasonBadProof},
 		"a longer nonce":              {input(bound(func(b *attest.Binding) { b.Nonce = append(bytes.Clone(b.Nonce), 7) })), problem.ReasonBadProof},
-		"signed for other genesis":    {input(bound(func(b *attest.Binding) { b.Genesis = *genesis(2) })), problem.ReasonBadProof},
+		"signed for other genesis":    {input(bound(func(b *attest.Binding) { b.Genesis = attesttest.Array(2) })), problem.ReasonBadProof},
 		"same first 8 bytes, other":   {input(bound(func(b *attest.Binding) { b.Genesis[31]++ })), problem.ReasonBadProof},
-		"other session key":           {input(bound(func(b *attest.Binding) { b.SessionKey = *genesis(8) })), problem.ReasonBadProof},
+		"other session key":           {input(bound(func(b *attest.Binding) { b.SessionKey = attesttest.Array(8) })), problem.ReasonBadProof},
 		"signed for other method":     {input(bound(func(b *attest.Binding) { b.Method = "x509" })), problem.ReasonBadProof},
 		"token of other environment":  {input(mangle(func(e *evidence) { e.Environment = "0202020202020202" })), problem.ReasonTokenForeign},
 		"no environment":              {input(mangle(func(e *evidence) { e.Environment = "" })), problem.ReasonTokenForeign},
@@ -156,7 +152,7 @@ func TestHostileEvidence(t *testing.T) {
 		"malleable signature (S + L)": {input(mangle(func(e *evidence) { addOrder(e.Signature[32:]) })), problem.ReasonBadProof},
 		"expired this moment":         {state(func(r *Record) { r.Expires = now }), problem.ReasonTokenExpired},
 		"expired long ago":            {state(func(r *Record) { r.Expires = now.Add(-1000 * time.Hour) }), problem.ReasonTokenExpired},
-		"record of other environment": {state(func(r *Record) { r.Genesis = *genesis(3) }), problem.ReasonTokenForeign},
+		"record of other environment": {state(func(r *Record) { r.Genesis = attesttest.Array(3) }), problem.ReasonTokenForeign},
 		"record without expiry":       {state(func(r *Record) { r.Expires = time.Time{} }), problem.ReasonInternal},
 		"record without key":          {state(func(r *Record) { r.PublicKey = nil }), problem.ReasonInternal},
 		"short ID":                    {input(mangle(func(e *evidence) { e.Token = e.Token[:31] })), problem.ReasonInvalid},
@@ -174,7 +170,7 @@ func TestHostileEvidence(t *testing.T) {
 		"oversized":                   {input(append([]byte(good), make([]byte, attest.MaxEvidence)...)), problem.ReasonTooLarge},
 		"deeply nested":               {input([]byte(strings.Repeat(`{"a":`, 10_000))), problem.ReasonInvalid},
 		"params of another method":    {attest.Input{Binding: binding(), Evidence: []byte(good), Now: now, Params: 1}, problem.ReasonInternal},
-		"binding of another method":   {attest.Input{Binding: attest.Binding{Method: "x509", Genesis: *genesis(1), Nonce: make([]byte, 16), SessionKey: *genesis(9)}, Evidence: []byte(good), Now: now}, problem.ReasonInternal},
+		"binding of another method":   {attest.Input{Binding: attest.Binding{Method: "x509", Genesis: attesttest.Array(1), Nonce: make([]byte, 16), SessionKey: attesttest.Array(9)}, Evidence: []byte(good), Now: now}, problem.ReasonInternal},
 		"no time":                     {attest.Input{Binding: binding(), Evidence: []byte(good)}, problem.ReasonInternal},
 		"expired, and not the holder's": {func() attest.Input {
 			in := state(func(r *Record) { r.Expires = now })
@@ -215,7 +211,7 @@ func TestAttesterRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign := binding()
-	foreign.Genesis = *genesis(2)
+	foreign.Genesis = attesttest.Array(2)
 	if ev, err := a.Attest(context.Background(), foreign); !problem.Is(err, problem.ReasonTokenForeign) || ev != nil {
 		t.Errorf("another environment: %s, %v", ev, err)
 	}
@@ -238,7 +234,7 @@ func TestAttesterRefuses(t *testing.T) {
 }
 
 func TestTokenText(t *testing.T) {
-	tok, err := New(*genesis(1))
+	tok, err := New(attesttest.Array(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,10 +246,10 @@ func TestTokenText(t *testing.T) {
 	if err != nil || *back.get() != *tok.get() {
 		t.Fatalf("%v", err)
 	}
-	if !back.Of(*genesis(1)) || back.Of(*genesis(2)) || (Token{}).Of([32]byte{}) {
+	if !back.Of(attesttest.Array(1)) || back.Of(attesttest.Array(2)) || (Token{}).Of([32]byte{}) {
 		t.Fatal("Of is wrong")
 	}
-	if two, _ := New(*genesis(1)); two.ID() == tok.ID() || bytes.Equal(two.PublicKey(), tok.PublicKey()) {
+	if two, _ := New(attesttest.Array(1)); two.ID() == tok.ID() || bytes.Equal(two.PublicKey(), tok.PublicKey()) {
 		t.Fatal("two tokens are alike")
 	}
 	// Every single mistyped character is noticed.
@@ -353,24 +349,23 @@ func TestRecordValidate(t *testing.T) {
 
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us.
 type vector struct {
-	Comment    string         `json:"comment"`
-	Genesis    []byte         `json:"genesis"`
-	Nonce      []byte         `json:"nonce"`
-	SessionKey []byte         `json:"session_key"`
-	PublicKey  []byte         `json:"public_key"`
-	Expires    time.Time      `json:"expires"`
-	Now        time.Time      `json:"now"`
-	Evidence   string         `json:"evidence"`
-	Claims     map[string]any `json:"claims,omitempty"`
-	Refused    problem.Reason `json:"refused,omitempty"`
+	attesttest.Bound
+	PublicKey []byte    `json:"public_key"`
+	Expires   time.Time `json:"expires"`
+	attesttest.Case
+}
+
+func (v vector) Input(testing.TB) attest.Input {
+	r := Record{PublicKey: v.PublicKey, Name: "web-1", Expires: v.Expires, Genesis: [32]byte(v.Genesis)}
+	return v.InputOf(Name, v.Case, lookup(map[string]Record{fixedToken(1).ID(): r}))
 }
 
 func vectors(t testing.TB) []vector {
 	make := func(comment string, b attest.Binding, tok Token, at time.Time, ev []byte) vector {
 		r := record(fixedToken(1))
 		return vector{
-			Comment: comment, Genesis: b.Genesis[:], Nonce: b.Nonce, SessionKey: b.SessionKey[:],
-			PublicKey: r.PublicKey, Expires: r.Expires, Now: at, Evidence: string(ev),
+			Bound: attesttest.BoundTo(comment, b), PublicKey: r.PublicKey, Expires: r.Expires,
+			Case: attesttest.Case{Now: at, Evidence: string(ev)},
 		}
 	}
 	tok, b := fixedToken(1), binding()
@@ -390,40 +385,14 @@ func vectors(t testing.TB) []vector {
 }
 
 func TestVectors(t *testing.T) {
-	path := filepath.Join("testdata", "vectors.json")
-	want, err := json.MarshalIndent(vectors(t), "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want = append(want, '\n')
 	if *update {
-		if err := os.WriteFile(path, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		attesttest.Write(t, vectors(t))
 	}
-	stored, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(stored, want) {
+	if !bytes.Equal(attesttest.Stored(t), attesttest.Encode(t, vectors(t))) {
 		t.Error("what we make is no longer what the vectors say: the wire format changed")
 	}
-	var vs []vector
-	if err := json.Unmarshal(stored, &vs); err != nil {
-		t.Fatal(err)
-	}
-	for _, v := range vs {
-		r := Record{PublicKey: v.PublicKey, Name: "web-1", Expires: v.Expires, Genesis: [32]byte(v.Genesis)}
-		res, err := Verify(attest.Input{
-			Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-			Evidence: []byte(v.Evidence), Now: v.Now, Params: lookup(map[string]Record{fixedToken(1).ID(): r}),
-		})
-		if v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) {
-			t.Errorf("%s: claims %v", v.Comment, res.Claims)
-		}
+	for _, v := range attesttest.Read[vector](t, 5) {
+		attesttest.Check(t, Verify, v.Comment, v)
 	}
 }
 

@@ -448,6 +448,9 @@ func checkResult(t *testing.T, m attest.Method, res attest.Result) {
 	if !strings.HasPrefix(res.Anchor, m.Name+":") || res.Key == [32]byte{} {
 		t.Errorf("anchor %q, key %x", res.Anchor, res.Key)
 	}
+	if row, ok := authority.FindMethod(m.Name); !ok || row.Once != (res.Once != "") {
+		t.Errorf("bundles know the method as %+v, and its use is %q", row, res.Once)
+	}
 	if res.Once != "" && !strings.HasPrefix(res.Once, m.Name+":") && !strings.HasPrefix(res.Once, attest.OnceToken) {
 		t.Errorf("%q is not unique across methods", res.Once)
 	}

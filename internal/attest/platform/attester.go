@@ -37,11 +37,8 @@ func NewAttester(name string, bound Binding, source Source) attest.Attester {
 
 // Attest gets a token for this binding.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, a.name); err != nil {
 		return nil, err
-	}
-	if b.Method != a.name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", a.name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, getTime)
 	defer cancel()

@@ -107,7 +107,6 @@ func (p Platform) Method() attest.Method {
 	return attest.Method{
 		Name: p.Name, Proves: p.Proves, DoesNotProve: p.DoesNotProve,
 		Assurance:   p.Bindings[0].assurance(),
-		Given:       p.Bindings[0] == ToEnvironment,
 		Renewal:     p.Renewal,
 		Verify:      p.verify,
 		MaxEvidence: maxEvidence,
@@ -140,10 +139,7 @@ func decode(data []byte) ([]byte, error) {
 }
 
 func (p Platform) verify(in attest.Input) (attest.Result, error) {
-	if err := attest.BeginUpTo(maxEvidence, in, p.Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.BeginUpTo[Params](maxEvidence, in, p.Name)
 	if err != nil {
 		return attest.Result{}, err
 	}

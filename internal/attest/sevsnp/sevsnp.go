@@ -72,18 +72,11 @@ type evidence struct {
 }
 
 // reportData is what REPORT_DATA must be: the binding's digest, and zeros.
-func reportData(b attest.Binding) (data [tsm.DataSize]byte) {
-	d := b.Digest()
-	copy(data[:], d[:])
-	return data
-}
+func reportData(b attest.Binding) [tsm.DataSize]byte { return tsm.Data(b.Digest()) }
 
 // Verify is the verifier; its Params are of type Params.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.Begin(in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.Begin[Params](in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}
@@ -205,11 +198,8 @@ func NewAttester(reporter Reporter, certificate []byte) (attest.Attester, error)
 
 // Attest has the secure processor sign the binding.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	r, err := a.reporter.Report(ctx, reportData(b))
 	if err != nil {

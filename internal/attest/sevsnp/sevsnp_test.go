@@ -13,11 +13,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/sevsnp/snptest"
 	"github.com/bailment/bailment/internal/attest/tsm"
 	"github.com/bailment/bailment/internal/authority"
@@ -27,13 +29,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
 
-var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+var now = attesttest.Now()
 
-func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
-
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 func params(t testing.TB, roots []*cx509.Certificate) Params {
 	t.Helper()
@@ -123,27 +121,21 @@ func TestVerifyAccepts(t *testing.T) {
 
 // TestHostileEvidence is the table of what a relay, a host and a counterfeit chip would send.
 func TestHostileEvidence(t *testing.T) {
-	type hostile struct {
-		evidence []byte
-		change   func(*attest.Input)
-		want     problem.Reason
-		says     string
-	}
 	good := snptest.New(t, now, snptest.Maker{})
 	ev := attested(t, good)
 	if _, err := Verify(input(t, ev, good)); err != nil {
 		t.Fatal(err)
 	}
-	cases := map[string]hostile{}
+	cases := map[string]attesttest.Hostile{}
 	bad := func(name string, want problem.Reason, says string, evidence []byte) {
-		cases[name] = hostile{evidence, nil, want, says}
+		cases[name] = attesttest.Hostile{Evidence: evidence, Want: want, Says: says}
 	}
 	at := func(name string, want problem.Reason, says string, change func(*attest.Input)) {
-		cases[name] = hostile{ev, change, want, says}
+		cases[name] = attesttest.Hostile{Evidence: ev, Change: change, Want: want, Says: says}
 	}
-	at("replayed", problem.ReasonBadProof, "not made for", func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) })
-	at("another environment", problem.ReasonBadProof, "not made for", func(in *attest.Input) { in.Binding.Genesis = array(2) })
-	at("another session key", problem.ReasonBadProof, "not made for", func(in *attest.Input) { in.Binding.SessionKey = array(8) })
+	for name, change := range attesttest.Rebound() {
+		at(name, problem.ReasonBadProof, "not made for", func(in *attest.Input) { change(&in.Binding) })
+	}
 	at("after the certificate", problem.ReasonBadChain, "not valid now", func(in *attest.Input) { in.Now = now.Add(25 * time.Hour) })
 	at("before the certificate", problem.ReasonBadChain, "not valid now", func(in *attest.Input) { in.Now = now.Add(-2 * time.Hour) })
 	at("no root in the bundle", problem.ReasonBadChain, "roots", func(in *attest.Input) { in.Params = Params{} })
@@ -196,7 +188,7 @@ func TestHostileEvidence(t *testing.T) {
 
 	made := func(name string, want problem.Reason, says string, m snptest.Maker) {
 		c := snptest.New(t, now, m)
-		cases[name] = hostile{attested(t, c), func(in *attest.Input) { in.Params = params(t, good.Roots) }, want, says}
+		cases[name] = attesttest.Hostile{Evidence: attested(t, c), Change: func(in *attest.Input) { in.Params = params(t, good.Roots) }, Want: want, Says: says}
 	}
 	made("a counterfeit chip", problem.ReasonBadChain, "roots", snptest.Maker{Rogue: true})
 	made("an expired certificate", problem.ReasonBadChain, "valid", snptest.Maker{Change: func(c *cx509.Certificate) { c.NotAfter = now.Add(-time.Minute) }})
@@ -207,21 +199,7 @@ func TestHostileEvidence(t *testing.T) {
 	}})
 	made("a provider's key where only chips' are trusted", problem.ReasonBadChain, "roots", snptest.Maker{VLEK: true})
 
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			in := input(t, c.evidence, good)
-			if c.change != nil {
-				c.change(&in)
-			}
-			res, err := Verify(in)
-			if !problem.Is(err, c.want) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "canary") {
-				t.Fatalf("got %v\nwant %s with %q", err, c.want, c.says)
-			}
-			if !reflect.DeepEqual(res, attest.Result{}) {
-				t.Fatalf("a result beside the refusal: %+v", res)
-			}
-		})
-	}
+	attesttest.RefuseAll(t, Verify, func(ev []byte) attest.Input { return input(t, ev, good) }, cases)
 }
 
 // published is where the verification library's own samples are: part of its module, which the build needs anyway.
@@ -387,31 +365,17 @@ func TestAttester(t *testing.T) {
 		t.Error(err)
 	}
 	a, _ := NewAttester(c, nil)
-	wrong := binding()
-	wrong.Method = "tdx"
-	if _, err := a.Attest(t.Context(), wrong); !problem.Is(err, problem.ReasonInternal) {
-		t.Error(err)
-	}
-	wrong.Nonce = nil
-	if _, err := a.Attest(t.Context(), wrong); err == nil {
-		t.Error("an incomplete binding")
-	}
+	attesttest.Attester(t, a, Name)
 }
 
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us.
 type vector struct {
-	Comment    string         `json:"comment"`
-	Genesis    []byte         `json:"genesis"`
-	Nonce      []byte         `json:"nonce"`
-	SessionKey []byte         `json:"session_key"`
-	Roots      [][]byte       `json:"roots"` // DER, of the authority "amd"
-	Now        time.Time      `json:"now"`
-	Evidence   string         `json:"evidence"`
-	Claims     map[string]any `json:"claims,omitempty"`
-	Refused    problem.Reason `json:"refused,omitempty"`
+	attesttest.Bound
+	Roots [][]byte `json:"roots"` // DER, of the authority "amd"
+	attesttest.Case
 }
 
-func (v vector) input(t testing.TB) attest.Input {
+func (v vector) Input(t testing.TB) attest.Input {
 	var roots []*cx509.Certificate
 	for _, der := range v.Roots {
 		c, err := cx509.ParseCertificate(der)
@@ -420,100 +384,57 @@ func (v vector) input(t testing.TB) attest.Input {
 		}
 		roots = append(roots, c)
 	}
-	return attest.Input{
-		Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-		Evidence: []byte(v.Evidence), Now: v.Now, Params: params(t, roots),
-	}
+	return v.InputOf(Name, v.Case, params(t, roots))
 }
 
-func writeVectors(t *testing.T, path string) {
+func writeVectors(t *testing.T) {
 	b := binding()
 	var vs []vector
-	add := func(comment string, c *snptest.Chip) {
-		v := vector{Comment: comment, Genesis: b.Genesis[:], Nonce: b.Nonce, SessionKey: b.SessionKey[:], Now: now, Evidence: string(attested(t, c))}
+	add := func(comment string, refused problem.Reason, c *snptest.Chip) {
+		v := vector{Bound: attesttest.BoundTo(comment, b), Case: attesttest.Case{Now: now, Evidence: string(attested(t, c)), Refused: refused}}
 		for _, r := range c.Roots {
 			v.Roots = append(v.Roots, r.Raw)
 		}
-		res, err := Verify(v.input(t))
-		if err != nil {
-			v.Refused = problem.As(err).Reason
-		}
-		v.Claims = res.Claims
+		v.Record(t, Verify, v.Input(t))
 		vs = append(vs, v)
 	}
 	c := snptest.New(t, now, snptest.Maker{})
-	add("accepted: a chip's key", c)
-	add("accepted: a provider's key", snptest.New(t, now, snptest.Maker{VLEK: true}))
+	add("accepted: a chip's key", "", c)
+	add("accepted: a provider's key", "", snptest.New(t, now, snptest.Maker{VLEK: true}))
 	c.Change = func(r []byte) { r[0x0A] |= 1 << 3 }
-	add("the host may debug", c)
+	add("the host may debug", problem.ReasonBadProof, c)
 	c.Change = func(r []byte) { r[0x186]++ }
-	add("other firmware levels", c)
+	add("other firmware levels", problem.ReasonBadChain, c)
 	c.Change = func(r []byte) { r[0x50] ^= 1 }
-	add("another binding", c)
-	data, err := json.MarshalIndent(vs, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	add("another binding", problem.ReasonBadProof, c)
+	attesttest.Write(t, vs)
 }
 
-func readVectors(t testing.TB) []vector {
-	data, err := os.ReadFile(filepath.Join("testdata", "vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vs []vector
-	if err := json.Unmarshal(data, &vs); err != nil || len(vs) < 5 {
-		t.Fatal(len(vs), err)
-	}
-	return vs
-}
+func readVectors(t testing.TB) []vector { return attesttest.Read[vector](t, 5) }
 
 func TestVectors(t *testing.T) {
 	if *update {
-		writeVectors(t, filepath.Join("testdata", "vectors.json"))
+		writeVectors(t)
 	}
 	want := []problem.Reason{"", "", problem.ReasonBadProof, problem.ReasonBadChain, problem.ReasonBadProof}
-	for i, v := range readVectors(t) {
-		res, err := Verify(v.input(t))
-		if v.Refused != want[i] || v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) {
-			t.Errorf("%s: claims %v", v.Comment, res.Claims)
-		}
+	vs := readVectors(t)
+	if got := attesttest.Reasons(vs); !slices.Equal(got, want) {
+		t.Errorf("refused: %q", got)
+	}
+	for _, v := range vs {
+		attesttest.Check(t, Verify, v.Comment, v)
 	}
 }
 
 func FuzzVerify(f *testing.F) {
 	vs := readVectors(f)
-	in := vs[0].input(f)
-	for _, v := range vs {
-		f.Add([]byte(v.Evidence))
-	}
-	want, _ := json.Marshal(vs[0].Claims)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		in := in
-		in.Evidence = data
-		res, err := Verify(in)
-		if err != nil {
-			if problem.KindOf(err) == problem.Internal {
-				t.Fatalf("a stranger caused an internal error: %v", err)
-			}
-			return
-		}
-		if text, _ := json.Marshal(res.Claims); !bytes.Equal(text, want) {
-			t.Fatalf("%q proves %s", data, text)
-		}
-	})
+	attesttest.Fuzz(f, Verify, vs, vs[:1])
 }
 
 // FuzzReport goes past the JSON and the binding, where the parsers are.
 func FuzzReport(f *testing.F) {
 	vs := readVectors(f)
-	p := vs[0].input(f).Params.(Params)
+	p := vs[0].Input(f).Params.(Params)
 	for _, v := range vs {
 		var ev evidence
 		if err := json.Unmarshal([]byte(v.Evidence), &ev); err != nil {

@@ -72,10 +72,7 @@ type evidence struct {
 
 // Verify is the verifier; its Params are of type Params.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.Begin(in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.Begin[Params](in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}
@@ -223,14 +220,8 @@ func NewAttester(key, certificate []byte) (attest.Attester, error) {
 
 // Attest signs the binding with the host key.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonCanceled, "attest with the SSH host key")
-	}
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	armored, err := sshsig.Sign(a.signer, Namespace, b.Message())
 	if err != nil {

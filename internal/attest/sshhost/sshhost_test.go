@@ -2,13 +2,10 @@ package sshhost
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"encoding/json"
 	"encoding/pem"
 	"flag"
@@ -24,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
@@ -32,13 +30,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
 
-var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+var now = attesttest.Now()
 
-func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
-
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 func signerOf(t testing.TB, key any) ssh.Signer {
 	t.Helper()
@@ -52,8 +46,7 @@ func signerOf(t testing.TB, key any) ssh.Signer {
 // fixed keys are for tests only: everything made with them is public.
 func fixed(t testing.TB, label string) ssh.Signer {
 	t.Helper()
-	seed := sha256.Sum256([]byte("bailment test key " + label))
-	return signerOf(t, ed25519.NewKeyFromSeed(seed[:]))
+	return signerOf(t, attesttest.Key(label))
 }
 
 func onCurve(t testing.TB, c elliptic.Curve) ssh.Signer {
@@ -65,18 +58,10 @@ func onCurve(t testing.TB, c elliptic.Curve) ssh.Signer {
 	return signerOf(t, key)
 }
 
-func mustRSA(bits int) *rsa.PrivateKey {
-	key, err := rsa.GenerateKey(rand.Reader, bits)
-	if err != nil {
-		panic(err)
-	}
-	return key
-}
-
 // Finding primes is slow, so they are found once.
 var (
-	rsaKey     = sync.OnceValue(func() *rsa.PrivateKey { return mustRSA(3072) })
-	weakRSAKey = sync.OnceValue(func() *rsa.PrivateKey { return mustRSA(2048) })
+	rsaKey     = sync.OnceValue(func() *rsa.PrivateKey { return attesttest.RSA(3072) })
+	weakRSAKey = sync.OnceValue(func() *rsa.PrivateKey { return attesttest.RSA(2048) })
 )
 
 // certify makes a host certificate of key by ca.
@@ -262,12 +247,7 @@ func TestKeygen(t *testing.T) {
 	}
 }
 
-type hostileCase struct {
-	evidence []byte
-	change   func(*attest.Input)
-	want     problem.Reason
-	says     string
-}
+type hostileCase = attesttest.Hostile
 
 // TestHostileEvidence is the table of what a thief, a relay and a foreign CA would send.
 func TestHostileEvidence(t *testing.T) {
@@ -280,49 +260,32 @@ func TestHostileEvidence(t *testing.T) {
 	hostileBindings(t, cases, ev)
 	hostileSignatures(t, cases, web, ca)
 	hostileCertificates(t, cases, web, ca)
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			in := input(t, c.evidence)
-			if c.change != nil {
-				c.change(&in)
-			}
-			res, err := Verify(in)
-			if !problem.Is(err, c.want) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "canary") {
-				t.Fatalf("got %v\nwant %s with %q", err, c.want, c.says)
-			}
-			if !reflect.DeepEqual(res, attest.Result{}) {
-				t.Fatalf("a result beside the refusal: %+v", res)
-			}
-		})
-	}
+	attesttest.RefuseAll(t, Verify, func(ev []byte) attest.Input { return input(t, ev) }, cases)
 }
 
 func hostileBindings(t *testing.T, cases map[string]hostileCase, ev []byte) {
-	for name, change := range map[string]func(*attest.Input){
-		"replayed for another challenge": func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) },
-		"a shorter challenge":            func(in *attest.Input) { in.Binding.Nonce = in.Binding.Nonce[:16] },
-		"another environment":            func(in *attest.Input) { in.Binding.Genesis = array(2) },
-		"another session key":            func(in *attest.Input) { in.Binding.SessionKey = array(8) },
-	} {
-		cases[name] = hostileCase{ev, change, problem.ReasonBadProof, "not the host key's for this challenge"}
+	rebound := attesttest.Rebound()
+	rebound["a shorter challenge"] = func(b *attest.Binding) { b.Nonce = b.Nonce[:16] }
+	for name, change := range rebound {
+		cases[name] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { change(&in.Binding) }, Want: problem.ReasonBadProof, Says: "not the host key's for this challenge"}
 	}
-	cases["truncated"] = hostileCase{evidence: ev[:len(ev)-1], want: problem.ReasonInvalid}
-	cases["something after it"] = hostileCase{evidence: append(bytes.Clone(ev), '\n'), want: problem.ReasonInvalid}
-	cases["oversized"] = hostileCase{evidence: make([]byte, attest.MaxEvidence+1), want: problem.ReasonTooLarge}
-	cases["unknown field"] = hostileCase{evidence: bytes.Replace(ev, []byte("{"), []byte(`{"canary":"",`), 1), want: problem.ReasonInvalid}
-	cases["empty certificate"] = hostileCase{evidence: bytes.Replace(good(t, fixed(t, "db"), nil), []byte("{"), []byte(`{"certificate":"",`), 1), want: problem.ReasonInvalid}
-	cases["null certificate"] = hostileCase{evidence: bytes.Replace(good(t, fixed(t, "db"), nil), []byte("{"), []byte(`{"certificate":null,`), 1), want: problem.ReasonInvalid}
-	cases["another time of the store: before"] = hostileCase{ev, func(in *attest.Input) { in.Now = now.Add(-2 * time.Hour) }, problem.ReasonBadChain, "not yet valid"}
-	cases["another time of the store: after"] = hostileCase{ev, func(in *attest.Input) { in.Now = now.Add(25 * time.Hour) }, problem.ReasonBadChain, "expired"}
-	cases["before 1970"] = hostileCase{ev, func(in *attest.Input) { in.Now = time.Unix(-1, 0) }, problem.ReasonBadChain, "not yet valid"}
-	cases["the bundle without the authority"] = hostileCase{ev, func(in *attest.Input) { in.Params = Params{} }, problem.ReasonBadChain, "no authority"}
+	cases["truncated"] = hostileCase{Evidence: ev[:len(ev)-1], Want: problem.ReasonInvalid}
+	cases["something after it"] = hostileCase{Evidence: append(bytes.Clone(ev), '\n'), Want: problem.ReasonInvalid}
+	cases["oversized"] = hostileCase{Evidence: make([]byte, attest.MaxEvidence+1), Want: problem.ReasonTooLarge}
+	cases["unknown field"] = hostileCase{Evidence: bytes.Replace(ev, []byte("{"), []byte(`{"canary":"",`), 1), Want: problem.ReasonInvalid}
+	cases["empty certificate"] = hostileCase{Evidence: bytes.Replace(good(t, fixed(t, "db"), nil), []byte("{"), []byte(`{"certificate":"",`), 1), Want: problem.ReasonInvalid}
+	cases["null certificate"] = hostileCase{Evidence: bytes.Replace(good(t, fixed(t, "db"), nil), []byte("{"), []byte(`{"certificate":null,`), 1), Want: problem.ReasonInvalid}
+	cases["another time of the store: before"] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { in.Now = now.Add(-2 * time.Hour) }, Want: problem.ReasonBadChain, Says: "not yet valid"}
+	cases["another time of the store: after"] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { in.Now = now.Add(25 * time.Hour) }, Want: problem.ReasonBadChain, Says: "expired"}
+	cases["before 1970"] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { in.Now = time.Unix(-1, 0) }, Want: problem.ReasonBadChain, Says: "not yet valid"}
+	cases["the bundle without the authority"] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { in.Params = Params{} }, Want: problem.ReasonBadChain, Says: "no authority"}
 }
 
 func hostileSignatures(t *testing.T, cases map[string]hostileCase, web, ca ssh.Signer) {
 	cert := certify(t, web.PublicKey(), ca, nil)
 	message := binding().Message()
-	cases["signed for a login"] = hostileCase{evidence: evidenceOf(t, web, cert, sshsig.NamespaceLogin, message), want: problem.ReasonBadProof, says: "namespace"}
-	cases["signed for a file"] = hostileCase{evidence: evidenceOf(t, web, cert, "file", message), want: problem.ReasonBadProof}
+	cases["signed for a login"] = hostileCase{Evidence: evidenceOf(t, web, cert, sshsig.NamespaceLogin, message), Want: problem.ReasonBadProof, Says: "namespace"}
+	cases["signed for a file"] = hostileCase{Evidence: evidenceOf(t, web, cert, "file", message), Want: problem.ReasonBadProof}
 	raw, err := web.Sign(rand.Reader, message)
 	if err != nil {
 		t.Fatal(err)
@@ -330,21 +293,21 @@ func hostileSignatures(t *testing.T, cases map[string]hostileCase, web, ca ssh.S
 	// What sshd signs is no SSHSIG: put into one, it must not pass.
 	sig, _ := pem.Decode(mustSign(t, web, message))
 	kex := bytes.Replace(sig.Bytes, sig.Bytes[len(sig.Bytes)-64:], raw.Blob, 1)
-	cases["a signature without the namespace's frame"] = hostileCase{evidence: encode(t, evidence{cert.Marshal(), kex}), want: problem.ReasonBadProof}
-	cases["no signature"] = hostileCase{evidence: encode(t, evidence{cert.Marshal(), []byte{}}), want: problem.ReasonInvalid}
-	cases["not an SSHSIG"] = hostileCase{evidence: encode(t, evidence{cert.Marshal(), []byte("canary-5b1e")}), want: problem.ReasonInvalid}
-	cases["armored"] = hostileCase{evidence: encode(t, evidence{cert.Marshal(), mustSign(t, web, message)}), want: problem.ReasonInvalid}
-	cases["something after the signature"] = hostileCase{evidence: encode(t, evidence{cert.Marshal(), append(bytes.Clone(sig.Bytes), 0)}), want: problem.ReasonInvalid}
-	cases["large signature"] = hostileCase{evidence: encode(t, evidence{nil, make([]byte, maxSignature+1)}), want: problem.ReasonTooLarge}
-	cases["signed by another key with this certificate"] = hostileCase{evidence: good(t, fixed(t, "thief"), cert), want: problem.ReasonBadProof, says: "another key"}
-	cases["signed by the authority's key"] = hostileCase{evidence: good(t, ca, nil), want: problem.ReasonBadChain, says: "lists"}
-	cases["an unlisted key"] = hostileCase{evidence: good(t, web, nil), want: problem.ReasonBadChain, says: "lists"}
-	cases["weak RSA key"] = hostileCase{evidence: encode(t, evidence{nil, unchecked(t, signerOf(t, weakRSAKey()), ssh.KeyAlgoRSASHA512, message)}), want: problem.ReasonWeakAlgorithm}
-	cases["RSA with SHA-1"] = hostileCase{evidence: encode(t, evidence{nil, unchecked(t, signerOf(t, rsaKey()), ssh.KeyAlgoRSA, message)}), want: problem.ReasonInvalid, says: "no SSH signature"}
+	cases["a signature without the namespace's frame"] = hostileCase{Evidence: encode(t, evidence{cert.Marshal(), kex}), Want: problem.ReasonBadProof}
+	cases["no signature"] = hostileCase{Evidence: encode(t, evidence{cert.Marshal(), []byte{}}), Want: problem.ReasonInvalid}
+	cases["not an SSHSIG"] = hostileCase{Evidence: encode(t, evidence{cert.Marshal(), []byte("canary-5b1e")}), Want: problem.ReasonInvalid}
+	cases["armored"] = hostileCase{Evidence: encode(t, evidence{cert.Marshal(), mustSign(t, web, message)}), Want: problem.ReasonInvalid}
+	cases["something after the signature"] = hostileCase{Evidence: encode(t, evidence{cert.Marshal(), append(bytes.Clone(sig.Bytes), 0)}), Want: problem.ReasonInvalid}
+	cases["large signature"] = hostileCase{Evidence: encode(t, evidence{nil, make([]byte, maxSignature+1)}), Want: problem.ReasonTooLarge}
+	cases["signed by another key with this certificate"] = hostileCase{Evidence: good(t, fixed(t, "thief"), cert), Want: problem.ReasonBadProof, Says: "another key"}
+	cases["signed by the authority's key"] = hostileCase{Evidence: good(t, ca, nil), Want: problem.ReasonBadChain, Says: "lists"}
+	cases["an unlisted key"] = hostileCase{Evidence: good(t, web, nil), Want: problem.ReasonBadChain, Says: "lists"}
+	cases["weak RSA key"] = hostileCase{Evidence: encode(t, evidence{nil, unchecked(t, signerOf(t, weakRSAKey()), ssh.KeyAlgoRSASHA512, message)}), Want: problem.ReasonWeakAlgorithm}
+	cases["RSA with SHA-1"] = hostileCase{Evidence: encode(t, evidence{nil, unchecked(t, signerOf(t, rsaKey()), ssh.KeyAlgoRSA, message)}), Want: problem.ReasonInvalid, Says: "no SSH signature"}
 	p521 := onCurve(t, elliptic.P521())
-	cases["P-521"] = hostileCase{evidence: encode(t, evidence{nil, unchecked(t, p521, ssh.KeyAlgoECDSA521, message)}), want: problem.ReasonWeakAlgorithm}
+	cases["P-521"] = hostileCase{Evidence: encode(t, evidence{nil, unchecked(t, p521, ssh.KeyAlgoECDSA521, message)}), Want: problem.ReasonWeakAlgorithm}
 	for name, flags := range map[string]byte{"hardware key with touch": 1, "hardware key without touch": 0} {
-		cases[name] = hostileCase{evidence: encode(t, evidence{nil, hardware(flags)}), want: problem.ReasonWeakAlgorithm, says: "touch"}
+		cases[name] = hostileCase{Evidence: encode(t, evidence{nil, hardware(flags)}), Want: problem.ReasonWeakAlgorithm, Says: "touch"}
 	}
 }
 
@@ -393,7 +356,7 @@ func hostileCertificates(t *testing.T, cases map[string]hostileCase, web, ca ssh
 		return good(t, web, certify(t, web.PublicKey(), ca, change))
 	}
 	chain := func(says string, ev []byte) hostileCase {
-		return hostileCase{evidence: ev, want: problem.ReasonBadChain, says: says}
+		return hostileCase{Evidence: ev, Want: problem.ReasonBadChain, Says: says}
 	}
 	cases["another authority"] = chain("no authority", good(t, web, certify(t, web.PublicKey(), fixed(t, "foreign"), nil)))
 	cases["certified by itself"] = chain("no authority", good(t, web, certify(t, web.PublicKey(), web, nil)))
@@ -411,12 +374,12 @@ func hostileCertificates(t *testing.T, cases map[string]hostileCase, web, ca ssh
 	cases["for an empty name"] = chain("no host's name", with(func(c *ssh.Certificate) { c.ValidPrincipals = []string{""} }))
 	cases["for a name with a line"] = chain("no host's name", with(func(c *ssh.Certificate) { c.ValidPrincipals = []string{"a\nb"} }))
 	cases["for a name beyond ASCII"] = chain("no host's name", with(func(c *ssh.Certificate) { c.ValidPrincipals = []string{"wеb-1"} }))
-	cases["many names"] = hostileCase{evidence: with(func(c *ssh.Certificate) {
+	cases["many names"] = hostileCase{Evidence: with(func(c *ssh.Certificate) {
 		c.ValidPrincipals = strings.Split(strings.Repeat("a ", maxPrincipals)+"a", " ")
-	}), want: problem.ReasonTooLarge}
-	cases["key ID with a control character"] = hostileCase{evidence: with(func(c *ssh.Certificate) { c.KeyId = "web\x1b[2J" }), want: problem.ReasonInvalid, says: "unprintable"}
-	cases["key ID that isn't UTF-8"] = hostileCase{evidence: with(func(c *ssh.Certificate) { c.KeyId = "\xff" }), want: problem.ReasonInvalid}
-	cases["long key ID"] = hostileCase{evidence: with(func(c *ssh.Certificate) { c.KeyId = strings.Repeat("a", 3000) }), want: problem.ReasonTooLarge}
+	}), Want: problem.ReasonTooLarge}
+	cases["key ID with a control character"] = hostileCase{Evidence: with(func(c *ssh.Certificate) { c.KeyId = "web\x1b[2J" }), Want: problem.ReasonInvalid, Says: "unprintable"}
+	cases["key ID that isn't UTF-8"] = hostileCase{Evidence: with(func(c *ssh.Certificate) { c.KeyId = "\xff" }), Want: problem.ReasonInvalid}
+	cases["long key ID"] = hostileCase{Evidence: with(func(c *ssh.Certificate) { c.KeyId = strings.Repeat("a", 3000) }), Want: problem.ReasonTooLarge}
 
 	changed := func(change func(*ssh.Certificate)) []byte {
 		c := certify(t, web.PublicKey(), ca, nil)
@@ -431,18 +394,18 @@ func hostileCertificates(t *testing.T, cases map[string]hostileCase, web, ca ssh
 		}
 		c.SignatureKey = ca.PublicKey()
 	}))
-	cases["the key replaced after signing"] = hostileCase{evidence: func() []byte {
+	cases["the key replaced after signing"] = hostileCase{Evidence: func() []byte {
 		c := certify(t, web.PublicKey(), ca, nil)
 		c.Key = fixed(t, "thief").PublicKey()
 		return good(t, fixed(t, "thief"), c)
-	}(), want: problem.ReasonBadChain, says: "does not fit"}
+	}(), Want: problem.ReasonBadChain, Says: "does not fit"}
 
-	cases["a certificate that is none"] = hostileCase{evidence: replaceCertificate(t, web, []byte("canary-5b1e")), want: problem.ReasonInvalid}
-	cases["a plain key as certificate"] = hostileCase{evidence: replaceCertificate(t, web, web.PublicKey().Marshal()), want: problem.ReasonInvalid}
-	cases["a large certificate"] = hostileCase{evidence: replaceCertificate(t, web, make([]byte, maxCertificate+1)), want: problem.ReasonTooLarge}
+	cases["a certificate that is none"] = hostileCase{Evidence: replaceCertificate(t, web, []byte("canary-5b1e")), Want: problem.ReasonInvalid}
+	cases["a plain key as certificate"] = hostileCase{Evidence: replaceCertificate(t, web, web.PublicKey().Marshal()), Want: problem.ReasonInvalid}
+	cases["a large certificate"] = hostileCase{Evidence: replaceCertificate(t, web, make([]byte, maxCertificate+1)), Want: problem.ReasonTooLarge}
 	cut := certify(t, web.PublicKey(), ca, nil).Marshal()
-	cases["a truncated certificate"] = hostileCase{evidence: replaceCertificate(t, web, cut[:len(cut)-1]), want: problem.ReasonInvalid}
-	cases["something after the certificate"] = hostileCase{evidence: replaceCertificate(t, web, append(cut, 0)), want: problem.ReasonInvalid}
+	cases["a truncated certificate"] = hostileCase{Evidence: replaceCertificate(t, web, cut[:len(cut)-1]), Want: problem.ReasonInvalid}
+	cases["something after the certificate"] = hostileCase{Evidence: replaceCertificate(t, web, append(cut, 0)), Want: problem.ReasonInvalid}
 
 	sha1 := certify(t, web.PublicKey(), ca, func(c *ssh.Certificate) {
 		rsaCA := signerOf(t, rsaKey())
@@ -459,7 +422,7 @@ func hostileCertificates(t *testing.T, cases map[string]hostileCase, web, ca ssh
 	byRSA := func(in *attest.Input) {
 		in.Params = params(t, authority.Authority{Name: "rsa", SSHKeys: []ssh.PublicKey{signerOf(t, rsaKey()).PublicKey()}})
 	}
-	cases["certified with SHA-1"] = hostileCase{good(t, web, sha1), byRSA, problem.ReasonWeakAlgorithm, "algorithm"}
+	cases["certified with SHA-1"] = hostileCase{Evidence: good(t, web, sha1), Change: byRSA, Want: problem.ReasonWeakAlgorithm, Says: "algorithm"}
 }
 
 func replaceCertificate(t *testing.T, key ssh.Signer, certificate []byte) []byte {
@@ -502,8 +465,7 @@ func privatePEM(t testing.TB, key any, passphrase string) []byte {
 }
 
 func TestAttesterRefuses(t *testing.T) {
-	seed := sha256.Sum256([]byte("bailment test key web"))
-	private := ed25519.NewKeyFromSeed(seed[:])
+	private := attesttest.Key("web")
 	web, ca := signerOf(t, private), fixed(t, "ca")
 	key := privatePEM(t, private, "")
 	line := func(k ssh.PublicKey) []byte { return ssh.MarshalAuthorizedKey(k) }
@@ -529,16 +491,7 @@ func TestAttesterRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrong := binding()
-	wrong.Method = "x509"
-	if _, err := a.Attest(t.Context(), wrong); !problem.Is(err, problem.ReasonInternal) {
-		t.Errorf("another method: %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := a.Attest(ctx, binding()); !problem.Is(err, problem.ReasonCanceled) {
-		t.Errorf("cancelled: %v", err)
-	}
+	attesttest.Attester(t, a, Name)
 	// Ed25519 signatures are deterministic: the same binding gives the same evidence.
 	one, err := a.Attest(t.Context(), binding())
 	if err != nil {
@@ -551,26 +504,20 @@ func TestAttesterRefuses(t *testing.T) {
 
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us.
 type vector struct {
-	Comment    string            `json:"comment"`
-	Genesis    []byte            `json:"genesis"`
-	Nonce      []byte            `json:"nonce"`
-	SessionKey []byte            `json:"session_key"`
-	SSHKeys    []string          `json:"ssh_keys"` // of the authority "corp"
-	Hosts      map[string]string `json:"hosts"`    // of the authority "corp": name → key
-	Now        time.Time         `json:"now"`
-	Evidence   string            `json:"evidence"`
-	Claims     map[string]any    `json:"claims,omitempty"`
-	Refused    problem.Reason    `json:"refused,omitempty"`
+	attesttest.Bound
+	SSHKeys []string          `json:"ssh_keys"` // of the authority "corp"
+	Hosts   map[string]string `json:"hosts"`    // of the authority "corp": name → key
+	attesttest.Case
 }
 
 // writeVectors makes the file anew. ECDSA signatures are randomized, so the stored file is what counts.
-func writeVectors(t *testing.T, path string) {
+func writeVectors(t *testing.T) {
 	web, ca, db := fixed(t, "web"), fixed(t, "ca"), fixed(t, "db")
 	b := binding()
 	var vs []vector
 	add := func(comment string, refused problem.Reason, ev []byte) {
 		v := vector{
-			Comment: comment, Genesis: b.Genesis[:], Nonce: b.Nonce, SessionKey: b.SessionKey[:], Now: now, Evidence: string(ev), Refused: refused,
+			Bound: attesttest.BoundTo(comment, b), Case: attesttest.Case{Now: now, Evidence: string(ev), Refused: refused},
 			SSHKeys: []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(ca.PublicKey())))},
 			Hosts:   map[string]string{"db-1.corp.example": strings.TrimSpace(string(ssh.MarshalAuthorizedKey(db.PublicKey())))},
 		}
@@ -594,28 +541,12 @@ func writeVectors(t *testing.T, path string) {
 	add("an unlisted key", problem.ReasonBadChain, good(t, web, nil))
 	add("expired", problem.ReasonBadChain, good(t, web, certify(t, web.PublicKey(), ca, func(c *ssh.Certificate) { c.ValidBefore = uint64(now.Unix()) })))
 	add("a user's certificate", problem.ReasonBadChain, good(t, web, certify(t, web.PublicKey(), ca, func(c *ssh.Certificate) { c.CertType = ssh.UserCert })))
-	data, err := json.MarshalIndent(vs, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	attesttest.Write(t, vs)
 }
 
-func readVectors(t testing.TB) []vector {
-	data, err := os.ReadFile(filepath.Join("testdata", "vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vs []vector
-	if err := json.Unmarshal(data, &vs); err != nil || len(vs) < 8 {
-		t.Fatal(len(vs), err)
-	}
-	return vs
-}
+func readVectors(t testing.TB) []vector { return attesttest.Read[vector](t, 8) }
 
-func (v vector) input(t testing.TB) attest.Input {
+func (v vector) Input(t testing.TB) attest.Input {
 	a := authority.Authority{Name: "corp"}
 	parse := func(line string) ssh.PublicKey {
 		key, _, err := sshsig.ParseKey(line)
@@ -630,53 +561,22 @@ func (v vector) input(t testing.TB) attest.Input {
 	for name, line := range v.Hosts {
 		a.Hosts = append(a.Hosts, authority.Host{Name: name, Key: parse(line)})
 	}
-	return attest.Input{
-		Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-		Evidence: []byte(v.Evidence), Now: v.Now, Params: params(t, a),
-	}
+	return v.InputOf(Name, v.Case, params(t, a))
 }
 
 func TestVectors(t *testing.T) {
 	if *update {
-		writeVectors(t, filepath.Join("testdata", "vectors.json"))
+		writeVectors(t)
 	}
 	for _, v := range readVectors(t) {
-		res, err := Verify(v.input(t))
-		if v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) {
-			t.Errorf("%s: claims %v", v.Comment, res.Claims)
-		}
+		attesttest.Check(t, Verify, v.Comment, v)
 	}
 }
 
 func FuzzVerify(f *testing.F) {
-	vs := readVectors(f)
-	in := vs[0].input(f)
-	claims := map[string]bool{}
-	for _, v := range vs {
-		f.Add([]byte(v.Evidence))
-		if v.Refused == "" {
-			text, _ := json.Marshal(v.Claims)
-			claims[string(text)] = true
-		}
-	}
 	f.Add([]byte(`{"signature":"MAA="}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		in := in
-		in.Evidence = data
-		res, err := Verify(in)
-		if err != nil {
-			if problem.KindOf(err) == problem.Internal {
-				t.Fatalf("a stranger caused an internal error: %v", err)
-			}
-			return
-		}
-		if text, _ := json.Marshal(res.Claims); !claims[string(text)] {
-			t.Fatalf("%q proves %s", data, text)
-		}
-	})
+	vs := readVectors(f)
+	attesttest.Fuzz(f, Verify, vs, vs)
 }
 
 func BenchmarkVerify(b *testing.B) {

@@ -12,11 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/tdx/tdxtest"
 	"github.com/bailment/bailment/internal/attest/tsm"
 	"github.com/bailment/bailment/internal/authority"
@@ -26,13 +28,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
 
-var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+var now = attesttest.Now()
 
-func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
-
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 func params(t testing.TB, roots ...*cx509.Certificate) Params {
 	t.Helper()
@@ -118,12 +116,7 @@ func TestVerifyAccepts(t *testing.T) {
 	}
 }
 
-type hostileCase struct {
-	evidence []byte
-	change   func(*attest.Input)
-	want     problem.Reason
-	says     string
-}
+type hostileCase = attesttest.Hostile
 
 // TestHostileEvidence is the table of what a relay, a host and a counterfeit platform would send.
 func TestHostileEvidence(t *testing.T) {
@@ -136,21 +129,7 @@ func TestHostileEvidence(t *testing.T) {
 	hostileFrames(t, cases, good)
 	hostileQuotes(t, cases, good, ev)
 	hostileChains(t, cases, good)
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			in := input(t, c.evidence, good)
-			if c.change != nil {
-				c.change(&in)
-			}
-			res, err := Verify(in)
-			if !problem.Is(err, c.want) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "canary") {
-				t.Fatalf("got %v\nwant %s with %q", err, c.want, c.says)
-			}
-			if !reflect.DeepEqual(res, attest.Result{}) {
-				t.Fatalf("a result beside the refusal: %+v", res)
-			}
-		})
-	}
+	attesttest.RefuseAll(t, Verify, func(ev []byte) attest.Input { return input(t, ev, good) }, cases)
 }
 
 // Lengths that lie: the library would slice by them.
@@ -160,7 +139,7 @@ func hostileFrames(t *testing.T, cases map[string]hostileCase, good *tdxtest.Pla
 		t.Fatal(err)
 	}
 	frame := func(name string, change func([]byte) []byte) {
-		cases[name] = hostileCase{evidence: encode(t, change(bytes.Clone(quote))), want: problem.ReasonInvalid, says: "no TDX quote"}
+		cases[name] = hostileCase{Evidence: encode(t, change(bytes.Clone(quote))), Want: problem.ReasonInvalid, Says: "no TDX quote"}
 	}
 	le := binary.LittleEndian
 	put32 := func(at int, v uint32) func([]byte) []byte {
@@ -183,23 +162,19 @@ func hostileFrames(t *testing.T, cases map[string]hostileCase, good *tdxtest.Pla
 	frame("SGX", put32(4, 0))
 	frame("another kind of key", func(b []byte) []byte { b[2] = 3; return b })
 	frame("platform ID instead of certificates", func(b []byte) []byte { b[636+128+6+450+len(good.Data)] = 3; return b })
-	cases["oversized quote"] = hostileCase{evidence: encode(t, make([]byte, maxQuote+1)), want: problem.ReasonTooLarge}
-	cases["oversized"] = hostileCase{evidence: make([]byte, attest.MaxEvidence+1), want: problem.ReasonTooLarge}
+	cases["oversized quote"] = hostileCase{Evidence: encode(t, make([]byte, maxQuote+1)), Want: problem.ReasonTooLarge}
+	cases["oversized"] = hostileCase{Evidence: make([]byte, attest.MaxEvidence+1), Want: problem.ReasonTooLarge}
 }
 
 func hostileQuotes(t *testing.T, cases map[string]hostileCase, good *tdxtest.Platform, ev []byte) {
-	for name, change := range map[string]func(*attest.Input){
-		"replayed":            func(in *attest.Input) { in.Binding.Nonce = bytes.Repeat([]byte{8}, 32) },
-		"another environment": func(in *attest.Input) { in.Binding.Genesis = array(2) },
-		"another session key": func(in *attest.Input) { in.Binding.SessionKey = array(8) },
-	} {
-		cases[name] = hostileCase{ev, change, problem.ReasonBadProof, "not made for"}
+	for name, change := range attesttest.Rebound() {
+		cases[name] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { change(&in.Binding) }, Want: problem.ReasonBadProof, Says: "not made for"}
 	}
-	cases["truncated evidence"] = hostileCase{evidence: ev[:len(ev)-1], want: problem.ReasonInvalid}
+	cases["truncated evidence"] = hostileCase{Evidence: ev[:len(ev)-1], Want: problem.ReasonInvalid}
 	quote := func(name, says string, change func(*tdxtest.Platform)) {
 		p := *good
 		change(&p)
-		cases[name] = hostileCase{evidence: attested(t, &p), want: problem.ReasonBadProof, says: says}
+		cases[name] = hostileCase{Evidence: attested(t, &p), Want: problem.ReasonBadProof, Says: says}
 	}
 	body := func(name, says string, change func([]byte)) {
 		quote(name, says, func(p *tdxtest.Platform) { p.ChangeBody = change })
@@ -232,7 +207,7 @@ func hostileQuotes(t *testing.T, cases map[string]hostileCase, good *tdxtest.Pla
 	} {
 		flipped := bytes.Clone(raw)
 		flipped[at] ^= 1
-		cases[name] = hostileCase{evidence: encode(t, flipped), want: problem.ReasonBadProof, says: "not signed by the quoting enclave"}
+		cases[name] = hostileCase{Evidence: encode(t, flipped), Want: problem.ReasonBadProof, Says: "not signed by the quoting enclave"}
 	}
 }
 
@@ -242,18 +217,18 @@ func hostileChains(t *testing.T, cases map[string]hostileCase, good *tdxtest.Pla
 		"after the certificates":  func(in *attest.Input) { in.Now = now.Add(25 * time.Hour) },
 		"before the certificates": func(in *attest.Input) { in.Now = now.Add(-2 * time.Hour) },
 	} {
-		cases[name] = hostileCase{ev, change, problem.ReasonBadChain, "not valid now"}
+		cases[name] = hostileCase{Evidence: ev, Change: change, Want: problem.ReasonBadChain, Says: "not valid now"}
 	}
-	cases["no root in the bundle"] = hostileCase{ev, func(in *attest.Input) { in.Params = Params{} }, problem.ReasonBadChain, "bundle names"}
-	cases["a counterfeit platform"] = hostileCase{attested(t, tdxtest.New(t, now, tdxtest.Maker{})), nil, problem.ReasonBadChain, "bundle names"}
+	cases["no root in the bundle"] = hostileCase{Evidence: ev, Change: func(in *attest.Input) { in.Params = Params{} }, Want: problem.ReasonBadChain, Says: "bundle names"}
+	cases["a counterfeit platform"] = hostileCase{Evidence: attested(t, tdxtest.New(t, now, tdxtest.Maker{})), Want: problem.ReasonBadChain, Says: "bundle names"}
 	other := tdxtest.New(t, now, tdxtest.Maker{})
 	mixed := *other
 	mixed.Chain = append(bytes.Clone(other.Chain[:bytes.LastIndex(other.Chain, []byte("-----BEGIN"))]), good.Chain[bytes.LastIndex(good.Chain, []byte("-----BEGIN")):]...)
-	cases["the real root behind a counterfeit chain"] = hostileCase{attested(t, &mixed), nil, problem.ReasonBadChain, "don't lead to their root"}
+	cases["the real root behind a counterfeit chain"] = hostileCase{Evidence: attested(t, &mixed), Want: problem.ReasonBadChain, Says: "don't lead to their root"}
 
 	made := func(name string, want problem.Reason, says string, m tdxtest.Maker) {
 		p := tdxtest.New(t, now, m)
-		cases[name] = hostileCase{attested(t, p), func(in *attest.Input) { in.Params = params(t, p.Root) }, want, says}
+		cases[name] = hostileCase{Evidence: attested(t, p), Change: func(in *attest.Input) { in.Params = params(t, p.Root) }, Want: want, Says: says}
 	}
 	past := func(c *cx509.Certificate) { c.NotAfter = now.Add(-time.Minute) }
 	future := func(c *cx509.Certificate) { c.NotBefore = now.Add(time.Minute) }
@@ -269,7 +244,7 @@ func hostileChains(t *testing.T, cases map[string]hostileCase, good *tdxtest.Pla
 	chain := func(name string, text []byte) {
 		p := *good
 		p.Chain = text
-		cases[name] = hostileCase{evidence: attested(t, &p), want: problem.ReasonInvalid, says: "certificates can't be read"}
+		cases[name] = hostileCase{Evidence: attested(t, &p), Want: problem.ReasonInvalid, Says: "certificates can't be read"}
 	}
 	block := good.Chain[:bytes.LastIndex(good.Chain, []byte("-----BEGIN"))]
 	chain("no chain", nil)
@@ -405,127 +380,70 @@ func TestAttester(t *testing.T) {
 	if _, err := Verify(input(t, ev, p)); err != nil {
 		t.Error("a quote in a longer buffer:", err)
 	}
-	wrong := binding()
-	wrong.Method = "sev-snp"
-	if _, err := NewAttester(p).Attest(t.Context(), wrong); !problem.Is(err, problem.ReasonInternal) {
-		t.Error(err)
-	}
-	wrong.Nonce = nil
-	if _, err := NewAttester(p).Attest(t.Context(), wrong); err == nil {
-		t.Error("an incomplete binding")
-	}
+	attesttest.Attester(t, NewAttester(p), Name)
 }
 
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us.
 type vector struct {
-	Comment    string         `json:"comment"`
-	Genesis    []byte         `json:"genesis"`
-	Nonce      []byte         `json:"nonce"`
-	SessionKey []byte         `json:"session_key"`
-	Root       []byte         `json:"root"` // DER, of the authority "intel"
-	Now        time.Time      `json:"now"`
-	Evidence   string         `json:"evidence"`
-	Claims     map[string]any `json:"claims,omitempty"`
-	Refused    problem.Reason `json:"refused,omitempty"`
+	attesttest.Bound
+	Root []byte `json:"root"` // DER, of the authority "intel"
+	attesttest.Case
 }
 
-func (v vector) input(t testing.TB) attest.Input {
+func (v vector) Input(t testing.TB) attest.Input {
 	root, err := cx509.ParseCertificate(v.Root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return attest.Input{
-		Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-		Evidence: []byte(v.Evidence), Now: v.Now, Params: params(t, root),
-	}
+	return v.InputOf(Name, v.Case, params(t, root))
 }
 
-func writeVectors(t *testing.T, path string) {
+func writeVectors(t *testing.T) {
 	b := binding()
 	var vs []vector
 	p := tdxtest.New(t, now, tdxtest.Maker{})
-	add := func(comment string) {
-		v := vector{Comment: comment, Genesis: b.Genesis[:], Nonce: b.Nonce, SessionKey: b.SessionKey[:], Root: p.Root.Raw, Now: now, Evidence: string(attested(t, p))}
-		res, err := Verify(v.input(t))
-		if err != nil {
-			v.Refused = problem.As(err).Reason
-		}
-		v.Claims = res.Claims
+	add := func(comment string, refused problem.Reason) {
+		v := vector{Bound: attesttest.BoundTo(comment, b), Root: p.Root.Raw, Case: attesttest.Case{Now: now, Evidence: string(attested(t, p)), Refused: refused}}
+		v.Record(t, Verify, v.Input(t))
 		vs = append(vs, v)
 	}
-	add("accepted")
+	add("accepted", "")
 	p.ChangeBody = func(b []byte) { b[48+120] = 1 }
-	add("the host may debug")
+	add("the host may debug", problem.ReasonBadProof)
 	p.ChangeBody = func(b []byte) { b[48+520] ^= 1 }
-	add("another binding")
+	add("another binding", problem.ReasonBadProof)
 	p.ChangeBody, p.ChangeEnclave = nil, func(b []byte) { b[128] ^= 1 }
-	add("another enclave")
+	add("another enclave", problem.ReasonBadProof)
 	p.ChangeEnclave, p.Chain = nil, tdxtest.New(t, now, tdxtest.Maker{}).Chain
-	add("another root")
-	data, err := json.MarshalIndent(vs, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	add("another root", problem.ReasonBadChain)
+	attesttest.Write(t, vs)
 }
 
-func readVectors(t testing.TB) []vector {
-	data, err := os.ReadFile(filepath.Join("testdata", "vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vs []vector
-	if err := json.Unmarshal(data, &vs); err != nil || len(vs) < 5 {
-		t.Fatal(len(vs), err)
-	}
-	return vs
-}
+func readVectors(t testing.TB) []vector { return attesttest.Read[vector](t, 5) }
 
 func TestVectors(t *testing.T) {
 	if *update {
-		writeVectors(t, filepath.Join("testdata", "vectors.json"))
+		writeVectors(t)
 	}
 	want := []problem.Reason{"", problem.ReasonBadProof, problem.ReasonBadProof, problem.ReasonBadProof, problem.ReasonBadChain}
-	for i, v := range readVectors(t) {
-		res, err := Verify(v.input(t))
-		if v.Refused != want[i] || v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) {
-			t.Errorf("%s: claims %v", v.Comment, res.Claims)
-		}
+	vs := readVectors(t)
+	if got := attesttest.Reasons(vs); !slices.Equal(got, want) {
+		t.Errorf("refused: %q", got)
+	}
+	for _, v := range vs {
+		attesttest.Check(t, Verify, v.Comment, v)
 	}
 }
 
 func FuzzVerify(f *testing.F) {
 	vs := readVectors(f)
-	in := vs[0].input(f)
-	for _, v := range vs {
-		f.Add([]byte(v.Evidence))
-	}
-	want, _ := json.Marshal(vs[0].Claims)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		in := in
-		in.Evidence = data
-		res, err := Verify(in)
-		if err != nil {
-			if problem.KindOf(err) == problem.Internal {
-				t.Fatalf("a stranger caused an internal error: %v", err)
-			}
-			return
-		}
-		if text, _ := json.Marshal(res.Claims); !bytes.Equal(text, want) {
-			t.Fatalf("%q proves %s", data, text)
-		}
-	})
+	attesttest.Fuzz(f, Verify, vs, vs[:1])
 }
 
 // FuzzQuote goes past the JSON and the binding, where the parsers are: none of them may panic.
 func FuzzQuote(f *testing.F) {
 	vs := readVectors(f)
-	p := vs[0].input(f).Params.(Params)
+	p := vs[0].Input(f).Params.(Params)
 	signed := map[string]bool{}
 	for _, v := range vs {
 		var ev evidence

@@ -217,11 +217,8 @@ func isOf(chain [][]byte) func([]byte) bool {
 
 // Answer makes evidence from the server's offer. It answers machine-reset when the hello is of another boot: then say hello again.
 func (a *attester) Answer(ctx context.Context, b attest.Binding, said, offered []byte) ([]byte, error) {
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	ev := evidence{}
 	if err := attest.DecodeUpTo(maxHello, said, &ev.Hello); err != nil {

@@ -16,7 +16,7 @@ import (
 
 // Limits on a chain, as for the method x509.
 const (
-	maxChain       = 8
+	maxChain       = attest.MaxChain
 	maxCertificate = 16 << 10 // bytes of DER
 	maxName        = 64       // bytes of one attribute of the TPM's name
 )
@@ -114,7 +114,7 @@ func (p Params) machine(h hello, now time.Time) (machine, error) {
 		m.authority = p.trust.all[i]
 		return m, nil
 	}
-	certs, err := parseChain(h.Chain)
+	certs, err := attest.ParseChain(h.Chain, maxCertificate, "; the endorsement key can be listed by its digest instead")
 	if err != nil {
 		return machine{}, err
 	}
@@ -128,50 +128,14 @@ func (p Params) machine(h hello, now time.Time) (machine, error) {
 	return m, p.trust.verify(&m, certs, now)
 }
 
-func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
-	if len(ders) > maxChain {
-		return nil, problem.New(problem.ReasonTooLarge, "the chain has more than %d certificates", maxChain)
-	}
-	certs := make([]*x509.Certificate, len(ders))
-	for i, der := range ders {
-		if len(der) > maxCertificate {
-			return nil, problem.New(problem.ReasonTooLarge, "certificate %d has more than %d bytes", i+1, maxCertificate)
-		}
-		for j := range i {
-			if bytes.Equal(ders[j], der) {
-				return nil, problem.New(problem.ReasonBadChain, "certificate %d stands in the chain twice", i+1)
-			}
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			p := problem.New(problem.ReasonBadChain, "certificate %d of the chain can't be parsed; the endorsement key can be listed by its digest instead", i+1)
-			p.Err = err
-			return nil, p
-		}
-		if why := authority.Weakness(cert.PublicKey); why != "" {
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain has %s", i+1, why)
-		}
-		if i > 0 && (!cert.BasicConstraintsValid || !cert.IsCA) {
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain is not a CA's", i+1)
-		}
-		certs[i] = cert
-	}
-	return certs, nil
-}
-
 // verify leads the certificate to an authority, at that time, under RFC 5280 and the TCG's profile.
 func (t *trust) verify(m *machine, certs []*x509.Certificate, now time.Time) error {
 	leaf := certs[0]
 	if err := checkLeaf(leaf); err != nil {
 		return err
 	}
-	for i, c := range certs {
-		switch {
-		case now.After(c.NotAfter):
-			return problem.New(problem.ReasonBadChain, "certificate %d of the chain expired at %s", i+1, c.NotAfter.UTC().Format(time.RFC3339))
-		case now.Before(c.NotBefore):
-			return problem.New(problem.ReasonBadChain, "certificate %d of the chain is not valid before %s", i+1, c.NotBefore.UTC().Format(time.RFC3339))
-		}
+	if err := attest.CheckValidity(certs, now); err != nil {
+		return err
 	}
 	model, err := readModel(leaf)
 	if err != nil {
@@ -181,15 +145,8 @@ func (t *trust) verify(m *machine, certs []*x509.Certificate, now time.Time) err
 	// The TCG has the alternative name critical where the subject is empty (RFC 5280 §4.2.1.6), and in it only a directory name, which
 	// crypto/x509 doesn't read. readModel has just read it, so it is handled; no other critical extension is.
 	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(leaf.UnhandledCriticalExtensions, oidAlternativeName.Equal)
-	opts := x509.VerifyOptions{
-		Roots: t.pool, Intermediates: x509.NewCertPool(), CurrentTime: now,
-		// The TCG's usage isn't known to crypto/x509: checkLeaf has looked for it.
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	}
-	for _, c := range certs[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	chains, err := leaf.Verify(opts)
+	// The TCG's usage isn't known to crypto/x509: checkLeaf has looked for it.
+	chains, err := attest.LeadTo(t.pool, certs, x509.ExtKeyUsageAny, now)
 	if err != nil {
 		p := problem.New(problem.ReasonBadChain, "%s", chainMessage(err))
 		p.Err = err
@@ -207,12 +164,7 @@ func (t *trust) settle(m *machine, chains [][]*x509.Certificate) error {
 		if !ok || i < 0 || best >= 0 && i > best {
 			continue
 		}
-		end := chain[0].NotAfter
-		for _, c := range chain[1:] {
-			if c.NotAfter.Before(end) {
-				end = c.NotAfter
-			}
-		}
+		end := attest.ChainEnd(chain)
 		if i != best || end.After(m.notAfter) {
 			best, m.notAfter = i, end
 		}
@@ -232,7 +184,7 @@ func checkLeaf(leaf *x509.Certificate) error {
 	switch {
 	case leaf.IsCA:
 		return problem.New(problem.ReasonBadChain, "the first certificate is a CA's, not an endorsement key's")
-	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && leaf.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature) == nil:
+	case attest.SelfSigned(leaf):
 		return problem.New(problem.ReasonBadChain, "the endorsement key's certificate is self-signed")
 	case usages > 0 && !slices.ContainsFunc(leaf.UnknownExtKeyUsage, oidEndorsement.Equal):
 		return problem.New(problem.ReasonBadChain, "the certificate is not one of an endorsement key (extended key usage)")

@@ -1,7 +1,6 @@
 package tpm
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -12,15 +11,14 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 	"github.com/bailment/bailment/internal/authority"
 )
 
-func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
+func array(b byte) [32]byte { return attesttest.Array(b) }
 
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 // secretOf is a server's rule for the offer's secret.
 func secretOf(said []byte) [32]byte { return sha256.Sum256(append([]byte("test secret "), said...)) }

@@ -5,17 +5,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"flag"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strconv"
 	"testing"
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/tpm/ima"
 	"github.com/bailment/bailment/internal/attest/tpm/tpmtest"
 	"github.com/bailment/bailment/internal/authority"
@@ -28,18 +26,12 @@ var update = flag.Bool("update", false, "record testdata/vectors.json anew, from
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us. They were recorded once from a
 // software TPM, and need none to be checked.
 type vector struct {
-	Comment     string            `json:"comment"`
-	Genesis     []byte            `json:"genesis"`
-	Nonce       []byte            `json:"nonce"`
-	SessionKey  []byte            `json:"session_key"`
+	attesttest.Bound
 	Authorities []vectorAuthority `json:"authorities"`
-	Now         time.Time         `json:"now"`
 	Secret      []byte            `json:"secret"` // of the offer to the evidence's hello
-	Evidence    string            `json:"evidence"`
-	Claims      map[string]any    `json:"claims,omitempty"`
-	Assurance   string            `json:"assurance,omitempty"`
-	Executables [][]byte          `json:"executables,omitempty"`
-	Refused     problem.Reason    `json:"refused,omitempty"`
+	attesttest.Case
+	Assurance   string   `json:"assurance,omitempty"`
+	Executables [][]byte `json:"executables,omitempty"`
 }
 
 type vectorAuthority struct {
@@ -103,46 +95,30 @@ func slicesOf(list [][32]byte) [][]byte {
 	return out
 }
 
-func (v vector) input(t testing.TB) attest.Input {
+func (v vector) Input(t testing.TB) attest.Input {
 	t.Helper()
 	var all []authority.Authority
 	for _, a := range v.Authorities {
 		all = append(all, a.authority(t))
 	}
-	return attest.Input{
-		Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-		Evidence: []byte(v.Evidence), Now: v.Now, Params: paramsOf(t, all...), Secret: func([]byte) [32]byte { return [32]byte(v.Secret) },
-	}
+	in := v.InputOf(Name, v.Case, paramsOf(t, all...))
+	in.Secret = func([]byte) [32]byte { return [32]byte(v.Secret) }
+	return in
 }
 
-func readVectors(t testing.TB) []vector {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join("testdata", "vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vs []vector
-	if err := json.Unmarshal(data, &vs); err != nil || len(vs) < 12 {
-		t.Fatal(len(vs), err)
-	}
-	return vs
-}
+func readVectors(t testing.TB) []vector { return attesttest.Read[vector](t, 12) }
 
 func TestVectors(t *testing.T) {
 	if *update {
 		recordVectors(t)
 	}
 	for _, v := range readVectors(t) {
-		res, err := Verify(v.input(t))
-		if v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
+		res := attesttest.Check(t, Verify, v.Comment, v)
+		if v.Refused != "" {
 			continue
 		}
-		if err != nil {
-			continue
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) || res.Assurance.String() != v.Assurance || len(res.Executables) != len(v.Executables) {
-			t.Errorf("%s: %s %v", v.Comment, res.Assurance, res.Claims)
+		if res.Assurance.String() != v.Assurance || len(res.Executables) != len(v.Executables) {
+			t.Errorf("%s: %s, %d executables", v.Comment, res.Assurance, len(res.Executables))
 		}
 		for _, d := range digests(v.Executables) {
 			if !res.Executables[d] {
@@ -170,19 +146,12 @@ func (rec *recorder) add(comment string, a vectorAuthority, in attest.Input, ref
 	}
 	secret := in.Secret(said)
 	v := vector{
-		Comment: comment, Genesis: in.Binding.Genesis[:], Nonce: in.Binding.Nonce, SessionKey: in.Binding.SessionKey[:],
-		Authorities: []vectorAuthority{a}, Now: in.Now, Secret: secret[:], Evidence: string(in.Evidence), Refused: refused,
+		Bound: attesttest.BoundTo(comment, in.Binding), Authorities: []vectorAuthority{a}, Secret: secret[:],
+		Case: attesttest.Case{Now: in.Now, Evidence: string(in.Evidence), Refused: refused},
 	}
-	res, err := Verify(v.input(rec.t))
-	if refused != "" {
-		if !problem.Is(err, refused) {
-			rec.t.Fatalf("%s: %v", comment, err)
-		}
-	} else {
-		if err != nil {
-			rec.t.Fatalf("%s: %v", comment, err)
-		}
-		v.Claims, v.Assurance = res.Claims, res.Assurance.String()
+	res := v.Record(rec.t, Verify, v.Input(rec.t))
+	if refused == "" {
+		v.Assurance = res.Assurance.String()
 		for d := range res.Executables {
 			v.Executables = append(v.Executables, d[:])
 		}
@@ -234,13 +203,7 @@ func recordVectors(t *testing.T) {
 	rec.add("accepted: IMA's list, endorsement key listed by its digest", listed, recordIMA(t, s, listed.authority(t), r.now), "")
 	recordRefusals(rec, r, known, other, certificate(other))
 
-	data, err := json.MarshalIndent(rec.vs, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join("testdata", "vectors.json"), append(data, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	attesttest.Write(t, rec.vs)
 }
 
 // recordIMA has the TPM quote a PCR 10 that three entries were extended into. The test's own program is in no list of a file that is
@@ -272,7 +235,7 @@ func recordRefusals(rec *recorder, r round, a vectorAuthority, other *tpmtest.TP
 	in.Evidence = seal(t, in.Binding, r.open(t))
 	rec.add("another nonce, proof made anew", a, in, problem.ReasonBadQuote)
 	in = r.input()
-	in.Secret = func([]byte) [32]byte { return array(3) }
+	in.Secret = func([]byte) [32]byte { return attesttest.Array(3) }
 	rec.add("the secret was not found", a, in, problem.ReasonBadProof)
 	edit := func(comment string, want problem.Reason, change func(*evidence)) {
 		rec.add(comment, a, r.edit(t, change), want)
@@ -298,7 +261,7 @@ func recordRefusals(rec *recorder, r round, a vectorAuthority, other *tpmtest.TP
 // FuzzVerify gives the verifier whatever a machine that knows the secret could send.
 func FuzzVerify(f *testing.F) {
 	vs := readVectors(f)
-	in := vs[0].input(f)
+	in := vs[0].Input(f)
 	for _, v := range vs {
 		f.Add([]byte(v.Evidence))
 	}
@@ -427,7 +390,7 @@ func FuzzStructures(f *testing.F) {
 }
 
 func BenchmarkVerify(b *testing.B) {
-	in := readVectors(b)[0].input(b)
+	in := readVectors(b)[0].Input(b)
 	b.ReportAllocs()
 	for b.Loop() {
 		if res, err := Verify(in); err != nil || res.Assurance != identity.Measured {

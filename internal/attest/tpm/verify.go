@@ -16,10 +16,7 @@ import (
 // Verify is the verifier; its Params are of type Params. The proof is checked first: it is the cheapest, and who didn't find the
 // offer's secret gets no further.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.BeginUpTo(MaxEvidence, in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.BeginUpTo[Params](MaxEvidence, in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}

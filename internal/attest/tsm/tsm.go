@@ -28,6 +28,12 @@ const Default = "/sys/kernel/config/tsm/report"
 // DataSize is how many bytes a report is bound to.
 const DataSize = 64
 
+// Data is what a report is bound to for a digest: the digest, and zeros.
+func Data(digest [32]byte) (data [DataSize]byte) {
+	copy(data[:], digest[:])
+	return data
+}
+
 // MaxBlob is the most bytes of an answer that are read: a quote has some 5 KiB, a table of certificates some 10.
 const MaxBlob = 64 << 10
 

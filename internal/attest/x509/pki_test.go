@@ -1,15 +1,12 @@
 package x509
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/sha512"
 	cx509 "crypto/x509"
 	"crypto/x509/pkix"
@@ -23,11 +20,12 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 )
 
 // A little PKI with fixed keys. They are for tests only: everything made with them is public.
 
-var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+var now = attesttest.Now()
 
 // node is one certificate with its key.
 type node struct {
@@ -36,12 +34,12 @@ type node struct {
 }
 
 func fixed(curve elliptic.Curve, label string) crypto.Signer {
-	sum := sha256.Sum256([]byte("bailment test key " + label))
+	key25519 := attesttest.Key(label)
 	if curve == nil {
-		return ed25519.NewKeyFromSeed(sum[:])
+		return key25519
 	}
 	raw := make([]byte, (curve.Params().BitSize+7)/8)
-	copy(raw[len(raw)-31:], sum[:31]) // below the order of every curve
+	copy(raw[len(raw)-31:], key25519.Seed()[:31]) // below the order of every curve
 	key, err := ecdsa.ParseRawPrivateKey(curve, raw)
 	if err != nil {
 		panic(err)
@@ -50,17 +48,9 @@ func fixed(curve elliptic.Curve, label string) crypto.Signer {
 }
 
 // rsaKey makes the RSA keys once; finding primes is slow.
-var rsaKey = sync.OnceValue(func() *rsa.PrivateKey { return mustRSA(2048) })
+var rsaKey = sync.OnceValue(func() *rsa.PrivateKey { return attesttest.RSA(2048) })
 
-var weakRSAKey = sync.OnceValue(func() *rsa.PrivateKey { return mustRSA(1024) })
-
-func mustRSA(bits int) *rsa.PrivateKey {
-	key, err := rsa.GenerateKey(rand.Reader, bits)
-	if err != nil {
-		panic(err)
-	}
-	return key
-}
+var weakRSAKey = sync.OnceValue(func() *rsa.PrivateKey { return attesttest.RSA(1024) })
 
 func template(cn string, serial int64) *cx509.Certificate {
 	return &cx509.Certificate{
@@ -130,11 +120,7 @@ func authorities(t testing.TB, named map[string][]byte) *Authorities {
 	return a
 }
 
-func array(b byte) [32]byte { return [32]byte(bytes.Repeat([]byte{b}, 32)) }
-
-func binding() attest.Binding {
-	return attest.Binding{Method: Name, Genesis: array(1), Nonce: bytes.Repeat([]byte{7}, 32), SessionKey: array(9)}
-}
+func binding() attest.Binding { return attesttest.Binding(Name) }
 
 // evidenceBy makes evidence with no check at all, as an adversary would.
 func evidenceBy(t testing.TB, key crypto.Signer, b attest.Binding, chain ...node) []byte {

@@ -13,7 +13,6 @@
 package x509
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	cx509 "crypto/x509"
@@ -31,7 +30,7 @@ const Name = "x509"
 
 // Limits on evidence.
 const (
-	MaxChain       = 8
+	MaxChain       = attest.MaxChain
 	maxCertificate = 16 << 10 // bytes of DER
 	maxSignature   = authority.MaxRSA / 8
 )
@@ -83,10 +82,7 @@ type evidence struct {
 // names usages must name it (or "any"), so that a web server's certificate from the same authority
 // is not a machine's. No host name is checked.
 func Verify(in attest.Input) (attest.Result, error) {
-	if err := attest.Begin(in, Name); err != nil {
-		return attest.Result{}, err
-	}
-	params, err := attest.ParamsOf[Params](in)
+	params, err := attest.Begin[Params](in, Name)
 	if err != nil {
 		return attest.Result{}, err
 	}
@@ -123,35 +119,7 @@ func parseChain(ders [][]byte) ([]*cx509.Certificate, error) {
 	if len(ders) == 0 {
 		return nil, problem.New(problem.ReasonInvalid, "the evidence holds no certificate")
 	}
-	if len(ders) > MaxChain {
-		return nil, problem.New(problem.ReasonTooLarge, "the chain has more than %d certificates", MaxChain)
-	}
-	certs := make([]*cx509.Certificate, len(ders))
-	for i, der := range ders {
-		if len(der) > maxCertificate {
-			return nil, problem.New(problem.ReasonTooLarge, "certificate %d has more than %d bytes", i+1, maxCertificate)
-		}
-		for j := range i {
-			// Repeats cost work in the search for a chain and mean nothing.
-			if bytes.Equal(ders[j], der) {
-				return nil, problem.New(problem.ReasonBadChain, "certificate %d stands in the chain twice", i+1)
-			}
-		}
-		cert, err := cx509.ParseCertificate(der)
-		if err != nil {
-			p := problem.New(problem.ReasonBadChain, "certificate %d of the chain can't be parsed", i+1)
-			p.Err = err
-			return nil, p
-		}
-		if why := authority.Weakness(cert.PublicKey); why != "" {
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain has %s", i+1, why)
-		}
-		if i > 0 && (!cert.BasicConstraintsValid || !cert.IsCA) {
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain is not a CA's", i+1)
-		}
-		certs[i] = cert
-	}
-	return certs, nil
+	return attest.ParseChain(ders, maxCertificate, "")
 }
 
 // checkLeaf refuses a first certificate that is none of a machine.
@@ -159,7 +127,7 @@ func checkLeaf(leaf *cx509.Certificate) error {
 	switch {
 	case leaf.IsCA:
 		return problem.New(problem.ReasonBadChain, "the first certificate is a CA's, not a machine's")
-	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && leaf.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature) == nil:
+	case attest.SelfSigned(leaf):
 		return problem.New(problem.ReasonBadChain, "the first certificate is self-signed")
 	case leaf.KeyUsage != 0 && leaf.KeyUsage&cx509.KeyUsageDigitalSignature == 0:
 		return problem.New(problem.ReasonBadChain, "the certificate's key may not make signatures (key usage)")
@@ -168,24 +136,10 @@ func checkLeaf(leaf *cx509.Certificate) error {
 }
 
 func verifyChain(certs []*cx509.Certificate, authorities *Authorities, now time.Time) ([][]*cx509.Certificate, error) {
-	for i, c := range certs {
-		switch {
-		case now.After(c.NotAfter):
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain expired at %s", i+1, c.NotAfter.UTC().Format(time.RFC3339))
-		case now.Before(c.NotBefore):
-			return nil, problem.New(problem.ReasonBadChain, "certificate %d of the chain is not valid before %s", i+1, c.NotBefore.UTC().Format(time.RFC3339))
-		}
+	if err := attest.CheckValidity(certs, now); err != nil {
+		return nil, err
 	}
-	opts := cx509.VerifyOptions{
-		Roots:         authorities.pool,
-		Intermediates: cx509.NewCertPool(),
-		CurrentTime:   now,
-		KeyUsages:     []cx509.ExtKeyUsage{cx509.ExtKeyUsageClientAuth},
-	}
-	for _, c := range certs[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	chains, err := certs[0].Verify(opts)
+	chains, err := attest.LeadTo(authorities.pool, certs, cx509.ExtKeyUsageClientAuth, now)
 	if err != nil {
 		p := problem.New(problem.ReasonBadChain, "%s", chainMessage(err))
 		p.Err = err
@@ -248,13 +202,7 @@ func end(authority string, authorities *Authorities, chains [][]*cx509.Certifica
 		if authorities.authorityOf([][]*cx509.Certificate{chain}) != authority {
 			continue
 		}
-		first := chain[0].NotAfter
-		for _, c := range chain[1:] {
-			if c.NotAfter.Before(first) {
-				first = c.NotAfter
-			}
-		}
-		if first.After(best) {
+		if first := attest.ChainEnd(chain); first.After(best) {
 			best = first
 		}
 	}
@@ -338,14 +286,8 @@ func signerOf(text []byte) (crypto.Signer, error) {
 
 // Attest signs the binding with the certificate's key.
 func (a attester) Attest(ctx context.Context, b attest.Binding) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, problem.Wrap(err, problem.ReasonCanceled, "attest with a certificate")
-	}
-	if err := b.Validate(); err != nil {
+	if err := attest.BeginAttest(ctx, b, Name); err != nil {
 		return nil, err
-	}
-	if b.Method != Name {
-		return nil, problem.New(problem.ReasonInternal, "the binding names another method than %s", Name)
 	}
 	signature, err := sign(a.signer, b.Message())
 	if err != nil {

@@ -1,7 +1,6 @@
 package x509
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -14,14 +13,13 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"flag"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/problem"
@@ -108,32 +106,10 @@ func TestHostileEvidence(t *testing.T) {
 	if _, err := Verify(p.input([]byte(good))); err != nil {
 		t.Fatal(err)
 	}
-	for name, c := range hostile(t, p, good) {
-		t.Run(name, func(t *testing.T) {
-			in := p.input(c.evidence)
-			if c.change != nil {
-				c.change(&in)
-			}
-			res, err := Verify(in)
-			if !problem.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
-				t.Fatalf("got %v\nwant %s with %q", err, c.want, c.says)
-			}
-			if !reflect.DeepEqual(res, attest.Result{}) {
-				t.Fatalf("a result beside the refusal: %+v", res)
-			}
-			if strings.Contains(err.Error(), "canary") {
-				t.Fatalf("the refusal quotes the evidence: %v", err)
-			}
-		})
-	}
+	attesttest.RefuseAll(t, Verify, func(ev []byte) attest.Input { return p.input(ev) }, hostile(t, p, good))
 }
 
-type hostileCase struct {
-	evidence []byte
-	change   func(*attest.Input)
-	want     problem.Reason
-	says     string
-}
+type hostileCase = attesttest.Hostile
 
 func hostile(t *testing.T, p pki, good string) map[string]hostileCase {
 	cases := map[string]hostileCase{}
@@ -146,7 +122,7 @@ func hostile(t *testing.T, p pki, good string) map[string]hostileCase {
 
 func hostileForm(t *testing.T, p pki, good string, cases map[string]hostileCase) {
 	invalid := func(name, ev string) {
-		cases[name] = hostileCase{evidence: []byte(ev), want: problem.ReasonInvalid}
+		cases[name] = hostileCase{Evidence: []byte(ev), Want: problem.ReasonInvalid}
 	}
 	invalid("empty", "")
 	invalid("null", "null")
@@ -158,31 +134,31 @@ func hostileForm(t *testing.T, p pki, good string, cases map[string]hostileCase)
 	invalid("white space", strings.Replace(good, `:[`, `: [`, 1))
 	invalid("no certificate", `{"chain":[],"signature":""}`)
 	invalid("null chain", `{"chain":null,"signature":""}`)
-	cases["oversized"] = hostileCase{evidence: make([]byte, attest.MaxEvidence+1), want: problem.ReasonTooLarge}
+	cases["oversized"] = hostileCase{Evidence: make([]byte, attest.MaxEvidence+1), Want: problem.ReasonTooLarge}
 	cases["nine certificates"] = hostileCase{
-		evidence: evidenceBy(t, p.web.key, binding(), p.web, p.inter, p.inter, p.inter, p.inter, p.inter, p.inter, p.inter, p.inter),
-		want:     problem.ReasonTooLarge, says: "more than 8",
+		Evidence: evidenceBy(t, p.web.key, binding(), p.web, p.inter, p.inter, p.inter, p.inter, p.inter, p.inter, p.inter, p.inter),
+		Want:     problem.ReasonTooLarge, Says: "more than 8",
 	}
-	cases["not a certificate"] = hostileCase{evidence: []byte(`{"chain":["AAAA"],"signature":""}`), want: problem.ReasonBadChain, says: "can't be parsed"}
+	cases["not a certificate"] = hostileCase{Evidence: []byte(`{"chain":["AAAA"],"signature":""}`), Want: problem.ReasonBadChain, Says: "can't be parsed"}
 	big := leaf(t, fixed(nil, "big"), &p.root, func(c *cx509.Certificate) { c.DNSNames = []string{strings.Repeat("a", maxCertificate)} })
-	cases["huge certificate"] = hostileCase{evidence: evidenceBy(t, big.key, binding(), big), want: problem.ReasonTooLarge, says: "bytes"}
-	cases["wrong params"] = hostileCase{evidence: []byte(good), change: func(in *attest.Input) { in.Params = "x" }, want: problem.ReasonInternal}
-	cases["no authorities object"] = hostileCase{evidence: []byte(good), change: func(in *attest.Input) { in.Params = Params{} }, want: problem.ReasonInternal}
+	cases["huge certificate"] = hostileCase{Evidence: evidenceBy(t, big.key, binding(), big), Want: problem.ReasonTooLarge, Says: "bytes"}
+	cases["wrong params"] = hostileCase{Evidence: []byte(good), Change: func(in *attest.Input) { in.Params = "x" }, Want: problem.ReasonInternal}
+	cases["no authorities object"] = hostileCase{Evidence: []byte(good), Change: func(in *attest.Input) { in.Params = Params{} }, Want: problem.ReasonInternal}
 }
 
 func hostileBinding(t *testing.T, p pki, cases map[string]hostileCase) {
 	bound := func(name string, change func(*attest.Binding)) {
 		b := binding()
 		change(&b)
-		cases[name] = hostileCase{evidence: evidenceBy(t, p.web.key, b, p.web, p.inter), want: problem.ReasonBadProof}
+		cases[name] = hostileCase{Evidence: evidenceBy(t, p.web.key, b, p.web, p.inter), Want: problem.ReasonBadProof}
 	}
-	bound("replay with another nonce", func(b *attest.Binding) { b.Nonce = bytes.Repeat([]byte{8}, 32) })
-	bound("another environment", func(b *attest.Binding) { b.Genesis = array(2) })
-	bound("another session key", func(b *attest.Binding) { b.SessionKey = array(8) })
+	for name, change := range attesttest.Rebound() {
+		bound(name, change)
+	}
 	bound("another method", func(b *attest.Binding) { b.Method = "join-token" })
 
 	signed := func(name string, signature []byte, chain ...node) {
-		cases[name] = hostileCase{evidence: evidenceWith(t, signature, chain...), want: problem.ReasonBadProof}
+		cases[name] = hostileCase{Evidence: evidenceWith(t, signature, chain...), Want: problem.ReasonBadProof}
 	}
 	message := binding().Message()
 	hash := func(key crypto.Signer, digest []byte, opts crypto.SignerOpts) []byte {
@@ -216,7 +192,7 @@ func hostileBinding(t *testing.T, p pki, cases map[string]hostileCase) {
 
 func hostileChain(t *testing.T, p pki, cases map[string]hostileCase) {
 	bad := func(name, says string, chain ...node) {
-		cases[name] = hostileCase{evidence: evidenceBy(t, chain[0].key, binding(), chain...), want: problem.ReasonBadChain, says: says}
+		cases[name] = hostileCase{Evidence: evidenceBy(t, chain[0].key, binding(), chain...), Want: problem.ReasonBadChain, Says: says}
 	}
 	const unknown = "does not lead to an authority"
 	foreign := ca(t, "Other Root", fixed(nil, "other"), nil, nil)
@@ -243,26 +219,26 @@ func hostileChain(t *testing.T, p pki, cases map[string]hostileCase) {
 	bad("weak intermediate", "1024 bits", leaf(t, fixed(nil, "x"), &weak, nil), weak)
 
 	cases["after the root's end"] = hostileCase{
-		evidence: evidenceBy(t, p.web.key, binding(), p.web, p.inter), want: problem.ReasonBadChain, says: "expired",
-		change: func(in *attest.Input) { in.Now = now.Add(25 * time.Hour) },
+		Evidence: evidenceBy(t, p.web.key, binding(), p.web, p.inter), Want: problem.ReasonBadChain, Says: "expired",
+		Change: func(in *attest.Input) { in.Now = now.Add(25 * time.Hour) },
 	}
 	short := ca(t, "Short Root", fixed(nil, "short"), nil, func(c *cx509.Certificate) { c.NotAfter = now.Add(-time.Minute) })
 	cases["root expired"] = hostileCase{
-		evidence: evidenceBy(t, fixed(nil, "x"), binding(), leaf(t, fixed(nil, "x"), &short, nil)), want: problem.ReasonBadChain, says: "authority's own",
-		change: func(in *attest.Input) {
+		Evidence: evidenceBy(t, fixed(nil, "x"), binding(), leaf(t, fixed(nil, "x"), &short, nil)), Want: problem.ReasonBadChain, Says: "authority's own",
+		Change: func(in *attest.Input) {
 			in.Params = Params{authorities(t, map[string][]byte{"short": pemOf(short)})}
 		},
 	}
 	cases["no authority named"] = hostileCase{
-		evidence: evidenceBy(t, p.web.key, binding(), p.web, p.inter), want: problem.ReasonBadChain, says: unknown,
-		change: func(in *attest.Input) { in.Params = Params{authorities(t, nil)} },
+		Evidence: evidenceBy(t, p.web.key, binding(), p.web, p.inter), Want: problem.ReasonBadChain, Says: unknown,
+		Change: func(in *attest.Input) { in.Params = Params{authorities(t, nil)} },
 	}
 }
 
 func hostileLeaf(t *testing.T, p pki, cases map[string]hostileCase) {
 	add := func(name, says string, want problem.Reason, key crypto.Signer, change func(*cx509.Certificate)) {
 		n := leaf(t, key, &p.root, change)
-		cases[name] = hostileCase{evidence: evidenceBy(t, key, binding(), n), want: want, says: says}
+		cases[name] = hostileCase{Evidence: evidenceBy(t, key, binding(), n), Want: want, Says: says}
 	}
 	bad := func(name, says string, change func(*cx509.Certificate)) {
 		add(name, says, problem.ReasonBadChain, fixed(nil, "x"), change)
@@ -285,17 +261,17 @@ func hostileLeaf(t *testing.T, p pki, cases map[string]hostileCase) {
 		c.Subject.OrganizationalUnit = strings.Split(strings.Repeat(strings.Repeat("u", 190)+",", 50)+"c", ",")
 	})
 	weak := leaf(t, weakRSAKey(), &p.root, nil)
-	cases["weak key"] = hostileCase{evidence: evidenceBy(t, weakRSAKey(), binding(), weak), want: problem.ReasonBadChain, says: "1024 bits"}
+	cases["weak key"] = hostileCase{Evidence: evidenceBy(t, weakRSAKey(), binding(), weak), Want: problem.ReasonBadChain, Says: "1024 bits"}
 	for name, curve := range map[string]elliptic.Curve{"P-224": elliptic.P224(), "P-521": elliptic.P521()} {
 		key, err := ecdsa.GenerateKey(curve, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cases["leaf on "+name] = hostileCase{evidence: evidenceWith(t, []byte{1}, leaf(t, key, &p.root, nil)), want: problem.ReasonBadChain, says: "curve"}
+		cases["leaf on "+name] = hostileCase{Evidence: evidenceWith(t, []byte{1}, leaf(t, key, &p.root, nil)), Want: problem.ReasonBadChain, Says: "curve"}
 	}
 	self := leaf(t, fixed(nil, "self"), nil, nil)
-	cases["self-signed"] = hostileCase{evidence: evidenceBy(t, self.key, binding(), self), want: problem.ReasonBadChain, says: "self-signed"}
-	cases["the root itself"] = hostileCase{evidence: evidenceBy(t, p.root.key, binding(), p.root), want: problem.ReasonBadChain, says: "a CA's"}
+	cases["self-signed"] = hostileCase{Evidence: evidenceBy(t, self.key, binding(), self), Want: problem.ReasonBadChain, Says: "self-signed"}
+	cases["the root itself"] = hostileCase{Evidence: evidenceBy(t, p.root.key, binding(), p.root), Want: problem.ReasonBadChain, Says: "a CA's"}
 }
 
 func TestAuthoritiesRefuse(t *testing.T) {
@@ -360,16 +336,7 @@ func TestAttesterRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrong := binding()
-	wrong.Method = "join-token"
-	if _, err := a.Attest(context.Background(), wrong); !problem.Is(err, problem.ReasonInternal) {
-		t.Errorf("another method: %v", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if _, err := a.Attest(ctx, binding()); !problem.Is(err, problem.ReasonCanceled) {
-		t.Errorf("cancelled: %v", err)
-	}
+	attesttest.Attester(t, a, Name)
 }
 
 func keyPEM(kind string, der []byte) []byte {
@@ -419,27 +386,21 @@ func TestAttesterReadsEveryKeyFormat(t *testing.T) {
 
 // vector is one line of testdata/vectors.json: what another implementation needs to agree with us.
 type vector struct {
-	Comment     string            `json:"comment"`
-	Genesis     []byte            `json:"genesis"`
-	Nonce       []byte            `json:"nonce"`
-	SessionKey  []byte            `json:"session_key"`
+	attesttest.Bound
 	Authorities map[string]string `json:"authorities"`
-	Now         time.Time         `json:"now"`
-	Evidence    string            `json:"evidence"`
-	Claims      map[string]any    `json:"claims,omitempty"`
-	Refused     problem.Reason    `json:"refused,omitempty"`
+	attesttest.Case
 }
 
 // writeVectors makes the file anew. ECDSA and PSS signatures are randomized, so the stored file is
 // what counts, and it is never compared with a new one.
-func writeVectors(t *testing.T, path string) {
+func writeVectors(t *testing.T) {
 	p := newPKI(t)
 	b := binding()
 	var vs []vector
 	add := func(comment string, refused problem.Reason, ev []byte) {
 		v := vector{
-			Comment: comment, Genesis: b.Genesis[:], Nonce: b.Nonce, SessionKey: b.SessionKey[:],
-			Authorities: map[string]string{"corp": string(pemOf(p.root))}, Now: now, Evidence: string(ev), Refused: refused,
+			Bound:       attesttest.BoundTo(comment, b),
+			Authorities: map[string]string{"corp": string(pemOf(p.root))}, Case: attesttest.Case{Now: now, Evidence: string(ev), Refused: refused},
 		}
 		if refused == "" {
 			res, err := Verify(p.input(ev))
@@ -460,81 +421,32 @@ func writeVectors(t *testing.T, path string) {
 	add("no issuer", problem.ReasonBadChain, evidenceBy(t, p.web.key, b, p.web))
 	late := leaf(t, fixed(nil, "a"), &p.inter, func(c *cx509.Certificate) { c.NotAfter = now.Add(-time.Second) })
 	add("expired", problem.ReasonBadChain, evidenceBy(t, late.key, b, late, p.inter))
-	data, err := json.MarshalIndent(vs, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	attesttest.Write(t, vs)
 }
 
-func readVectors(t testing.TB) []vector {
-	data, err := os.ReadFile(filepath.Join("testdata", "vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vs []vector
-	if err := json.Unmarshal(data, &vs); err != nil || len(vs) < 7 {
-		t.Fatal(len(vs), err)
-	}
-	return vs
-}
+func readVectors(t testing.TB) []vector { return attesttest.Read[vector](t, 7) }
 
-func (v vector) input(t testing.TB) attest.Input {
+func (v vector) Input(t testing.TB) attest.Input {
 	named := map[string][]byte{}
 	for name, text := range v.Authorities {
 		named[name] = []byte(text)
 	}
-	return attest.Input{
-		Binding:  attest.Binding{Method: Name, Genesis: [32]byte(v.Genesis), Nonce: v.Nonce, SessionKey: [32]byte(v.SessionKey)},
-		Evidence: []byte(v.Evidence), Now: v.Now, Params: Params{authorities(t, named)},
-	}
+	return v.InputOf(Name, v.Case, Params{authorities(t, named)})
 }
 
 func TestVectors(t *testing.T) {
 	if *update {
-		writeVectors(t, filepath.Join("testdata", "vectors.json"))
+		writeVectors(t)
 	}
 	for _, v := range readVectors(t) {
-		res, err := Verify(v.input(t))
-		if v.Refused != "" && !problem.Is(err, v.Refused) || v.Refused == "" && err != nil {
-			t.Errorf("%s: %v", v.Comment, err)
-		}
-		if !reflect.DeepEqual(res.Claims, v.Claims) {
-			t.Errorf("%s: claims %v", v.Comment, res.Claims)
-		}
+		attesttest.Check(t, Verify, v.Comment, v)
 	}
 }
 
 func FuzzVerify(f *testing.F) {
-	vs := readVectors(f)
-	in := vs[0].input(f)
-	claims := map[string]bool{}
-	for _, v := range vs {
-		f.Add([]byte(v.Evidence))
-		if v.Refused == "" {
-			text, _ := json.Marshal(v.Claims)
-			claims[string(text)] = true
-		}
-	}
 	f.Add([]byte(`{"chain":["MAA="],"signature":"MAA="}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		in := in
-		in.Evidence = data
-		res, err := Verify(in)
-		if err != nil {
-			if problem.KindOf(err) == problem.Internal {
-				t.Fatalf("a stranger caused an internal error: %v", err)
-			}
-			return
-		}
-		// Certificates can be added and left out, and an ECDSA signature has two forms; but what is
-		// proved can only be what one of the vectors proves.
-		if text, _ := json.Marshal(res.Claims); !claims[string(text)] {
-			t.Fatalf("%q proves %s", data, text)
-		}
-	})
+	vs := readVectors(f)
+	attesttest.Fuzz(f, Verify, vs, vs)
 }
 
 func BenchmarkVerify(b *testing.B) {

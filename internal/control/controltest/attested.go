@@ -38,7 +38,7 @@ spec:
 apiVersion: bailment/v1
 kind: Identity
 metadata: {name: jobs}
-spec: {method: gitlab, authority: forge, path: "/ci/gitlab/{claims.group}/{claims.project}", lifetime: 2h}
+spec: {method: gitlab, authority: forge, path: "/ci/gitlab/{claims.namespace_id}/{claims.project_id}", lifetime: 2h}
 `
 )
 
@@ -59,7 +59,7 @@ func BoxProof(name string) Proof {
 // JobProof is what a job proves by MethodJob, by a token that is good until then.
 func JobProof(token string, until time.Time) Proof {
 	return Proof{
-		Claims: map[string]any{"group": "7", "project": "42"}, Authority: "forge", Key: Digest("key of the forge"), Once: token, OnceUntil: until, NotAfter: until,
+		Claims: map[string]any{"namespace_id": "7", "project_id": "42"}, Authority: "forge", Key: Digest("key of the forge"), Once: token, OnceUntil: until, NotAfter: until,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/attesttest"
 	"github.com/bailment/bailment/internal/attest/jwt/jwttest"
 	"github.com/bailment/bailment/internal/attest/platform"
 	"github.com/bailment/bailment/internal/authority"
@@ -36,7 +37,7 @@ type Vector struct {
 }
 
 // Now is the time of the vectors.
-var Now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+var Now = attesttest.Now()
 
 // Vectors holds a method to the vectors in dir/testdata, or writes them anew.
 func Vectors(t *testing.T, m attest.Method, dir string, update bool) {
@@ -122,14 +123,5 @@ func writeVectors(t *testing.T, m attest.Method, path string) {
 	}
 }
 
-// Binding is the one of the vectors.
-func Binding() attest.Binding {
-	fill := func(b byte) (out [32]byte) {
-		for i := range out {
-			out[i] = b
-		}
-		return out
-	}
-	nonce := fill(7)
-	return attest.Binding{Genesis: fill(1), Nonce: nonce[:], SessionKey: fill(9)}
-}
+// Binding is the one of the vectors, of no method yet.
+func Binding() attest.Binding { return attesttest.Binding("") }
