@@ -161,6 +161,9 @@ type Method struct {
 	// has a copy can present it once to each environment. So its result must be used once (Result.Once, for ever), and its assurance is at
 	// most that of a single-use token.
 	Unbound bool
+	// Given: the platform hands evidence out beforehand, the same until it replaces it, and it is good for the session key that used it first
+	// (Result.Once). So the agent keeps its session key as long as the material stays the same, and makes another with the next one.
+	Given   bool
 	Renewal Renewal
 	// MakesKeys: its attester is a KeyMaker.
 	MakesKeys bool

@@ -107,6 +107,7 @@ func (p Platform) Method() attest.Method {
 	return attest.Method{
 		Name: p.Name, Proves: p.Proves, DoesNotProve: p.DoesNotProve,
 		Assurance:   p.Bindings[0].assurance(),
+		Given:       p.Bindings[0] == ToEnvironment,
 		Renewal:     p.Renewal,
 		Verify:      p.verify,
 		MaxEvidence: maxEvidence,

@@ -58,7 +58,7 @@ func Believe(names ...string) attest.Methods {
 
 func believe(m attest.Method) attest.Verifier {
 	return func(in attest.Input) (attest.Result, error) {
-		if err := attest.Begin(in, m.Name); err != nil {
+		if _, err := attest.Begin[any](in, m.Name); err != nil {
 			return attest.Result{}, err
 		}
 		var ev believed
