@@ -162,7 +162,7 @@ type Method struct {
 	// most that of a single-use token.
 	Unbound bool
 	// Given: the platform hands evidence out beforehand, the same until it replaces it, and it is good for the session key that used it first
-	// (Result.Once). So who comes with it again comes with that key.
+	// (Result.Once). So the agent keeps its session key as long as the material stays the same, and makes another with the next one.
 	Given   bool
 	Renewal Renewal
 	// MakesKeys: its attester is a KeyMaker.
