@@ -91,6 +91,10 @@ func (n *news) hears(want problem.Reason) {
 				return
 			}
 		case err := <-n.end:
+			if want != "" && problem.Is(err, want) {
+				n.end <- err // it may be told by the end alone
+				return
+			}
 			n.t.Fatalf("the stream ended: %v", err)
 		case <-late:
 			n.t.Fatalf("never told %q", want)

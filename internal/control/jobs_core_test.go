@@ -30,9 +30,9 @@ func newForge(t *testing.T) *fleet {
 	return f
 }
 
-// token is the evidence of a job, good for ten minutes and longer than any session here is judged.
+// token is the evidence of a job, good for longer than any enrolment here.
 func (f *fleet) token(name string) controltest.Proof {
-	p := controltest.JobProof(name, f.Now().Add(10*time.Minute).Truncate(time.Millisecond))
+	p := controltest.JobProof(name, f.Now().Add(24*time.Hour).Truncate(time.Millisecond))
 	p.NotAfter = time.Time{}
 	return p
 }

@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	pb "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/attest/methods"
@@ -174,6 +172,3 @@ func (h *house) again(method string, x try) try {
 func (h *house) send(method string, x try, evidence []byte) (*pb.SessionResponse, error) {
 	return h.client.Attestation.Attest(h.T.Context(), &pb.AttestRequest{Method: method, Challenge: x.challenge, Evidence: evidence, Csr: x.csr})
 }
-
-// unlimited is a rate that is never reached.
-const unlimited = rate.Limit(1e6)

@@ -94,7 +94,7 @@ func (h *house) lost(t *testing.T, k kit, newest *atomic.Pointer[storetest.Fault
 	}
 
 	// The very same request: the challenge is spent exactly if the commit had effect.
-	res, err := h.eventually(t, func() (*pb.SessionResponse, error) { return h.send(k.method, own, good) })
+	_, err = h.eventually(t, func() (*pb.SessionResponse, error) { return h.send(k.method, own, good) })
 	if fault.Done && servertest.Reason(err) != string(problem.ReasonReplayed) || !fault.Done && err != nil {
 		t.Fatalf("the same request again: %v", err)
 	}
@@ -104,7 +104,8 @@ func (h *house) lost(t *testing.T, k kit, newest *atomic.Pointer[storetest.Fault
 	if k.challenge != "" {
 		evidence = k.good(h, next.binding)
 	}
-	if res, err = h.send(k.method, next, evidence); err != nil {
+	res, err := h.send(k.method, next, evidence)
+	if err != nil {
 		t.Fatalf("the same key: %v", err)
 	}
 
