@@ -113,7 +113,9 @@ func TestJobEvidence(t *testing.T) {
 	_, err = tryRenew(t, f.World, b) // the other reply to the same request: given back with it
 	f.refused(err, problem.ReasonSessionExpired)
 
-	p, key, _ = f.job("c")
+	p, key = controltest.JobProof("c", f.Now().Add(10*time.Minute).Truncate(time.Millisecond)), f.key()
+	_, err = f.prove(p, key)
+	f.must(err)
 	f.Advance(9 * time.Minute)
 	if _, err = f.prove(p, key); err != nil {
 		t.Errorf("within its ten minutes: %v", err)
@@ -209,7 +211,7 @@ func TestJobRenewalByTheRules(t *testing.T) {
 	f.refused(err, problem.ReasonInvalid)
 	_, _, a := f.job("a")
 	rules := string(f.Files["identities/proved.yaml"])
-	f.must(f.bring("identities/proved.yaml", rules[:len(rules)-len("lifetime: 2h}\n")]+"when: claims.project == \"43\"}\n"))
+	f.must(f.bring("identities/proved.yaml", rules[:len(rules)-len("lifetime: 2h}\n")]+"when: claims.project_id == \"43\"}\n"))
 	_, err = tryRenew(t, f.World, a)
 	f.refused(err, problem.ReasonNoIdentity)
 	f.refused(f.works(a), problem.ReasonNoIdentity)
