@@ -169,7 +169,7 @@ var attestedPlants = []planted{
 		e := s.used("box-9", s.add(x), x)
 		e.Use = "aws:box-9"
 		s.add(e)
-	}, "it is named neither after the method"},
+	}, "it is not named after the method"},
 	{invariant.ExactlyOnce, "evidence that is used twice", func(s *scene) {
 		s.first("box-9", s.box("box-9"))
 		s.first("box-9", s.box("box-9"))
