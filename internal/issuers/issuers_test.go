@@ -314,6 +314,19 @@ type pipes struct {
 	down  atomic.Bool
 	once  sync.Once
 	done  chan struct{}
+
+	mu   sync.Mutex
+	ends []net.Conn
+}
+
+// sever ends every connection without a farewell: crypto/tls writes one that nobody reads, within a lock of http.Server, and who waits
+// for a lock keeps the clock of the bubble from going on.
+func (p *pipes) sever() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.ends {
+		_ = c.Close() // a pipe's never fails
+	}
 }
 
 func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -321,6 +334,9 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 		return nil, fmt.Errorf("the network is down")
 	}
 	ours, theirs := net.Pipe()
+	p.mu.Lock()
+	p.ends = append(p.ends, ours, theirs)
+	p.mu.Unlock()
 	select {
 	case p.conns <- theirs:
 		return ours, nil
@@ -350,7 +366,7 @@ func bubble(t *testing.T, f func(t *testing.T, s *site, p *pipes, k *issuers.Key
 		ended := make(chan struct{})
 		go func() { defer close(ended); _ = server.ServeTLS(p, "", "") }()
 		k := issuers.New(issuers.Config{Dial: p.dial})
-		defer func() { k.Close(); server.Close(); <-ended; wait(time.Minute) }() // crypto/tls takes seconds to say farewell
+		defer func() { k.Close(); p.sever(); server.Close(); <-ended; wait(time.Minute) }() // crypto/tls takes seconds to say farewell
 		f(t, s, p, k, authority.Authority{Name: "corp", Issuer: s.url + "/tenant", Certificates: []*x509.Certificate{cert.Leaf}})
 	})
 }

@@ -55,7 +55,7 @@ func TestRenewal(t *testing.T) {
 			if err := os.WriteFile(stop, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if code := h.wait(cmd); code != 0 || strings.Contains(out.String(), "warn") {
+			if code := h.wait(cmd); code != 0 || strings.Contains(out.String(), "warn: ") {
 				t.Errorf("code %d; %s", code, out)
 			}
 			if n := h.server.Calls("/bailment.v1.SecretService/RenewLease"); c.server.JobLeases && n > 2*h.server.Calls(calls+c.call) {
