@@ -470,6 +470,58 @@ func TestRenewsWhenTheServerIsBack(t *testing.T) {
 	})
 }
 
+// Who loses what is pinned, and nothing else, pins it again from the bootstrap string and goes on with the session; the token is spent.
+func TestLostPin(t *testing.T) {
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		b.end()
+		pinned, kept := b.agent.files.path(trustFile), b.agent.files.path(sessionFile)
+		if err := os.Remove(pinned); err != nil {
+			t.Fatal(err)
+		}
+		b.begin()
+		b.reach(Ready, time.Second)
+		if n := b.server.Calls(attestCall); n != 1 {
+			t.Errorf("%d attestations, want the first alone", n)
+		}
+		b.end()
+		// A damaged session is not passed over: whoever mends it has lost nothing.
+		if err := errors.Join(os.Remove(pinned), os.WriteFile(kept, []byte("{"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		b.begin()
+		b.reach(Broken, time.Second)
+		b.reason(problem.ReasonInvalid)
+	})
+}
+
+// A session of another environment is of no use in this one.
+func TestPinOfAnotherEnvironment(t *testing.T) {
+	var foreign []byte
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		var err error
+		if foreign, err = os.ReadFile(b.agent.files.path(sessionFile)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		if err := errors.Join(os.Mkdir(b.cfg.StateDir, 0o700), os.WriteFile(filepath.Join(b.cfg.StateDir, sessionFile), foreign, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		b.begin()
+		b.reach(Ready, time.Second)
+		if n := b.server.Calls(attestCall); n != 1 {
+			t.Errorf("%d attestations", n)
+		}
+	})
+}
+
 func TestHoldAndLift(t *testing.T) {
 	inBubble(t, clienttest.Config{SessionTTL: 24 * time.Hour}, func(b *bench) {
 		b.token()
