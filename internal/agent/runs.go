@@ -247,12 +247,12 @@ func (a *Agent) ready(ctx context.Context) (*client.Session, error) {
 	defer deadline.Stop()
 	for {
 		a.mu.Lock()
-		s, usable, changed, state, failure := a.session, a.usable(), a.changed, a.state, a.failure
+		s, usable, changed, state, failure, soon := a.session, a.usable(), a.changed, a.state, a.failure, a.failSoon
 		a.mu.Unlock()
 		switch {
 		case usable:
 			return s, nil
-		case failure != nil && state != Unreachable:
+		case failure != nil && state != Unreachable && !soon:
 			return nil, failure
 		}
 		select {
