@@ -71,15 +71,22 @@ func (a *app) newAgent(file string) (*agent.Agent, error) {
 	if _, err := identity.ParseBootstrap(cfg.Bootstrap); err != nil {
 		return nil, badBootstrap(cfg.Bootstrap, err)
 	}
+	settings := agentSettings(cfg)
+	settings.Logger = logger
+	return agent.New(settings)
+}
+
+// agentSettings are what an agent is told of its configuration file, and of this program.
+func agentSettings(cfg *config.Agent) agent.Config {
 	statement := sync.OnceValues(func() (release.Statement, error) { return own.Own(thisVersion()) })
-	return agent.New(agent.Config{
+	return agent.Config{
 		Statement: statement, Replaced: func() bool {
 			s, err := statement()
 			return err == nil && own.Replaced(s)()
 		}, Bootstrap: cfg.Bootstrap, StateDir: cfg.Data, Socket: cfg.Socket, Method: cfg.Attest.Method, Needs: cfg.Attest.Files,
-		Values: cfg.Attest.Values, HardwareKey: cfg.Attest.Key != config.KeySoftware, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(), Logger: logger,
+		Values: cfg.Attest.Values, HardwareKey: cfg.Attest.Key != config.KeySoftware, WorkloadAPI: cfg.WorkloadSocket(), Methods: methods.All(), Version: thisVersion(),
 		Parents: cfg.Workloads.Parents, Kubelet: kubelet.Config{Address: cfg.Kubelet.Address, Token: cfg.Kubelet.Token, CA: cfg.Kubelet.CA, Node: cfg.Kubelet.NodeName},
-	})
+	}
 }
 
 func appraisalTable(t *rows, r *v1.AppraiseResponse) {
