@@ -76,6 +76,7 @@ type outcome[R any] struct {
 	value R
 	err   error
 	sum   *denial // a refusal that is only counted
+	after uint64  // entries of the draft that stand before its own
 }
 
 // do is the way through the one door: prepare outside, decide at the head, and again if what was
@@ -102,12 +103,14 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 			var d *denied
 			switch {
 			case errors.As(err, &d):
-				return t.deny(d), outcome[R]{err: d.problem, sum: t.sumOf(d)}, nil
+				draft := t.deny(d)
+				return draft, outcome[R]{err: d.problem, sum: t.sumOf(d), after: before(draft)}, nil
 			case err != nil:
 				// Entries that were proposed with the error stand: a fork that holds a node, say.
-				return keepIf(err, t.draft), outcome[R]{err: err}, nil
+				draft := keepIf(err, t.draft)
+				return draft, outcome[R]{err: err, after: before(draft)}, nil
 			}
-			return t.draft, outcome[R]{value: value}, nil
+			return t.draft, outcome[R]{value: value, after: before(t.draft)}, nil
 		})
 		if err != nil {
 			return zero, nil, err
@@ -118,12 +121,31 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 		if errors.Is(out.err, errStale) {
 			continue
 		}
+		if out.after > 0 {
+			own := *proof
+			own.Index += out.after
+			proof = &own
+		}
 		if out.err != nil {
 			return zero, proof, entered(unwrapRecorded(out.err), proof)
 		}
 		return out.value, proof, nil
 	}
 	return zero, nil, problem.New(problem.ReasonStale, "what was prepared was overtaken %d times", prepareAttempts)
+}
+
+// before is how many entries of a draft stand before the one that it is about: where that is the first of a newer type, the one that raises
+// the protocol. A proof is of the draft's first entry, and would name that one to who asks what became of his request.
+func before(d ledger.Draft) uint64 {
+	if len(d.Records) < 2 {
+		return 0
+	}
+	if x, ok := d.Records[0].Event.(*state.Entry); ok {
+		if _, raised := x.Event.(*state.ProtocolRaised); raised {
+			return 1
+		}
+	}
+	return 0
 }
 
 // recorded is a refusal that comes with entries of its own.
