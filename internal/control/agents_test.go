@@ -80,20 +80,20 @@ func watch(t *testing.T, w *controltest.World, by controltest.Actor) *news {
 	return n
 }
 
-// hears waits for the next news that say so ("": the session is well).
-func (n *news) hears(want problem.Reason) {
+// hears waits for the next news that say so ("": the session is well), and gives them; of an end without news, none.
+func (n *news) hears(want problem.Reason) control.News {
 	n.t.Helper()
 	late := time.After(10 * time.Second)
 	for {
 		select {
 		case x := <-n.from:
 			if x.Dead == nil && want == "" || x.Dead != nil && x.Dead.Reason == want {
-				return
+				return x
 			}
 		case err := <-n.end:
 			if want != "" && problem.Is(err, want) {
 				n.end <- err // it may be told by the end alone
-				return
+				return control.News{}
 			}
 			n.t.Fatalf("the stream ended: %v", err)
 		case <-late:

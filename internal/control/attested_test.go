@@ -296,11 +296,16 @@ func TestQuarantine(t *testing.T) {
 	node := f.Prove(controltest.MethodFresh, controltest.MachineProof("m1", "good"))
 	beside := f.Prove(controltest.MethodFresh, controltest.MachineProof("m2", "good"))
 	f.must(f.works(node))
+	told := watch(t, f.World, node)
+	told.hears("")
 	bad := f.Evidence(controltest.MethodFresh, controltest.MachineProof("m1", "bad"), f.key(), nil)
 	_, err := f.Env.Attest(context.Background(), bad)
 	f.refused(err, problem.ReasonQuarantined)
 	if p := problem.As(err); !strings.Contains(p.Message, `claims.boot == "good"`) || f.entry(p.Entry) != "node.quarantined" {
 		t.Errorf("it doesn't say why, or where: %+v", p)
+	}
+	if x := told.hears(problem.ReasonQuarantined); x.Control != problem.As(err).Entry {
+		t.Errorf("its agent is told by entry %d (%s), and not by that of the quarantine", x.Control, f.entry(x.Control))
 	}
 	f.refused(f.works(node), problem.ReasonQuarantined)
 	f.must(f.works(beside))
@@ -317,6 +322,8 @@ func TestQuarantine(t *testing.T) {
 	f.Reopen()
 	f.alice, f.bob = f.Login("alice"), f.Login("bob")
 	f.refused(f.works(node), problem.ReasonQuarantined)
+	told = watch(t, f.World, node)
+	told.hears(problem.ReasonQuarantined)
 
 	target := f.Hold("node:/node/tpm/m1")
 	p, err := f.Act(f.alice, "alice", control.ActionLiftHold, target)
@@ -326,9 +333,11 @@ func TestQuarantine(t *testing.T) {
 	f.refused(f.works(node), problem.ReasonQuarantined)
 	_, err = f.Approve(f.bob, "bob", p.Change)
 	f.must(err)
+	told.hears("")
 	f.must(f.works(node)) // its sessions come back: it was a hold, and no cutoff
 	_, err = f.prove(controltest.MachineProof("m1", "bad"), f.key())
 	f.refused(err, problem.ReasonQuarantined)
+	told.hears(problem.ReasonQuarantined)
 	f.refused(f.works(node), problem.ReasonQuarantined)
 	f.refused(f.act(control.ActionLiftHold, target), problem.ReasonConflict) // that was another one
 	f.must(f.act(control.ActionLiftHold, f.Hold("node:/node/tpm/m1")))

@@ -145,8 +145,12 @@ func (f *yard) quarantined(a *site.Agent) {
 
 	f.says(1, []string{"--reason"}, "node", "quarantine", web1, "--reason", " ")
 	f.says(0, []string{"held"}, "node", "quarantine", web1, "--reason", "odd traffic")
+	began := time.Now()
 	s, err := a.Until(f.T.Context(), func(s *localapi.Status) bool { return s.State == "held" })
 	f.Check(err)
+	if took := time.Since(began); took > pushedWithin {
+		f.T.Errorf("the agent knew of the quarantine %s after the command had ended, want %s at most", took, pushedWithin)
+	}
 	if s.Problem == nil || s.Problem.Reason != "held" || !strings.Contains(s.Problem.Fix, "node release") {
 		f.T.Errorf("%+v", s.Problem)
 	}
@@ -160,7 +164,11 @@ func (f *yard) quarantined(a *site.Agent) {
 	}
 
 	f.approved("node", "release", web1, "--reason", "it was a backup")
+	began = time.Now()
 	f.Check(a.Connected(f.T.Context()))
+	if took := time.Since(began); took > pushedWithin {
+		f.T.Errorf("the agent knew of the release %s after the command had ended, want %s at most", took, pushedWithin)
+	}
 	if out, code := f.at(a, "run", "--secret", "app/password=V", "--", "true"); code != 0 {
 		f.T.Errorf("after the release: %d: %s", code, out)
 	}
