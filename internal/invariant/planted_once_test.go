@@ -58,6 +58,18 @@ var oncePlants = []planted{
 		e.Use = "join-token:instance"
 		s.add(e)
 	}, "the proof was used by session"},
+	{invariant.ExactlyOnce, "a quarantine by an answer to a challenge that opened a session", func(s *scene) {
+		e, x := s.quarantineByToken(), s.attest()
+		s.add(x)
+		e.Challenge, e.ChallengeTo = x.Challenge, x.ChallengeTo
+		s.add(e)
+	}, "the challenge that its proof answers was used before"},
+	{invariant.ExactlyOnce, "a session by the challenge of a quarantine", func(s *scene) {
+		e, x := s.quarantineByToken(), s.attest()
+		e.Challenge, e.ChallengeTo = x.Challenge, x.ChallengeTo
+		s.add(e)
+		s.add(x)
+	}, "its challenge was used before"},
 	{invariant.Attested, "an instance's session without a use of its document", func(s *scene) {
 		s.add(s.instance())
 		s.add(s.release())
