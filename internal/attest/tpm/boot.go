@@ -223,10 +223,11 @@ func finding(list []string, text func() string) []string {
 
 // compareComponents compares measured components with a set: bad are those that no signature could excuse, unknown those that one might.
 func (x explained) compareComponents(r authority.Reference, seen components, of string) (bad, unknown []string) {
-	compared, matched := false, false
+	programs, compared, matched := false, false, false
 	named := seen.among(r)
 	for _, pcr := range componentPCRs {
 		value, quoted := x.values[pcr]
+		programs = programs || quoted
 		_, whole := r.PCRs[pcr]
 		switch {
 		case !quoted || whole:
@@ -260,7 +261,7 @@ func (x explained) compareComponents(r authority.Reference, seen components, of 
 	}
 	switch {
 	case len(r.Events) == 0:
-	case !compared && len(r.PCRs) == 0:
+	case !programs:
 		bad = append(bad, "no PCR with programs is quoted, so nothing can be compared with "+of)
 	case compared && !matched && len(unknown) == 0:
 		// Nothing is unknown where nothing was measured: a TPM that was reset behind the firmware's back, say.
