@@ -157,7 +157,7 @@ func (t *turn) ownEvidence(method attest.Method, p proved, key sessionKey, why e
 	switch use, used := t.s.Uses.Get(p.Once); {
 	case used && use.Key != key.thumb:
 		return usedByAnother(p.Once, use)
-	case !used && method.Unbound:
+	case !used && (method.Unbound || method.Given): // whoever has a copy can be the first to show it
 		return why
 	}
 	return nil

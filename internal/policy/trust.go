@@ -209,7 +209,7 @@ func (c *compiler) knownClaims(s *identitySpec, r *identityRule, source []string
 	known = append(known, ClaimAgent)
 	unknown := func(at Pos, name string) {
 		if !slices.Contains(known, name) {
-			c.found.add(at, "the method %s gives no claim %q%s", r.method, name, spelling.DidYouMean(name, slices.Values(known)))
+			c.advise(at, "the method %s gives no claim %q%s", r.method, name, spelling.DidYouMean(name, slices.Values(known)))
 		}
 	}
 	for _, segment := range r.path {
@@ -252,9 +252,9 @@ func (c *compiler) sharedIssuer(d *document, s *identitySpec, r *identityRule) {
 	case best == byID:
 		r.open = inside != byID
 	case best == byName:
-		c.found.add(d.at, "the identity %s tells by a name whose jobs it is for, and whoever takes the name over at %s is let in: %s", r.name, issuer, advice)
+		c.advise(d.at, "the identity %s tells by a name whose jobs it is for, and whoever takes the name over at %s is let in: %s", r.name, issuer, advice)
 	default:
-		c.found.add(d.at, "the identity %s is for everybody whom %s serves: %s", r.name, issuer, advice)
+		c.advise(d.at, "the identity %s is for everybody whom %s serves: %s", r.name, issuer, advice)
 	}
 }
 
@@ -294,7 +294,7 @@ func (c *compiler) grantToEverybody(s *grantSpec, g *grant) {
 			if named || tree != nil && t.narrows(tree.Expr()) == byID {
 				continue
 			}
-			c.found.add(pattern.at, "%q takes in everybody whom %s serves, by the identity %s: name the ID as well, which its path has", pattern.value, issuer, r.name)
+			c.advise(pattern.at, "%q takes in everybody whom %s serves, by the identity %s: name the ID as well, which its path has", pattern.value, issuer, r.name)
 			break
 		}
 	}

@@ -40,7 +40,8 @@ type NodeQuarantined struct {
 }
 
 // IdentityDecommissioned ends an identity for ever. It is entered after a cutoff and hold on it, by an approved change, and states what
-// was left at that moment: nothing that is alive, and which secrets its holders once had in clear.
+// was left at that moment: nothing that is alive here, which secrets its holders once had in clear, and until when somebody who asks
+// nobody may still believe what it was given.
 type IdentityDecommissioned struct {
 	Identity string   `json:"identity"`
 	Cutoff   uint64   `json:"cutoff"` // the entry that ended what it had
@@ -48,8 +49,10 @@ type IdentityDecommissioned struct {
 	Sessions int      `json:"sessions"`
 	Tokens   int      `json:"tokens"`
 	Rotate   []string `json:"rotate,omitempty"` // secrets that were handed out as values, within what is kept
-	Change   uint64   `json:"change"`
-	Ruling   Ruling   `json:"ruling"`
+	// Horizon is the end of the last of its leases, X.509-SVIDs and JWT-SVIDs, whether revoked or given back. None: all were over.
+	Horizon Millis `json:"horizon,omitempty"`
+	Change  uint64 `json:"change"`
+	Ruling  Ruling `json:"ruling"`
 }
 
 // The kinds of these events.
