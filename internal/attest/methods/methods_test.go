@@ -448,6 +448,14 @@ func checkResult(t *testing.T, m attest.Method, res attest.Result) {
 	if !strings.HasPrefix(res.Anchor, m.Name+":") || res.Key == [32]byte{} {
 		t.Errorf("anchor %q, key %x", res.Anchor, res.Key)
 	}
+	if own := []string{"join-token", "sshhost", "tpm", "x509"}; slices.Contains(own, m.Name) == m.Shared || !m.Shared && m.Machine != nil {
+		t.Errorf("whose key signs its evidence? shared: %v, %v", m.Shared, m.Machine)
+	}
+	for _, name := range m.Machine {
+		if text, _ := res.Claims[name].(string); text == "" {
+			t.Errorf("its claim %q, which is to name the machine, is %v", name, res.Claims[name])
+		}
+	}
 	if row, ok := authority.FindMethod(m.Name); !ok || row.Once != (res.Once != "") {
 		t.Errorf("bundles know the method as %+v, and its use is %q", row, res.Once)
 	}
