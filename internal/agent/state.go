@@ -186,6 +186,7 @@ func (a *Agent) revive() {
 	}
 	a.poke()
 	a.spiffe.Look()
+	a.spiffe.Retry()
 }
 
 // succeed records that all is well. The lock is held.
