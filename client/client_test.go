@@ -157,6 +157,9 @@ func saveAndLoad(t *testing.T, trust *client.Trust) {
 		if !problem.Is(err, c.reason) {
 			t.Errorf("%s: got %v, want %s", name, err, c.reason)
 		}
+		if fix := problem.As(err).WayOut(); name == "truncated" && !strings.Contains(fix, "remove it") {
+			t.Errorf("%s: the way out of a damaged file is %q", name, fix)
+		}
 	}
 	if _, err := client.LoadTrust(path + "x"); !problem.Is(err, problem.ReasonNotFound) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent: %v", err)

@@ -205,7 +205,8 @@ func readJSON(path string, most int64, into any) error {
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil || d.More() {
 		// The decoder's message may quote the file, which may hold a key.
-		return problem.New(problem.ReasonInvalid, "%s is damaged, or not a file of ours", path)
+		return problem.New(problem.ReasonInvalid, "%s is damaged, or not a file of ours", path).
+			WithFix("put back a copy of it if there is one; else remove it, and log in again or, on an agent's machine, give the agent new evidence, such as a new join token")
 	}
 	return nil
 }

@@ -261,11 +261,26 @@ func (a *Agent) pin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// What was pinned can be lost alone: a session that is one of this very environment is not given up for that.
+	s, err := a.loadSession(ctx, t)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case problem.Is(err, problem.ReasonWrongEnvironment) || problem.Is(err, problem.ReasonNotAuthentic):
+		a.log.Warn("the session that was kept is not one of this environment, and is not used", "reason", string(problem.As(err).Reason))
+	case err != nil:
+		return local{problem.As(err)}
+	}
 	if err := t.Save(a.files.path(trustFile)); err != nil {
 		return ours(err, "keeping what is pinned")
 	}
 	a.log.Info("the environment is pinned", "environment", t.Environment, "class", t.Class)
-	return a.use(t)
+	if err := a.use(t); err != nil || s == nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.install(s)
+	return nil
 }
 
 // ours wraps a failure of this machine's own files.
@@ -337,7 +352,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s, err := a.asker().Attest(ctx, a.method.Name, attester, key, a.cfg.Version)
+	s, err := a.asker().Attest(ctx, a.method.Name, own(attester), key, a.cfg.Version)
 	if err != nil {
 		return err
 	}
@@ -380,7 +395,7 @@ func (a *Agent) attestKey(ctx context.Context, attester attest.Attester, digest 
 	if !ok {
 		return nil, problem.New(problem.ReasonInternal, "attestation method %s makes no keys in hardware", a.method.Name)
 	}
-	return a.files.hardwareKey(ctx, attestKeyFile, digest, maker)
+	return a.files.hardwareKey(ctx, attestKeyFile, digest, ownKeys{maker})
 }
 
 // adopt makes a session the current one, and keeps it. Then its pending key is forgotten, unless the next attestation will need it.

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/client/clienttest"
 	"github.com/bailment/bailment/internal/attest/jointoken"
@@ -418,6 +419,106 @@ func TestKeepsValidSVIDThroughAnOutage(t *testing.T) {
 		}
 		b.server.Before(nil)
 		b.reach(Ready, lastRefused+time.Second)
+	})
+}
+
+// An environment that answers again, as its stream of news shows, is asked soon for what failed because it was away: the status never
+// says for long that it is told of changes by a server that can't be reached.
+func TestRenewsWhenTheServerIsBack(t *testing.T) {
+	inBubble(t, clienttest.Config{SessionTTL: 24 * time.Hour}, func(b *bench) {
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		refuse := func(r problem.Reason) {
+			b.server.Before(func(p string) error {
+				if p == renewCall {
+					return problem.New(r, "planted")
+				}
+				return nil
+			})
+		}
+		reconnect := func() {
+			b.agent.mu.Lock()
+			s := b.agent.session
+			b.agent.mu.Unlock()
+			b.agent.lost(s, problem.New(problem.ReasonUnreachable, "the stream ended"))
+			b.agent.told(s, &v1.WatchEvent{})
+		}
+		refuse(problem.ReasonUnreachable)
+		b.pass(14 * time.Hour) // renewals fail since two hours, and are as rare as they get
+		synctest.Wait()
+		b.reason(problem.ReasonUnreachable)
+		b.server.Before(nil)
+		calls := b.server.Calls(renewCall)
+		reconnect()
+		b.pass(tendAgain)
+		synctest.Wait()
+		if s := b.agent.Status(); s.Problem != nil || b.server.Calls(renewCall) != calls+1 {
+			t.Errorf("%d renewals, and %+v", b.server.Calls(renewCall)-calls, s)
+		}
+		// A no has nothing to do with the stream.
+		refuse(problem.ReasonNoIdentity)
+		b.pass(14 * time.Hour)
+		synctest.Wait()
+		calls = b.server.Calls(renewCall)
+		reconnect()
+		b.pass(tendAgain)
+		synctest.Wait()
+		if n := b.server.Calls(renewCall); n != calls {
+			t.Errorf("a no was asked about again: %d calls more", n-calls)
+		}
+	})
+}
+
+// Who loses what is pinned, and nothing else, pins it again from the bootstrap string and goes on with the session; the token is spent.
+func TestLostPin(t *testing.T) {
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		b.end()
+		pinned, kept := b.agent.files.path(trustFile), b.agent.files.path(sessionFile)
+		if err := os.Remove(pinned); err != nil {
+			t.Fatal(err)
+		}
+		b.begin()
+		b.reach(Ready, time.Second)
+		if n := b.server.Calls(attestCall); n != 1 {
+			t.Errorf("%d attestations, want the first alone", n)
+		}
+		b.end()
+		// A damaged session is not passed over: whoever mends it has lost nothing.
+		if err := errors.Join(os.Remove(pinned), os.WriteFile(kept, []byte("{"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		b.begin()
+		b.reach(Broken, time.Second)
+		b.reason(problem.ReasonInvalid)
+	})
+}
+
+// A session of another environment is of no use in this one.
+func TestPinOfAnotherEnvironment(t *testing.T) {
+	var foreign []byte
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		b.begin()
+		b.reach(Ready, time.Second)
+		var err error
+		if foreign, err = os.ReadFile(b.agent.files.path(sessionFile)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	inBubble(t, clienttest.Config{}, func(b *bench) {
+		b.token()
+		if err := errors.Join(os.Mkdir(b.cfg.StateDir, 0o700), os.WriteFile(filepath.Join(b.cfg.StateDir, sessionFile), foreign, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		b.begin()
+		b.reach(Ready, time.Second)
+		if n := b.server.Calls(attestCall); n != 1 {
+			t.Errorf("%d attestations", n)
+		}
 	})
 }
 

@@ -82,6 +82,7 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 	if a.session != s {
 		return true
 	}
+	back := !a.watching
 	a.watching = true
 	news := ev.Control > a.control
 	if news {
@@ -118,7 +119,23 @@ func (a *Agent) told(s *client.Session, ev *v1.WatchEvent) bool {
 		a.next = time.Now()
 		a.poke()
 	}
+	if back {
+		a.reached()
+	}
 	return true
+}
+
+// reached has what failed because the server was away tried again soon: it is back. The lock is held.
+func (a *Agent) reached() {
+	a.spiffe.Retry()
+	if a.failure == nil || a.failState == Broken || !classOf(a.failure).soon || a.failure.RetryAfter > 0 {
+		return
+	}
+	// Not at once: streams that come and go must not make as many attempts.
+	if soon := time.Now().Add(client.Jitter(tendAgain)); soon.Before(a.next) {
+		a.next = soon
+		a.poke()
+	}
 }
 
 // lost records the end of a stream. A server that does not know the session any more says so here first.

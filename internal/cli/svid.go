@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,16 +86,23 @@ Workload API itself. With --audience it prints a JWT-SVID instead, and nothing e
 	return c
 }
 
-// endpointProblem is what a Workload API's refusal is here: its text has the agent's reason.
+// endpointProblem is what a Workload API's refusal is here. An agent of ours says reason and way out in its text, and they stay what they
+// are: an environment that is away is no missing agent.
 func endpointProblem(err error, addr string) error {
 	s, ok := status.FromError(err)
-	switch {
-	case !ok:
+	if !ok {
 		return problem.Wrap(err, problem.ReasonInvalid, "the Workload API at %s", addr)
+	}
+	if reason, rest, ok := strings.Cut(s.Message(), ": "); ok && problem.Reason(reason).Fix() != "" {
+		text, fix, _ := strings.Cut(rest, "; try: ")
+		return problem.New(problem.Reason(reason), "%s", text).WithFix("%s", fix)
+	}
+	switch {
 	case s.Code() == codes.PermissionDenied:
 		return problem.New(problem.ReasonNoIdentity, "the Workload API refuses: %s", s.Message())
 	case s.Code() == codes.Unavailable || s.Code() == codes.DeadlineExceeded:
-		return problem.New(problem.ReasonNoAgent, "the Workload API at %s is not available: %s", addr, s.Message())
+		return problem.New(problem.ReasonNoAgent, "the Workload API at %s is not available: %s", addr, s.Message()).
+			WithFix("start `bailment agent` on this machine, or set SPIFFE_ENDPOINT_SOCKET=unix://PATH to its Workload API's socket")
 	}
 	return problem.New(problem.ReasonInvalid, "the Workload API at %s: %s", addr, s.Message())
 }

@@ -30,6 +30,7 @@ type bundles struct {
 	mu      sync.Mutex
 	now     *shownBundles
 	err     error
+	logged  problem.Reason // of the last failure that the log has
 	changed chan struct{}
 }
 
@@ -74,11 +75,11 @@ func (b *bundles) poke() {
 // keep gets them when it is time, until ctx ends.
 func (b *bundles) keep(ctx context.Context) {
 	for failures := 0; ; {
-		wait := b.refresh(ctx)
-		if wait > 0 {
+		wait, err := b.refresh(ctx)
+		if err == nil {
 			failures = 0
 		} else {
-			wait = client.Jitter(min(firstRetry<<min(failures, 16), lastRetry))
+			wait = retryAfter(err, failures)
 			failures++
 		}
 		t := time.NewTimer(wait)
@@ -93,8 +94,17 @@ func (b *bundles) keep(ctx context.Context) {
 	}
 }
 
-// refresh gets them once, and says when to do so again; 0: it failed.
-func (b *bundles) refresh(parent context.Context) time.Duration {
+// retryAfter is how long to wait after so many failures in a row. A no stays one until there are news, which wake the loop.
+func retryAfter(err error, failures int) time.Duration {
+	first, last := firstRetry, lastRetry
+	if problem.KindOf(err) == problem.Refused {
+		first, last = firstRefused, lastRefused
+	}
+	return client.Jitter(min(first<<min(failures, 16), last))
+}
+
+// refresh gets them once, and says when to do so again.
+func (b *bundles) refresh(parent context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(parent, bundlesTimeout)
 	defer cancel()
 	got, err := b.s.cfg.Source.Bundles(ctx)
@@ -104,25 +114,26 @@ func (b *bundles) refresh(parent context.Context) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {
-		if parent.Err() == nil {
-			p := problem.As(err)
+		if p := problem.As(err); parent.Err() == nil && p.Reason != b.logged {
+			// Once for each reason: the same one again is no news.
+			b.logged = p.Reason
 			b.s.log.Warn("getting the trust bundles failed; the present ones are kept", "reason", string(p.Reason), "problem", p.Message)
 		}
 		b.err = err
 		if b.now == nil {
 			b.announce()
 		}
-		return 0
+		return 0, err
 	}
-	b.err = nil
+	b.err, b.logged = nil, ""
 	if d := digestOf(got); b.now == nil || b.now.digest != d {
 		b.now = &shownBundles{got, d}
 		b.announce()
 	}
 	if got.RefreshAfter <= 0 {
-		return untold
+		return untold, nil
 	}
-	return max(got.RefreshAfter, soonestRefresh)
+	return max(got.RefreshAfter, soonestRefresh), nil
 }
 
 // announce wakes who waits. The lock is held.

@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"context"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -14,3 +15,6 @@ func ParseDiscovery(text []byte) (string, error) {
 	err := proto.Unmarshal(text, r)
 	return fmt.Sprint(r.VersionInfo, " ", r.ResourceNames, " ", r.TypeUrl, " ", r.ResponseNonce, " ", r.ErrorDetail.GetCode(), " ", r.ErrorDetail.GetMessage()), err
 }
+
+// KeepBundles keeps the trust bundles until ctx ends, as Serve does.
+func (s *Server) KeepBundles(ctx context.Context) { s.bundles.keep(ctx) }
