@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -241,6 +242,9 @@ type request struct {
 
 func requestOf(key crypto.Signer) (request, error) {
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if p := (*problem.Problem)(nil); errors.As(err, &p) {
+		return request{}, err // the hardware that has the key says itself why it does not sign
+	}
 	if err != nil {
 		return request{}, problem.Wrap(err, problem.ReasonInternal, "making the certificate request")
 	}

@@ -4,8 +4,8 @@
 // Guaranteed: it talks to nobody but the environment that its bootstrap string names. A new key is on the disk before it is
 // sent, so that a lost reply is answered again to the same key and never looks like a second holder. A valid SVID is used
 // until it ends, whatever happens to a renewal. What it is doing is one of a few states, and "the server can't be reached",
-// "we could not prove what we are", "the server says no", "there is a hold" and "this program is too old" are never mixed up: reasons.go has
-// every reason's class. Who asks at its socket is
+// "we could not prove what we are", "the server says no", "there is a hold", "this program is too old" and "something of this machine is
+// broken" are never mixed up: reasons.go has every reason's class, and half.go marks what failed here. Who asks at its socket is
 // what the kernel says. Leases last as long as the process that they were taken for, and are given back when it ends, however
 // it ends, if the agent lives. No value is logged or written anywhere.
 //
@@ -115,6 +115,7 @@ type Agent struct {
 	failure   *problem.Problem // the last problem, until it is over
 	failedAt  time.Time
 	failState State     // that failure leads to, without a session
+	failSoon  bool      // it may pass by itself soon
 	failures  int       // in a row
 	next      time.Time // of the next attempt
 	control   uint64

@@ -31,7 +31,7 @@ func (a *Agent) Appraise(ctx context.Context) (*v1.AppraiseResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.Appraise(ctx, a.method.Name, attester, key)
+	return c.Appraise(ctx, a.method.Name, own(attester), key)
 }
 
 // appraisedKey is a key like the session's would be, so that what is claimed of its place is the same.
@@ -40,6 +40,6 @@ func (a *Agent) appraisedKey(ctx context.Context, attester attest.Attester) (cry
 	if !a.cfg.HardwareKey || !ok {
 		return client.NewKey()
 	}
-	key, _, err := maker.NewKey(ctx)
+	key, _, err := ownKeys{maker}.NewKey(ctx)
 	return key, err
 }

@@ -148,14 +148,15 @@ func TestHardwareKey(t *testing.T) {
 		}
 		b.end()
 
-		// Hardware that is away is waited for. It is not the server that can't be reached, but no word says that either.
+		// Hardware that is away is waited for. It is not the server that can't be reached, and the state says so.
 		c.mu.Lock()
 		c.away = true
 		c.mu.Unlock()
 		b.begin()
+		b.reach(Broken, time.Second)
 		b.pass(time.Second)
 		synctest.Wait()
-		if s := b.agent.Status(); s.Identity != "" || s.Problem == nil || s.Problem.Message != "there is no chip" {
+		if s := b.agent.Status(); s.State != string(Broken) || s.Identity != "" || s.Problem == nil || s.Problem.Message != "there is no chip" {
 			t.Errorf("without its hardware: %+v", s)
 		}
 		c.mu.Lock()

@@ -352,7 +352,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s, err := a.asker().Attest(ctx, a.method.Name, attester, key, a.cfg.Version)
+	s, err := a.asker().Attest(ctx, a.method.Name, own(attester), key, a.cfg.Version)
 	if err != nil {
 		return err
 	}
@@ -395,7 +395,7 @@ func (a *Agent) attestKey(ctx context.Context, attester attest.Attester, digest 
 	if !ok {
 		return nil, problem.New(problem.ReasonInternal, "attestation method %s makes no keys in hardware", a.method.Name)
 	}
-	return a.files.hardwareKey(ctx, attestKeyFile, digest, maker)
+	return a.files.hardwareKey(ctx, attestKeyFile, digest, ownKeys{maker})
 }
 
 // adopt makes a session the current one, and keeps it. Then its pending key is forgotten, unless the next attestation will need it.

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -417,7 +418,8 @@ func TestWorkloadAPIWithServer(t *testing.T) {
 	}
 }
 
-// BenchmarkWorkloadAPI is a fetch from a real agent, who looks at the process each time. The CPU is that of both sides.
+// BenchmarkWorkloadAPI is a fetch from a real agent, who looks at the process each time: one after the other, and sixteen at a time. The
+// CPU is that of both sides.
 func BenchmarkWorkloadAPI(b *testing.B) {
 	_, addr := fake(b, clienttest.Config{})
 	c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -426,29 +428,50 @@ func BenchmarkWorkloadAPI(b *testing.B) {
 	}
 	defer c.Close()
 	api := workload.NewSpiffeWorkloadAPIClient(c)
-	used := func() int64 {
+	used := func() time.Duration {
 		var u unix.Rusage
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 			b.Fatal(err)
 		}
-		return u.Utime.Nano() + u.Stime.Nano()
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	}
-	before := int64(0)
-	for n := 0; b.Loop(); n++ {
+	fetch := func() error {
 		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(b.Context(), "workload.spiffe.io", "true"))
+		defer cancel()
 		s, err := api.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
 		if err == nil {
 			_, err = s.Recv()
 		}
-		if err != nil {
-			b.Fatal(err)
-		}
-		cancel()
-		if n == 0 {
-			before = used() // the first one is measured, attested and connected
-		}
+		return err
 	}
-	b.ReportMetric(float64(used()-before)/float64(b.N)/1e3, "cpu-µs/op")
+	if err := fetch(); err != nil { // the first one is measured, attested and connected
+		b.Fatal(err)
+	}
+	for _, clients := range []int{1, 16} {
+		b.Run(fmt.Sprint(clients), func(b *testing.B) {
+			before := used()
+			var left, failed atomic.Int64
+			left.Store(int64(b.N))
+			var all sync.WaitGroup
+			b.ResetTimer()
+			for range clients {
+				all.Go(func() {
+					for left.Add(-1) >= 0 {
+						if fetch() != nil {
+							failed.Add(1)
+						}
+					}
+				})
+			}
+			all.Wait()
+			b.StopTimer()
+			if n := failed.Load(); n > 0 {
+				b.Fatalf("%d of %d fetches failed", n, b.N)
+			}
+			b.ReportMetric(float64((used()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "fetches/s")
+		})
+	}
 }
 
 // dialed has gRPC use a connection that there is already.

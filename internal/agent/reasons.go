@@ -20,6 +20,17 @@ var (
 	outdated    = class{Outdated, false} // another build of this program mends it, and nothing else here
 )
 
+// passes says which failures of this machine's own half may pass by themselves: what is asked there is away for now, took too long, or began
+// anew meanwhile. All else a person must mend.
+func passes(r problem.Reason) bool {
+	switch r {
+	case problem.ReasonUnreachable, problem.ReasonCanceled, problem.ReasonReset:
+		return true
+	default:
+		return false
+	}
+}
+
 // classes has every reason: a new one is to be thought about here. Some of them no server has for an agent; they are what they would be.
 var classes = map[problem.Reason]class{
 	problem.ReasonInternal:        away,

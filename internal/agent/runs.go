@@ -91,7 +91,8 @@ type holding struct {
 	key   slotKey
 	slot  *slot
 	lease *lease
-	lost  bool
+	lost  bool // the server or its time ended it
+	back  bool // this share was given back
 	retry time.Time
 }
 
@@ -247,12 +248,12 @@ func (a *Agent) ready(ctx context.Context) (*client.Session, error) {
 	defer deadline.Stop()
 	for {
 		a.mu.Lock()
-		s, usable, changed, state, failure := a.session, a.usable(), a.changed, a.state, a.failure
+		s, usable, changed, state, failure, soon := a.session, a.usable(), a.changed, a.state, a.failure, a.failSoon
 		a.mu.Unlock()
 		switch {
 		case usable:
 			return s, nil
-		case failure != nil && state != Unreachable:
+		case failure != nil && state != Unreachable && !soon:
 			return nil, failure
 		}
 		select {
@@ -438,7 +439,7 @@ func (r *run) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), returnTimeout)
 	defer cancel()
 	for _, h := range r.holds {
-		r.giveBack(ctx, h)
+		r.giveBack(ctx, h, r.goesOn)
 		r.a.runs.leave(h.key)
 	}
 	if r.client != nil {
@@ -453,13 +454,18 @@ func (r *run) finish() {
 	close(r.over)
 }
 
-func (r *run) giveBack(ctx context.Context, h *holding) {
+// giveBack gives a share of a lease back, once, and the lease with the last of them, unless its process goes on without this agent.
+func (r *run) giveBack(ctx context.Context, h *holding, goesOn bool) {
 	if err := h.slot.lock(ctx); err != nil {
 		r.a.log.Warn("a lease was not given back; it expires by itself", "lease", h.lease.id, "problem", err)
 		return
 	}
 	defer h.slot.unlock()
-	h.lease.left = h.lease.left || r.goesOn
+	if h.back {
+		return
+	}
+	h.back = true
+	h.lease.left = h.lease.left || goesOn
 	if h.lease.holders--; h.lease.holders > 0 {
 		return
 	}

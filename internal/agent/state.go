@@ -20,7 +20,7 @@ const (
 	Held        State = "held"        // no session: an operator's hold, or a fork was seen
 	Quarantined State = "quarantined" // no session: what this machine itself proved is not what its rule allows
 	Outdated    State = "outdated"    // no session: this program is too old, or not one that the bundle lets run
-	Broken      State = "broken"      // no session: this machine's own files can't be read or written
+	Broken      State = "broken"      // no session: this machine's own files, its hardware or its platform don't do what they must
 	Ready       State = "ready"       // there is a session; a problem beside it is one of renewing it
 	Renewing    State = "renewing"    // ready, and a renewal is under way
 )
@@ -47,24 +47,24 @@ const (
 	lookForChange    = 2 * time.Second // at the files of the needs, while something is wrong
 )
 
-// local marks a failure of this machine's own files, so that a full disk here is not called a server's.
+// local marks a failure of this machine itself: its own files, or its half of the attestation method (ownFailure). A full disk or a TPM
+// that refuses here is not called a server's.
 type local struct{ *problem.Problem }
 
 func (l local) Unwrap() error { return l.Problem }
 
-// classify says which state a failed attempt leads to.
-func classify(err error) State {
+// classify says what a failed attempt means.
+func classify(err error) class {
 	if l, ok := err.(local); ok { //nolint:errorlint // it is never wrapped
-		_ = l
-		return Broken
+		return class{Broken, passes(l.Reason)}
 	}
-	return classOf(problem.As(err)).state
+	return classOf(problem.As(err))
 }
 
-// backoff is how long to wait after so many failures in a row, the last of which led to s by p.
-func backoff(s State, p *problem.Problem, failures int) time.Duration {
+// backoff is how long to wait after so many failures in a row, the last of which was p, of class c.
+func backoff(c class, p *problem.Problem, failures int) time.Duration {
 	first, last := firstRefused, lastRefused
-	if s != Broken && classOf(p).soon {
+	if c.soon {
 		first, last = firstUnreachable, lastUnreachable
 	}
 	d := client.Jitter(min(first<<min(failures, 16), last))
@@ -107,10 +107,10 @@ func (a *Agent) usable() bool {
 
 // fail records a failed attempt and when to try again. The lock is held.
 func (a *Agent) fail(err error) {
-	s := classify(err)
+	c := classify(err)
 	p := a.advise(problem.As(err))
-	a.failure, a.failedAt, a.failState = p, time.Now(), s
-	a.next = time.Now().Add(backoff(s, p, a.failures))
+	a.failure, a.failedAt, a.failState, a.failSoon = p, time.Now(), c.state, c.soon
+	a.next = time.Now().Add(backoff(c, p, a.failures))
 	a.failures++
 	if a.usable() {
 		a.enter(Ready)
@@ -118,7 +118,7 @@ func (a *Agent) fail(err error) {
 			"fix", p.WayOut(), "expires", a.session.Expires, "next", a.next)
 		return
 	}
-	a.enter(s)
+	a.enter(c.state)
 }
 
 // advise says what leads on after the end of an enrolment, in the terms of this machine: its method may need something new,
@@ -151,14 +151,15 @@ func (a *Agent) kill(p *problem.Problem) {
 	}
 	p = a.advise(p)
 	a.dead = p
-	a.failure, a.failedAt, a.failState = p, time.Now(), classify(p)
+	c := classify(p)
+	a.failure, a.failedAt, a.failState, a.failSoon = p, time.Now(), c.state, c.soon
 	a.failures = 0
 	a.next = time.Now()
-	if s := classify(p); s == Held || s == Quarantined {
+	if c.state == Held || c.state == Quarantined {
 		// Nothing that this machine does lifts a hold.
 		a.next = time.Now().Add(client.Jitter(firstRefused))
 	}
-	a.enter(classify(p))
+	a.enter(c.state)
 	a.poke()
 	a.spiffe.Look()
 }

@@ -16,7 +16,7 @@ const (
 	tendMost  = 30 * time.Second
 )
 
-// tend keeps a run's SVID and leases alive until ctx ends or the run does.
+// tend keeps a run's SVID and leases alive until ctx ends or the run does, or until its process is not the one any more.
 func (r *run) tend(ctx context.Context) {
 	for {
 		t := time.NewTimer(max(time.Until(r.due()), 0))
@@ -33,7 +33,10 @@ func (r *run) tend(ctx context.Context) {
 			return
 		}
 		t.Stop()
-		r.renewSVID(ctx)
+		if over := r.renewSVID(ctx); over != nil {
+			r.forsake(over)
+			return
+		}
 		for _, h := range r.holds {
 			r.renewLease(ctx, h, looking)
 		}
@@ -78,20 +81,25 @@ func (h *holding) due() (time.Time, bool) {
 	return later(half, h.retry), true
 }
 
-func (r *run) renewSVID(ctx context.Context) {
+// renewSVID renews the SVID when its time has come. It returns what ends the run's part in its leases: that nothing is there any more which
+// could be vouched for. Any other failure leaves things as they are.
+func (r *run) renewSVID(ctx context.Context) (over *problem.Problem) {
 	r.mu.Lock()
 	wanted := !time.Now().Before(later(r.session.RenewAfter, r.retry))
 	r.mu.Unlock()
 	if !wanted {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tendTimeout)
 	defer cancel()
 	err := r.attest(ctx)
 	if err == nil {
-		return
+		return nil
 	}
 	p := problem.As(err)
+	if p.Reason == problem.ReasonProcessChanged || p.Reason == problem.ReasonProcessGone {
+		return p
+	}
 	wait := max(tendAgain, p.RetryAfter)
 	if p.Kind != problem.Unavailable && p.Kind != problem.UnknownOutcome {
 		wait = max(wait, tendMost)
@@ -100,6 +108,25 @@ func (r *run) renewSVID(ctx context.Context) {
 	r.retry = time.Now().Add(client.Jitter(2 * wait))
 	r.mu.Unlock()
 	r.a.log.Warn("renewing a workload's SVID failed; the present one is kept", "identity", r.session.Identity, "reason", string(p.Reason), "problem", p.Message)
+	return nil
+}
+
+// forsake ends the run's part in all of its leases before the run ends, because what holds its connection is not the process that they
+// were taken for.
+func (r *run) forsake(p *problem.Problem) {
+	r.a.log.Warn("a run's process is not the one any more; its leases are given back", "run", r.id[:8], "identity", r.session.Identity,
+		"reason", string(p.Reason), "problem", p.Message)
+	for _, h := range r.holds {
+		if !h.lost {
+			r.tellLost(h.name, h.lease.id, p)
+		}
+	}
+	// Also while the agent stops: the next one would be told that this process is another.
+	ctx, cancel := context.WithTimeout(context.Background(), returnTimeout)
+	defer cancel()
+	for _, h := range r.holds {
+		r.giveBack(ctx, h, false)
+	}
 }
 
 // renewLease renews a lease from its half life on, or looks whether it still stands.

@@ -349,7 +349,7 @@ func (b *bundles) program(d state.Digest) (*policy.Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bundle %s: %w", d, err)
 	}
-	if b.prog, err = policy.Compile(bundle); err != nil {
+	if b.prog, err = policy.CompileAccepted(bundle); err != nil {
 		return nil, fmt.Errorf("bundle %s: %w", d, err)
 	}
 	return b.prog, nil

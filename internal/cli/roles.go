@@ -248,7 +248,8 @@ before, it keeps.`,
 It exits with 0 if the machine has a session that can be used (ready, renewing), with 2 if the
 answer is no until somebody mends what the status says (not-proved, refused, held, quarantined,
 outdated), and with 3 if it may pass by itself or is this machine's own trouble (starting,
-unreachable, broken, or no agent).`,
+unreachable, broken, or no agent). Unreachable is the server; broken are this machine's own
+files, hardware or platform (its TPM, its metadata service).`,
 		Example: "  bailment agent status -o json\n  bailment agent status > /dev/null || echo \"exit code $?\"",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), a.flags.timeout)

@@ -314,7 +314,10 @@ func TestQuarantine(t *testing.T) {
 	f.refused(f.works(node), problem.ReasonQuarantined)
 	_, err = f.Approve(f.bob, "bob", p.Change)
 	f.must(err)
-	f.must(f.works(node)) // its sessions come back: it was a hold, and no cutoff
+	f.must(f.works(node))                            // its sessions come back: it was a hold, and no cutoff
+	_, err = f.Env.Attest(context.Background(), bad) // by who recorded it
+	f.refused(err, problem.ReasonReplayed)
+	f.must(f.works(node))
 	_, err = f.prove(controltest.MachineProof("m1", "bad"), f.key())
 	f.refused(err, problem.ReasonQuarantined)
 	f.refused(f.works(node), problem.ReasonQuarantined)
@@ -410,6 +413,33 @@ func TestQuarantineByACopy(t *testing.T) {
 	_, err = f.prove(proof("good"), key)
 	f.must(err)
 	_, err = f.prove(proof("bad"), key)
+	f.refused(err, problem.ReasonQuarantined)
+	f.refused(f.works(node), problem.ReasonQuarantined)
+}
+
+// Nor by a token that a platform hands out beforehand, which somebody took before its machine used it: he would say himself how he boots.
+func TestQuarantineByAGivenToken(t *testing.T) {
+	f := newFleet(t, func(ms attest.Methods) {
+		for i := range ms {
+			if ms[i].Name == controltest.MethodFresh {
+				ms[i].Given = true
+			}
+		}
+	}, nil)
+	f.Put(f.alice, "node/seed", "v")
+	proof := func(token, boot string) controltest.Proof {
+		p := controltest.MachineProof("m1", boot)
+		p.Once = token
+		return p
+	}
+	key := f.key()
+	o, err := f.prove(proof("first", "good"), key)
+	f.must(err)
+	node := f.Enter(key, o)
+	_, err = f.prove(proof("second", "bad"), f.key())
+	f.refused(err, problem.ReasonPosture)
+	f.must(f.works(node))
+	_, err = f.prove(proof("first", "bad"), key) // the machine itself
 	f.refused(err, problem.ReasonQuarantined)
 	f.refused(f.works(node), problem.ReasonQuarantined)
 }

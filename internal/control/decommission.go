@@ -23,9 +23,10 @@ func (t *turn) usedBefore(use string) error {
 
 // ending is an identity that is about to be decommissioned, and what is left of it.
 type ending struct {
-	scope  state.Scope
-	cutoff uint64
-	rotate []string
+	scope   state.Scope
+	cutoff  uint64
+	rotate  []string
+	horizon state.Millis // 0: all that it had is over
 }
 
 // endable says what is left of an identity that is to be ended for ever. The order is compulsory: first a cutoff and a hold, which stop all
@@ -63,8 +64,17 @@ func (t *turn) endable(path string) (ending, error) {
 // nothingLeft looks through all that could be alive.
 func (t *turn) nothingLeft(e *ending, path string) error {
 	left := ""
+	outlasts := func(end state.Millis) {
+		if end > t.now {
+			e.horizon = max(e.horizon, end)
+		}
+	}
 	t.s.Sessions.All(func(_ uint64, x *state.Session) bool {
-		if t.now < x.Expires && !x.Closed && e.scope.Covers(state.SubjectOf(x)) && t.s.Stands([]state.Subject{state.SubjectOf(x)}, t.now) {
+		if !e.scope.Covers(state.SubjectOf(x)) {
+			return true
+		}
+		outlasts(x.Expires) // that of its SVID, and no token ends later
+		if t.now < x.Expires && !x.Closed && t.s.Stands([]state.Subject{state.SubjectOf(x)}, t.now) {
 			left = "a session of " + x.Identity
 		}
 		return left == ""
@@ -74,6 +84,7 @@ func (t *turn) nothingLeft(e *ending, path string) error {
 		if !e.scope.Covers(state.SubjectOfLease(l)) {
 			return true
 		}
+		outlasts(l.Expires)
 		if l.Live(t.now) && t.s.Stands([]state.Subject{state.SubjectOfLease(l)}, t.now) {
 			left = "a lease on " + l.Secret
 		}
@@ -128,7 +139,7 @@ func (t *turn) decommission(ch *state.Change) error {
 		return err
 	}
 	_, err = t.enter(&state.IdentityDecommissioned{
-		Identity: ch.Target, Cutoff: e.cutoff, Rotate: e.rotate, Change: ch.Index, Ruling: t.ruling(""),
+		Identity: ch.Target, Cutoff: e.cutoff, Rotate: e.rotate, Horizon: e.horizon, Change: ch.Index, Ruling: t.ruling(""),
 	})
 	return err
 }

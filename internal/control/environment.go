@@ -337,7 +337,7 @@ func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*poli
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonTampered, "reading the bundle %s", manifest)
 	}
-	p, err := policy.Compile(b)
+	p, err := policy.CompileAccepted(b)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonTampered, "compiling the bundle %s", manifest)
 	}

@@ -167,13 +167,26 @@ func (c *Checker) ended(st *step, e *state.IdentityDecommissioned, fail failure)
 	if !cut {
 		fail("entry %d is no cutoff on %s", e.Cutoff, e.Identity)
 	}
+	outlasts := func(index uint64, end state.Millis) {
+		if end > st.at && end > e.Horizon {
+			fail("something of entry %d is believed until %s, after the horizon %s", index, end, e.Horizon)
+		}
+	}
 	for index, s := range c.m.sessions {
-		if (s.identity == e.Identity || s.node == e.Identity) && !s.closed && st.at < s.expires && !c.dead(s.subject()) {
+		if s.identity != e.Identity && s.node != e.Identity {
+			continue
+		}
+		outlasts(index, s.expires) // no token of it ends later (bounded)
+		if !s.closed && st.at < s.expires && !c.dead(s.subject()) {
 			fail("session %d of %s lives", index, s.identity)
 		}
 	}
 	for index, l := range c.m.leases {
-		if (l.identity == e.Identity || l.node == e.Identity) && st.at < l.expires && !c.dead(l.subject(index)) {
+		if l.identity != e.Identity && l.node != e.Identity {
+			continue
+		}
+		outlasts(index, l.expires)
+		if st.at < l.expires && !c.dead(l.subject(index)) {
 			fail("lease %d of %s lives", index, l.identity)
 		}
 	}

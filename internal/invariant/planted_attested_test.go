@@ -1,6 +1,7 @@
 package invariant_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -70,6 +71,7 @@ func (s *scene) quarantine() *state.NodeQuarantined {
 	e := last[*state.NodeQuarantined](s, nil)
 	x := last(s, func(i uint64, _ *state.SessionOpened) bool { return i == s.r.cast.Machine.Opened.Index })
 	e.Identity, e.Session, e.Evidence, e.Claims["name"], e.Ruling = liveMachine, s.r.cast.Machine.Opened.Index, x.Evidence, "m-2", s.ruling()
+	e.Challenge = fmt.Sprintf("c:planted-%d", len(s.entries))
 	return e
 }
 
@@ -90,7 +92,7 @@ func (s *scene) stop(scope string) uint64 {
 // ending is a legal end of the live machine after it was stopped at an index.
 func (s *scene) ending(cut uint64) *state.IdentityDecommissioned {
 	ch := s.act("identity.decommission", liveMachine)
-	return &state.IdentityDecommissioned{Identity: liveMachine, Cutoff: cut, Change: ch, Ruling: s.ruling()}
+	return &state.IdentityDecommissioned{Identity: liveMachine, Cutoff: cut, Horizon: s.next() + 1440*minute, Change: ch, Ruling: s.ruling()}
 }
 
 // floor brings agents settings into force, or whatever stands in the environment's file below what is there.
@@ -445,6 +447,24 @@ var attestedPlants = []planted{
 		e.Leases = 1
 		s.add(e)
 	}, "it says itself that something is left"},
+	{invariant.Lifecycle, "an end that is believed less long than its SVID", func(s *scene) {
+		x := last(s, func(i uint64, _ *state.SessionOpened) bool { return i == s.r.cast.Machine.Opened.Index })
+		e := s.ending(s.stop("node:" + liveMachine))
+		e.Horizon = x.Expires - 1
+		s.add(e)
+	}, "after the horizon"},
+	{invariant.Lifecycle, "an end that is believed less long than a lease", func(s *scene) {
+		e := s.release()
+		for _, entry := range s.entries {
+			if x, ok := entry.Event.(*state.SessionOpened); ok && (x.Identity == e.Actor.Node || x.Node == e.Actor.Node) {
+				e.Expires = max(e.Expires, x.Expires+1)
+			}
+		}
+		s.add(e)
+		end := s.ending(s.stop("node:" + e.Actor.Node))
+		end.Identity, end.Horizon = e.Actor.Node, e.Expires-1
+		s.add(end)
+	}, "after the horizon"},
 	{invariant.Separated, "an end that nobody approved", func(s *scene) {
 		cut := s.stop("node:" + liveMachine)
 		ch := s.add(s.propose("identity.decommission", liveMachine))

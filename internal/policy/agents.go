@@ -73,8 +73,13 @@ func (c *compiler) agents(s *environmentSpec) {
 	case "measured":
 		a.Require = release.LevelMeasured
 	}
-	if a.Require != release.LevelAny && len(a.Signers) == 0 && s.Agents.Require.set {
-		c.found.add(s.Agents.Require.at, "no agent could run: agents.signers names no signer of releases")
+	if at := s.Agents.Require.at; a.Require != release.LevelAny && len(a.Signers) == 0 {
+		if !s.Agents.Require.set {
+			at = s.Class.at
+		}
+		if s.Agents.Require.set || c.program.environment.Class == Production {
+			c.advise(at, "no agent could run: agents.signers names no signer of releases")
+		}
 	}
 	if r := a.Rollback; s.Agents.Rollback.set && (strings.TrimSpace(r) == "" || len(r) > 200) {
 		c.found.add(s.Agents.Rollback.at, "agents.rollback names a rollback, in 1 to 200 bytes")

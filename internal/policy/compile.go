@@ -14,9 +14,10 @@ import (
 
 // compiler turns the documents of a bundle into a Program, and collects everything that is wrong.
 type compiler struct {
-	found   collector
-	program *Program
-	env     *environmentSpec
+	found    collector
+	accepted bool // rules are not asked again that only ask for prudence
+	program  *Program
+	env      *environmentSpec
 
 	byKind map[string][]*document
 	// What grants may refer to. They hold what was declared, even where the declaration has
@@ -35,8 +36,16 @@ type compiler struct {
 
 // Compile checks everything that a bundle says, and makes the program that decides by it. The
 // error is a problem of reason bundle-invalid, whose cause (errors.As) are the Findings.
-func Compile(b *Bundle) (*Program, error) {
+func Compile(b *Bundle) (*Program, error) { return compile(b, false) }
+
+// CompileAccepted compiles a bundle that came into force once, maybe by an older release: what would only be imprudent (advise) is no
+// finding. Else a release that looks closer could not open an environment, or audit its past, until what it objects to was changed, which
+// takes opening it. The program is the one that Compile makes.
+func CompileAccepted(b *Bundle) (*Program, error) { return compile(b, true) }
+
+func compile(b *Bundle, accepted bool) (*Program, error) {
 	c := &compiler{
+		accepted:  accepted,
 		found:     collector{list: slices.Clone(b.found), overflow: b.partial},
 		byKind:    map[string][]*document{},
 		workloads: map[string]bool{},
@@ -75,6 +84,13 @@ func Compile(b *Bundle) (*Program, error) {
 		return nil, invalid(list)
 	}
 	return c.program, nil
+}
+
+// advise finds what has a meaning that can be carried out, and that nobody can have wanted.
+func (c *compiler) advise(at Pos, format string, args ...any) {
+	if !c.accepted {
+		c.found.add(at, format, args...)
+	}
 }
 
 // each calls fn for every document of a kind that was read whole. It stops when no more findings

@@ -238,7 +238,7 @@ func (c *compiler) foreignPaths() {
 		for j := range i {
 			a, b := &c.program.nodes[j], &c.program.nodes[i]
 			if (a.method != b.method || a.authority != b.authority) && a.path.overlaps(b.path) {
-				c.found.add(b.source, "the identity %s can give the same path as %s (%s), which trusts another authority: put the authority's name into the paths", b.name, a.name, a.source)
+				c.advise(b.source, "the identity %s can give the same path as %s (%s), which trusts another authority: put the authority's name into the paths", b.name, a.name, a.source)
 			}
 			if c.found.full() {
 				c.found.overflow = true

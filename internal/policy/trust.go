@@ -99,9 +99,15 @@ func (t tenants) compared(claim, with celast.Expr) reach {
 	return class
 }
 
-// hasID tells a subject of IDs from one of names: repo:OWNER@ID/REPO@ID:…, project_id:ID:…, or a UUID.
+// hasID tells a subject of IDs from one of names: repo:OWNER@ID/REPO@ID:…, project_id:ID:…, or a UUID. What people name themselves (a ref, an
+// environment, a project) may have the signs of IDs in it.
 func hasID(subject string) bool {
-	return strings.Contains(subject, "@") || strings.Contains(subject, "_id:") || len(subject) == 36 && strings.Count(subject, "-") == 4
+	if repositories := strings.Split(subject, "repo:")[1:]; len(repositories) > 0 { // several in a regular expression
+		return !slices.ContainsFunc(repositories, func(s string) bool { s, _, _ = strings.Cut(s, ":"); return !strings.Contains(s, "@") })
+	}
+	parts := strings.Split(subject, ":")
+	return slices.ContainsFunc(parts[:len(parts)-1], func(s string) bool { return strings.HasSuffix(s, "_id") && !strings.Contains(s, "/") }) ||
+		len(subject) == 36 && strings.Count(subject, "-") == 4
 }
 
 // eachText reports whether an expression is a text, or a list of texts, which all are so.
@@ -149,7 +155,7 @@ func (t tenants) narrows(e celast.Expr) reach {
 		}
 		text, _ := literal(args[0])
 		switch class := t.compared(call.Target(), args[0]); {
-		case call.FunctionName() == "matches" && anchored(text):
+		case call.FunctionName() == "matches" && anchored(text) && (ended(text) || strings.ContainsAny(text, "/:")):
 			return class
 		case call.FunctionName() == "startsWith" && strings.ContainsAny(text, "/:"): // or octo is octopus too
 			return class
@@ -162,6 +168,24 @@ func (t tenants) narrows(e celast.Expr) reach {
 func anchored(pattern string) bool {
 	re, err := syntax.Parse(pattern, syntax.Perl)
 	return err == nil && begins(re.Simplify())
+}
+
+// ended reports whether whatever a regular expression matches ends where the text ends: 65 is 650, too.
+func ended(pattern string) bool {
+	re, err := syntax.Parse(pattern, syntax.Perl)
+	return err == nil && ends(re.Simplify())
+}
+
+func ends(re *syntax.Regexp) bool {
+	switch re.Op {
+	case syntax.OpEndText:
+		return true
+	case syntax.OpConcat, syntax.OpCapture:
+		return len(re.Sub) > 0 && ends(re.Sub[len(re.Sub)-1])
+	case syntax.OpAlternate:
+		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !ends(sub) })
+	}
+	return false
 }
 
 func begins(re *syntax.Regexp) bool {
@@ -209,7 +233,7 @@ func (c *compiler) knownClaims(s *identitySpec, r *identityRule, source []string
 	known = append(known, ClaimAgent)
 	unknown := func(at Pos, name string) {
 		if !slices.Contains(known, name) {
-			c.found.add(at, "the method %s gives no claim %q%s", r.method, name, spelling.DidYouMean(name, slices.Values(known)))
+			c.advise(at, "the method %s gives no claim %q%s", r.method, name, spelling.DidYouMean(name, slices.Values(known)))
 		}
 	}
 	for _, segment := range r.path {
@@ -252,9 +276,9 @@ func (c *compiler) sharedIssuer(d *document, s *identitySpec, r *identityRule) {
 	case best == byID:
 		r.open = inside != byID
 	case best == byName:
-		c.found.add(d.at, "the identity %s tells by a name whose jobs it is for, and whoever takes the name over at %s is let in: %s", r.name, issuer, advice)
+		c.advise(d.at, "the identity %s tells by a name whose jobs it is for, and whoever takes the name over at %s is let in: %s", r.name, issuer, advice)
 	default:
-		c.found.add(d.at, "the identity %s is for everybody whom %s serves: %s", r.name, issuer, advice)
+		c.advise(d.at, "the identity %s is for everybody whom %s serves: %s", r.name, issuer, advice)
 	}
 }
 
@@ -294,7 +318,7 @@ func (c *compiler) grantToEverybody(s *grantSpec, g *grant) {
 			if named || tree != nil && t.narrows(tree.Expr()) == byID {
 				continue
 			}
-			c.found.add(pattern.at, "%q takes in everybody whom %s serves, by the identity %s: name the ID as well, which its path has", pattern.value, issuer, r.name)
+			c.advise(pattern.at, "%q takes in everybody whom %s serves, by the identity %s: name the ID as well, which its path has", pattern.value, issuer, r.name)
 			break
 		}
 	}

@@ -111,24 +111,28 @@ func TestInit(t *testing.T) {
 func TestInitFails(t *testing.T) {
 	data := t.TempDir()
 	boom := errors.New("the key was not touched")
-	for name, spoil := range map[string]func(*server.InitOptions){
-		"nobody signs": func(o *server.InitOptions) {
+	const signer = "'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'"
+	for name, c := range map[string]struct {
+		want  problem.Reason
+		spoil func(*server.InitOptions)
+	}{
+		"nobody signs": {problem.ReasonInternal, func(o *server.InitOptions) {
 			o.Sign = func(context.Context, string, string) (string, string, error) { return "", "", boom }
-		},
-		"a stranger signs": func(o *server.InitOptions) {
+		}},
+		"a stranger signs": {problem.ReasonSignature, func(o *server.InitOptions) {
 			o.Sign = func(context.Context, string, string) (string, string, error) { return "mallory", "x", nil }
-		},
-		"a bundle that does not compile": func(o *server.InitOptions) { o.Files["x.yaml"] = []byte("kind: Nothing\n") },
-		"a production environment with a key in a file": func(o *server.InitOptions) {
-			o.Files["environment.yaml"] = bytes.Replace(o.Files["environment.yaml"], []byte("class: development\n  approvals:\n    required: 0"), []byte("class: production\n  approvals:\n    required: 1"), 1)
-		},
-		"an unknown holder": func(o *server.InitOptions) { o.Holder = config.RootHolder{Kind: "tea"} },
+		}},
+		"a bundle that does not compile": {problem.ReasonBundleInvalid, func(o *server.InitOptions) { o.Files["x.yaml"] = []byte("kind: Nothing\n") }},
+		"a production environment with a key in a file": {problem.ReasonDevelopmentOnly, func(o *server.InitOptions) {
+			o.Files["environment.yaml"] = bytes.Replace(o.Files["environment.yaml"], []byte("class: development\n  approvals:\n    required: 0"), []byte("class: production\n  agents: {signers: ["+signer+"]}\n  approvals:\n    required: 1"), 1)
+		}},
+		"an unknown holder": {problem.ReasonInvalid, func(o *server.InitOptions) { o.Holder = config.RootHolder{Kind: "tea"} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := founding(t, data)
-			spoil(&o)
-			if _, err := server.Init(t.Context(), o); err == nil {
-				t.Fatal("founded")
+			c.spoil(&o)
+			if _, err := server.Init(t.Context(), o); err == nil || problem.As(err).Reason != c.want {
+				t.Fatalf("got %v, want %s", err, c.want)
 			}
 			left, err := os.ReadDir(data)
 			if err != nil {

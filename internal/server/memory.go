@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	runtimemetrics "runtime/metrics"
 	"sync"
+
+	"github.com/bailment/bailment/internal/hardening"
 )
 
 // What lives is small and each request leaves some kilobytes behind, so at Go's default the collector runs twenty
@@ -35,7 +37,7 @@ func pacePercent(heap, stacks uint64) int {
 // tuneMemory gives back what opening took, and sets the collector's pace after each collection unless the operator
 // has set one (GOGC, GOMEMLIMIT). What it returns ends that and puts back what was there.
 func tuneMemory() (stop func()) {
-	debug.FreeOSMemory()
+	hardening.Trim()
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return func() {}
 	}

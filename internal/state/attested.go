@@ -24,21 +24,24 @@ type EvidenceForgotten struct {
 // NodeQuarantined is a hold on one node that its own proof set: the key that the enrolment was proved with proved now what its identity
 // rule does not allow. Why says it in words.
 type NodeQuarantined struct {
-	Identity string         `json:"identity"`
-	Session  uint64         `json:"session"` // the enrolment's newest
-	Method   string         `json:"method"`
-	Anchor   string         `json:"anchor"`
-	Evidence Digest         `json:"evidence_key"`
-	Use      string         `json:"use,omitempty"` // what of the evidence counts once; none: it is bound to its challenge
-	Key      Digest         `json:"key,omitzero"`  // thumbprint of the session key that it was shown for
-	Claims   map[string]any `json:"claims,omitempty"`
-	Rule     string         `json:"rule"`
-	Why      string         `json:"why"`
-	Ruling   Ruling         `json:"ruling"`
+	Identity    string         `json:"identity"`
+	Session     uint64         `json:"session"` // the enrolment's newest
+	Method      string         `json:"method"`
+	Anchor      string         `json:"anchor"`
+	Evidence    Digest         `json:"evidence_key"`
+	Use         string         `json:"use,omitempty"` // what of the evidence counts once; none: it is bound to its challenge
+	Key         Digest         `json:"key,omitzero"`  // thumbprint of the session key that it was shown for
+	Claims      map[string]any `json:"claims,omitempty"`
+	Rule        string         `json:"rule"`
+	Why         string         `json:"why"`
+	Challenge   string         `json:"challenge,omitempty"` // that it answered, which is spent by it
+	ChallengeTo Millis         `json:"challenge_to,omitempty"`
+	Ruling      Ruling         `json:"ruling"`
 }
 
 // IdentityDecommissioned ends an identity for ever. It is entered after a cutoff and hold on it, by an approved change, and states what
-// was left at that moment: nothing that is alive, and which secrets its holders once had in clear.
+// was left at that moment: nothing that is alive here, which secrets its holders once had in clear, and until when somebody who asks
+// nobody may still believe what it was given.
 type IdentityDecommissioned struct {
 	Identity string   `json:"identity"`
 	Cutoff   uint64   `json:"cutoff"` // the entry that ended what it had
@@ -46,8 +49,10 @@ type IdentityDecommissioned struct {
 	Sessions int      `json:"sessions"`
 	Tokens   int      `json:"tokens"`
 	Rotate   []string `json:"rotate,omitempty"` // secrets that were handed out as values, within what is kept
-	Change   uint64   `json:"change"`
-	Ruling   Ruling   `json:"ruling"`
+	// Horizon is the end of the last of its leases, X.509-SVIDs and JWT-SVIDs, whether revoked or given back. None: all were over.
+	Horizon Millis `json:"horizon,omitempty"`
+	Change  uint64 `json:"change"`
+	Ruling  Ruling `json:"ruling"`
 }
 
 // The kinds of these events.
@@ -98,6 +103,9 @@ func (e *NodeQuarantined) apply(s *State, m Meta) error {
 	}
 	scope := Scope{Kind: ScopeNode, Value: e.Identity}.String()
 	if _, err := ParseScope(scope); err != nil {
+		return err
+	}
+	if err := s.answer(e.Challenge, e.ChallengeTo); err != nil {
 		return err
 	}
 	// A hold that is there already stands: it has another reason, and is lifted by itself.

@@ -309,7 +309,7 @@ func (w *World) Programs() map[state.Digest]*policy.Program {
 		w.check(err)
 		b, err := policy.Load(files)
 		w.check(err)
-		out[d], err = policy.Compile(b)
+		out[d], err = policy.CompileAccepted(b)
 		w.check(err)
 	}
 	return out
