@@ -223,7 +223,8 @@ func (s *scope) parsed(t text) *celast.AST {
 	return tree.NativeRep()
 }
 
-// knownClaims finds claims that the method does not give: a rule that reads one fits nothing, for ever.
+// knownClaims finds claims that the method does not give, and comparisons with what a claim never is: a rule with one fits nothing, for ever,
+// or leaves out nobody.
 func (c *compiler) knownClaims(s *identitySpec, r *identityRule, source []string) {
 	method, _ := authority.FindMethod(r.method)
 	known := method.Claims()
@@ -246,13 +247,47 @@ func (c *compiler) knownClaims(s *identitySpec, r *identityRule, source []string
 		if tree == nil {
 			continue
 		}
+		position := func(e celast.Expr) Pos {
+			at := tree.SourceInfo().GetStartLocation(e.ID())
+			return t.position(at.Line(), at.Column()+1, source)
+		}
 		celast.PostOrderVisit(tree.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 			if claim := claimOf(e); len(claim) == 1 {
-				at := tree.SourceInfo().GetStartLocation(e.ID())
-				unknown(t.position(at.Line(), at.Column()+1, source), claim[0])
+				unknown(position(e), claim[0])
+			}
+			claim, values := comparison(e)
+			shape, ok := method.Shape(claim)
+			for _, v := range values {
+				if text, isText := literal(v); ok && (!isText || !shape.Fits(text)) {
+					c.advise(position(v), "the method %s never gives the claim %q this value, but a text: %s", method.Name, claim, shape.Is)
+				}
 			}
 		}))
 	}
+}
+
+// comparison reads a claim's ==, != and in with what is written down.
+func comparison(e celast.Expr) (claim string, values []celast.Expr) {
+	if e.Kind() != celast.CallKind || len(e.AsCall().Args()) != 2 {
+		return "", nil
+	}
+	args := slices.Clone(e.AsCall().Args())
+	switch e.AsCall().FunctionName() {
+	case operators.Equals, operators.NotEquals:
+		if claimOf(args[0]) == nil {
+			slices.Reverse(args)
+		}
+		values = args[1:]
+	case operators.In:
+		if args[1].Kind() == celast.ListKind {
+			values = args[1].AsList().Elements()
+		}
+	}
+	name := claimOf(args[0])
+	if len(name) != 1 {
+		return "", nil
+	}
+	return name[0], slices.DeleteFunc(slices.Clone(values), func(v celast.Expr) bool { return v.Kind() != celast.LiteralKind })
 }
 
 // sharedIssuer finds rules that let in whomever their issuer serves, or who takes over a name.
