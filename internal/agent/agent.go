@@ -294,6 +294,10 @@ func (a *Agent) listenAt(path, setting string) (*localapi.Listener, error) {
 	if err != nil {
 		return nil, unplaced(err, "socket", path, setting)
 	}
+	l.Full = func(uid uint32) {
+		a.log.Warn("there are too many connections, of this user or of all: more are closed until some end", "socket", path, "uid", uid,
+			"most_of_a_user", l.MostPerUser, "most", l.Most)
+	}
 	return l, nil
 }
 

@@ -142,5 +142,6 @@ func Check(pkgs []Package, module string, table []Row) []Finding {
 	out = append(out, CheckComments(pkgs)...)
 	out = append(out, CheckCeilings(pkgs)...)
 	out = append(out, CheckForbidden(pkgs)...)
+	out = append(out, CheckPure(pkgs)...)
 	return append(out, CheckAllows(pkgs)...)
 }

@@ -3,6 +3,7 @@ package archtest_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/bailment/bailment/internal/archtest"
@@ -39,6 +40,26 @@ func report(t *testing.T, findings []archtest.Finding) {
 func TestTable(t *testing.T) { report(t, archtest.CheckTable(table)) }
 
 func TestModule(t *testing.T) { report(t, archtest.Check(load(t), module, table)) }
+
+// What may be used of the world is used: who no longer needs it has no right to it left.
+func TestOutsideIsUsed(t *testing.T) {
+	left := map[string]bool{}
+	for file, imports := range archtest.Outside {
+		for imp := range strings.FieldsSeq(imports) {
+			left[file+" "+imp] = true
+		}
+	}
+	for _, p := range load(t) {
+		for _, f := range p.Files {
+			for _, spec := range f.AST.Imports {
+				delete(left, f.Path+" "+strings.Trim(spec.Path.Value, `"`))
+			}
+		}
+	}
+	for right := range left {
+		t.Errorf("%s: is not imported there", right)
+	}
+}
 
 func TestMap(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(root, "ARCHITECTURE.md"))

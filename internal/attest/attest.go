@@ -161,6 +161,10 @@ type Method struct {
 	// has a copy can present it once to each environment. So its result must be used once (Result.Once, for ever), and its assurance is at
 	// most that of a single-use token.
 	Unbound bool
+	// Shared: the key that signs the evidence (Result.Key) is not the machine's own but its platform's, which signs for others too. Machine
+	// are then the claims that together name one machine, for good; none: nothing in the evidence does.
+	Shared  bool
+	Machine []string
 	// Given: the platform hands evidence out beforehand, the same until it replaces it, and it is good for the session key that used it first
 	// (Result.Once). So the agent keeps its session key as long as the material stays the same, and makes another with the next one.
 	Given   bool
@@ -181,6 +185,20 @@ type Method struct {
 	Needs []Need
 	// NewAttester makes the attester from all of the Needs. Its errors never show the material.
 	NewAttester func(Material) (Attester, error)
+}
+
+// SameMachine reports whether two claims of this method, which the same key vouches for, are of one machine.
+func (m Method) SameMachine(a, b map[string]any) bool {
+	if !m.Shared {
+		return true
+	}
+	for _, name := range m.Machine {
+		x, _ := a[name].(string)
+		if y, _ := b[name].(string); x == "" || x != y {
+			return false
+		}
+	}
+	return len(m.Machine) > 0
 }
 
 // Methods is a closed table of methods, passed as a value.

@@ -325,7 +325,7 @@ func explainTable(t *rows, r *v1.ExplainResponse) {
 	t.line("")
 	t.add("GRANT", "EFFECT", "APPLIES", "WHERE", "WHY")
 	for _, x := range r.Rules {
-		t.add(x.Grant, x.Effect, x.Matched, x.Where, x.Why)
+		t.fold(x.Grant, x.Effect, x.Matched, x.Where, x.Why)
 	}
 }
 

@@ -109,7 +109,7 @@ func identityTable(t *rows, r *v1.GetIdentityResponse) {
 	}
 	if r.Hold != 0 {
 		t.add("since", fmt.Sprintf("entry %d (%s)", r.Hold, r.HoldScope))
-		t.add("why", r.Why)
+		t.fold("why", r.Why)
 	}
 	t.add("method", i.Method)
 	t.add("assurance", i.Assurance)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -71,6 +72,38 @@ func (r *rows) add(cells ...any) {
 		fmt.Fprint(r.w, text)
 	}
 	fmt.Fprintln(r.w)
+}
+
+// fold writes a row whose last cell is a text that somebody wrote at length: on as many lines as it takes, each below the one before.
+func (r *rows) fold(cells ...any) {
+	last := len(cells) - 1
+	lines := folded(cell(cells[last]))
+	r.add(append(slices.Clone(cells[:last]), lines[0])...)
+	for _, text := range lines[1:] {
+		fmt.Fprintln(r.w, strings.Repeat("\t", last)+text)
+	}
+}
+
+// folded parts a text between words, and longer words anywhere.
+func folded(s string) []string {
+	const most = 80
+	var out []string
+	line := []rune(nil)
+	for _, word := range strings.Fields(s) {
+		w := []rune(word)
+		if len(line) > 0 && len(line)+1+len(w) <= most {
+			line = append(append(line, ' '), w...)
+			continue
+		}
+		if len(line) > 0 {
+			out = append(out, string(line))
+		}
+		for ; len(w) > most; w = w[most:] {
+			out = append(out, string(w[:most]))
+		}
+		line = w
+	}
+	return append(out, string(line))
 }
 
 // line writes free text.

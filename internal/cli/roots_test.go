@@ -88,8 +88,8 @@ func authorities(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("ROOTS", server.URL)
 }
 
-// metadataService DIR: an AWS of one region and the metadata service of its instance, just started: the region's certificate in
-// DIR/eu-west-1.pem, the service at $METADATA.
+// metadataService DIR: an AWS of one region and the metadata services of two of its instances, just started: the region's certificate in
+// DIR/eu-west-1.pem, the services at $METADATA and $METADATA2.
 func metadataService(ts *testscript.TestScript, neg bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o755))
@@ -98,22 +98,24 @@ func metadataService(ts *testscript.TestScript, neg bool, args []string) {
 	c, err := selfSigned(key.Public(), key, "Amazon Web Services LLC", false, time.Now().Add(time.Hour))
 	ts.Check(err)
 	ts.Check(os.WriteFile(filepath.Join(dir, "eu-west-1.pem"), certificatesPEM([]*x509.Certificate{c}), 0o644))
-	signed, err := pkcs7.NewSignedData(fmt.Appendf(nil, `{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-west-1a","imageId":"ami-5fb8c835",`+
-		`"instanceId":"i-1234567890abcdef0","instanceType":"t2.micro","pendingTime":%q,"privateIp":"10.0.0.1","region":"eu-west-1"}`, time.Now().UTC().Format(time.RFC3339)))
-	ts.Check(err)
-	signed.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
-	ts.Check(signed.AddSigner(c, key, pkcs7.SignerInfoConfig{}))
-	message, err := signed.Finish()
-	ts.Check(err)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPut {
-			_, _ = w.Write([]byte("token"))
-			return
-		}
-		_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(message)))
-	}))
-	ts.Defer(server.Close)
-	ts.Setenv("METADATA", server.URL)
+	for variable, instance := range map[string]string{"METADATA": "i-1234567890abcdef0", "METADATA2": "i-0fedcba9876543210"} {
+		signed, err := pkcs7.NewSignedData(fmt.Appendf(nil, `{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-west-1a","imageId":"ami-5fb8c835",`+
+			`"instanceId":%q,"instanceType":"t2.micro","pendingTime":%q,"privateIp":"10.0.0.1","region":"eu-west-1"}`, instance, time.Now().UTC().Format(time.RFC3339)))
+		ts.Check(err)
+		signed.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
+		ts.Check(signed.AddSigner(c, key, pkcs7.SignerInfoConfig{}))
+		message, err := signed.Finish()
+		ts.Check(err)
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPut {
+				_, _ = w.Write([]byte("token"))
+				return
+			}
+			_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(message)))
+		}))
+		ts.Defer(server.Close)
+		ts.Setenv(variable, server.URL)
+	}
 }
 
 func selfSigned(public, key any, name string, ca bool, ends time.Time) (*x509.Certificate, error) {

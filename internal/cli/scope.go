@@ -59,9 +59,11 @@ func (a *app) checkScope(ctx context.Context, c *conn, text string, preemptive, 
 // unknownScope warns, and asks if there is somebody to ask.
 func (a *app) unknownScope(text string, near []string) error {
 	fmt.Fprintf(a.err, "WARNING: nothing that is known here is in %s\n", printable(text)) // even with --quiet
-	fix := "check the name with the list commands; to revoke what is not there yet, add --preemptive"
+	// Other commands than revoke end here, too, and have no such flag.
+	ahead := "o revoke what is not there yet: `bailment revoke " + printable(text) + " --preemptive --reason …`"
+	fix := "check the name with the list commands; t" + ahead
 	if len(near) > 0 {
-		fix = "did you mean " + printable(strings.Join(near, ", ")) + "? To revoke what is not there yet, add --preemptive"
+		fix = "did you mean " + printable(strings.Join(near, ", ")) + "? T" + ahead
 	}
 	if f, ok := a.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		if len(near) > 0 {

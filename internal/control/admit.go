@@ -17,7 +17,7 @@ import (
 func (t *turn) admit(method attest.Method, p proved, c challenge, key sessionKey) (*Opened, error) {
 	match, err := t.prog.IdentifyNode(method.Name, authorityOf(p.Anchor), p.claims)
 	if err != nil && match.Path != "" {
-		return nil, t.worse(method, p, key, match, err)
+		return nil, t.worse(method, p, c, key, match, err)
 	}
 	if err != nil {
 		return nil, err
@@ -238,9 +238,10 @@ func explained(p *problem.Problem, findings []string) *problem.Problem {
 }
 
 // worse decides what becomes of a machine that proved what its rule does not allow. It is quarantined only if it is enrolled, and proved
-// itself now with the very key that the enrolment was proved with, by evidence that is no copy: so nobody can have somebody else's machine
-// quarantined.
-func (t *turn) worse(method attest.Method, p proved, key sessionKey, match policy.Match, why error) error {
+// itself now with the very key that the enrolment was proved with (as the very same machine, where that key is its platform's), by evidence
+// that is no copy: so nobody can have somebody else's machine quarantined. That spends the challenge, as a session would: who recorded the
+// request has nobody quarantined again after a release.
+func (t *turn) worse(method attest.Method, p proved, c challenge, key sessionKey, match policy.Match, why error) error {
 	refusal := explained(problem.As(why), p.Findings)
 	if err := t.ownEvidence(method, p, key, refusal); err != nil {
 		return err
@@ -250,7 +251,7 @@ func (t *turn) worse(method attest.Method, p proved, key sessionKey, match polic
 		return refusal
 	}
 	x := &state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root}
-	enrolled := id.Method == method.Name && id.Evidence == state.Digest(p.Key) && p.Key != [32]byte{}
+	enrolled := id.Method == method.Name && id.Evidence == state.Digest(p.Key) && p.Key != [32]byte{} && method.SameMachine(id.Claims, p.Claims)
 	if _, revoked := checkRevoked(t.s, state.SubjectOf(x), t.now); revoked != nil && enrolled {
 		return revoked // it is stopped already
 	}
@@ -259,7 +260,7 @@ func (t *turn) worse(method attest.Method, p proved, key sessionKey, match polic
 	}
 	_, err := t.enter(&state.NodeQuarantined{
 		Identity: id.Path, Session: id.Session, Method: method.Name, Anchor: p.Anchor, Evidence: p.Key, Use: p.Once, Key: key.thumb,
-		Claims: p.Claims, Rule: match.Rule, Why: limitText(refusal.Message), Ruling: t.ruling(""),
+		Claims: p.Claims, Rule: match.Rule, Why: limitText(refusal.Message), Challenge: c.name, ChallengeTo: c.expires, Ruling: t.ruling(""),
 	})
 	if err != nil {
 		return err

@@ -97,8 +97,8 @@ func (e *Environment) ShowIdentity(_ context.Context, c Caller, path string) (*I
 		return nil, problem.New(problem.ReasonNotFound, "nothing is known of that identity")
 	}
 	out := &IdentityDetail{IdentityView: viewIdentity(s, id, now)}
-	subject := state.SubjectOf(&state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root})
-	if h, held := s.HoldOver(subject, now); held {
+	newest, _ := newestSession(s, id)
+	if h, held := s.HoldOver(state.SubjectOf(newest), now); held {
 		out.Hold = h
 	}
 	s.Uses.All(func(name string, u *state.Use) bool {

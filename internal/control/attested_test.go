@@ -334,7 +334,10 @@ func TestQuarantine(t *testing.T) {
 	_, err = f.Approve(f.bob, "bob", p.Change)
 	f.must(err)
 	told.hears("")
-	f.must(f.works(node)) // its sessions come back: it was a hold, and no cutoff
+	f.must(f.works(node))                            // its sessions come back: it was a hold, and no cutoff
+	_, err = f.Env.Attest(context.Background(), bad) // by who recorded it
+	f.refused(err, problem.ReasonReplayed)
+	f.must(f.works(node))
 	_, err = f.prove(controltest.MachineProof("m1", "bad"), f.key())
 	f.refused(err, problem.ReasonQuarantined)
 	told.hears(problem.ReasonQuarantined)

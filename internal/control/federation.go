@@ -21,10 +21,17 @@ import (
 
 // published are the documents that tell others what to trust, as of an entry.
 type published struct {
-	changed uint64 // index of the newest entry that changed a key
-	hint    time.Duration
-	bundle  []byte
-	keys    []byte
+	of        publishedOf
+	bundle    []byte
+	keys      []byte
+	discovery []byte // nil: there is no issuer
+}
+
+// publishedOf is all that the documents are made of.
+type publishedOf struct {
+	changed           uint64 // index of the newest entry that changed a key
+	hint              time.Duration
+	issuer, algorithm string
 }
 
 // documents is the newest of them, and the bundles of others that were read lately.
@@ -62,13 +69,13 @@ func (e *Environment) TokenKeys() ([]byte, error) {
 	return p.keys, nil
 }
 
-// Issuer is the URL that JWT-SVIDs name as their issuer by the bundle in force; empty: none.
-func (e *Environment) Issuer() (string, error) {
-	prog, err := e.inForce(e.log.State())
+// Discovery is the discovery document of the issuer that JWT-SVIDs name by the bundle in force; nil: they name none.
+func (e *Environment) Discovery() ([]byte, error) {
+	p, err := e.publish(e.log.State())
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return prog.Environment().SPIFFE.Issuer, nil
+	return p.discovery, nil
 }
 
 func (e *Environment) publish(s *state.State) (*published, error) {
@@ -76,21 +83,31 @@ func (e *Environment) publish(s *state.State) (*published, error) {
 	if err != nil {
 		return nil, err
 	}
-	changed, hint := s.KeysChanged(), prog.Environment().SPIFFE.RefreshHint
-	if p := e.docs.own.Load(); p != nil && p.changed == changed && p.hint == hint {
+	settings := prog.Environment().SPIFFE
+	of := publishedOf{s.KeysChanged(), settings.RefreshHint, settings.Issuer, settings.Algorithm}
+	if p := e.docs.own.Load(); p != nil && p.of == of {
 		return p, nil
 	}
 	b, err := ownBundle(s)
 	if err != nil {
 		return nil, err
 	}
-	b.RefreshHint, b.Sequence, b.Sequenced = hint, s.Env.Epoch<<sequenceEpoch+changed+1, true
-	p := &published{changed: changed, hint: hint}
+	b.RefreshHint, b.Sequence, b.Sequenced = of.hint, s.Env.Epoch<<sequenceEpoch+of.changed+1, true
+	p := &published{of: of}
 	if p.bundle, err = b.Marshal(); err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "writing the trust bundle")
 	}
 	if p.keys, err = spiffe.KeySet(b.Tokens); err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInternal, "writing the keys of tokens")
+	}
+	if of.issuer != "" {
+		algorithms := []string{of.algorithm}
+		for _, t := range b.Tokens {
+			algorithms = append(algorithms, t.Algorithm)
+		}
+		if p.discovery, err = spiffe.Discovery(of.issuer, algorithms); err != nil {
+			return nil, problem.Wrap(err, problem.ReasonInternal, "writing the discovery document")
+		}
 	}
 	e.docs.own.Store(p)
 	return p, nil

@@ -77,3 +77,40 @@ func TestSpentEvidenceQuarantinesNobody(t *testing.T) {
 		t.Errorf("the machine itself, and worse than its rule requires: %v", err)
 	}
 }
+
+// Where a platform signs for many machines, the key that signs is no machine's: somebody else's machine, to which the rule gives the same
+// path, has nobody quarantined. What tells is the platform's own name of the machine; without one nobody is quarantined at all.
+func TestSharedKeyQuarantinesNobodyElse(t *testing.T) {
+	for _, machine := range [][]string{{"instance"}, nil} {
+		f := newFleet(t, func(ms attest.Methods) {
+			for i := range ms {
+				if ms[i].Name == controltest.MethodFresh {
+					ms[i].Shared, ms[i].Machine = true, machine
+				}
+			}
+		}, nil)
+		f.Put(f.alice, "node/seed", "v")
+		proof := func(boot, instance string) controltest.Proof {
+			p := controltest.MachineProof("m1", boot)
+			p.Key = controltest.Digest("key of the cloud, which signs for all its machines")
+			if instance != "" {
+				p.Claims["instance"] = instance
+			}
+			return p
+		}
+		node := f.Prove(controltest.MethodFresh, proof("good", "1"))
+		for _, other := range []string{"2", ""} {
+			_, err := f.prove(proof("bad", other), f.key())
+			f.refused(err, problem.ReasonPosture)
+			f.must(f.works(node))
+		}
+		_, err := f.prove(proof("bad", "1"), f.key())
+		if machine == nil {
+			f.refused(err, problem.ReasonPosture)
+			f.must(f.works(node))
+			continue
+		}
+		f.refused(err, problem.ReasonQuarantined)
+		f.refused(f.works(node), problem.ReasonQuarantined)
+	}
+}

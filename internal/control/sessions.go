@@ -306,12 +306,18 @@ func (e *Environment) ListIdentities(_ context.Context, c Caller, prefix string,
 	return out, next, nil
 }
 
+// newestSession is what is known of an identity's newest session, and whether it is still kept. What covers its machine covers it.
+func newestSession(s *state.State, id *state.Identity) (*state.Session, bool) {
+	if x, ok := s.Sessions.Get(id.Session); ok {
+		return x, true
+	}
+	return &state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root}, false
+}
+
 func viewIdentity(s *state.State, id *state.Identity, now state.Millis) IdentityView {
 	v := IdentityView{Identity: id, State: "expired"}
-	x, ok := s.Sessions.Get(id.Session)
-	if !ok {
-		x = &state.Session{Index: id.Session, Identity: id.Path, Anchor: id.Anchor, Root: id.Root}
-	} else {
+	x, ok := newestSession(s, id)
+	if ok {
 		v.Expires = x.Expires.Time()
 	}
 	_, p := checkRevoked(s, state.SubjectOf(x), now)

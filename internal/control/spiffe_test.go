@@ -3,8 +3,10 @@ package control_test
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -286,6 +288,80 @@ func TestTokenKeysAreTended(t *testing.T) {
 	w = controltest.New(t, controltest.Options{Extra: policy.Files{"environment.yaml": spiffeEnvironment("{jwt: {issuer: \"https://oidc.example\"}}")}})
 	if err := w.Env.TendTokens(t.Context()); err != nil || len(trustOf(t, w).JWTAuthorities()) != 2 {
 		t.Fatalf("%v: no keys for verifiers", err)
+	}
+}
+
+// Another algorithm in the bundle has a key for it published at once, and tokens signed by it after the next rotation; whoever has the keys
+// of before takes those of before meanwhile.
+func TestTokenAlgorithm(t *testing.T) {
+	section := func(algorithm string) []byte {
+		return spiffeEnvironment(fmt.Sprintf("{jwt: {issuer: \"https://oidc.example\", algorithm: %s}}", algorithm))
+	}
+	w := controltest.New(t, controltest.Options{Extra: policy.Files{"environment.yaml": section("ES256")}})
+	alice := w.Login("alice")
+	api := w.Workload(w.Node(alice, "web-1"), "")
+	algorithm := func() string {
+		t.Helper()
+		x := issue(t, w, api, "a")
+		if _, err := jwtsvid.ParseAndValidate(x.Token, trustOf(t, w), []string{"a"}); err != nil {
+			t.Fatal(err)
+		}
+		head, err := base64.RawURLEncoding.DecodeString(strings.SplitN(x.Token, ".", 2)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var h struct{ Alg string }
+		if err := json.Unmarshal(head, &h); err != nil {
+			t.Fatal(err)
+		}
+		return h.Alg
+	}
+	told := func(want string) {
+		t.Helper()
+		doc, err := w.Env.Discovery()
+		if err != nil || !strings.Contains(string(doc), `"id_token_signing_alg_values_supported":[`+want+`]`) {
+			t.Errorf("%v: %s", err, doc)
+		}
+	}
+	if got := algorithm(); got != "ES256" {
+		t.Fatalf("signed by %s", got)
+	}
+	told(`"ES256"`)
+	files := maps.Clone(w.Files)
+	files["environment.yaml"] = section("RS256")
+	p, err := w.Propose(alice, "alice", files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Approve(alice, "alice", p.Change); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := w.Env.TendTokens(t.Context()); err != nil || len(w.Env.State().Told(state.KeyJWT)) != 3 {
+			t.Fatal(err)
+		}
+	}
+	if got := algorithm(); got != "ES256" {
+		t.Fatalf("signed by %s, which nobody has heard of", got)
+	}
+	told(`"ES256","RS256"`)
+	old := trustOf(t, w)
+	if _, _, err := w.Env.RotateKey(t.Context(), alice.Caller, "jwt"); err != nil {
+		t.Fatal(err)
+	}
+	if got := algorithm(); got != "RS256" {
+		t.Fatalf("signed by %s after the rotation", got)
+	}
+	if _, err := jwtsvid.ParseAndValidate(issue(t, w, api, "a").Token, old, []string{"a"}); err != nil {
+		t.Errorf("by the keys of before the rotation: %v", err)
+	}
+	if found := violations(t, w); len(found) > 0 {
+		t.Error(found)
+	}
+	w.Reopen()
+	api = w.Workload(w.Node(w.Login("alice"), "web-2"), "")
+	if got := algorithm(); got != "RS256" {
+		t.Fatalf("signed by %s after a restart", got)
 	}
 }
 

@@ -145,14 +145,14 @@ func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (issuance, error) 
 var errNoKeyDue = errors.New("no key is due")
 
 // tendTokens makes the keys of tokens that are due: the first two, if there are none and they are wanted; the next one, if the
-// newest has been published for as long as the bundle says.
+// newest has been published for as long as the bundle says, or is for another algorithm.
 func (e *Environment) tendTokens(ctx context.Context, wanted bool) error {
 	due := func(s *state.State, prog *policy.Program, now state.Millis) int {
 		newest, ok := s.NewestKey(custody.JWT)
 		switch settings := prog.Environment().SPIFFE; {
 		case !ok && (wanted || settings.Issuer != ""):
 			return 2
-		case ok && now >= newest.Since.Add(settings.Rotate):
+		case ok && (now >= newest.Since.Add(settings.Rotate) || !signsBy(newest.Public, settings.Algorithm)):
 			return 1
 		}
 		return 0
@@ -173,6 +173,12 @@ func (e *Environment) tendTokens(ctx context.Context, wanted bool) error {
 		return nil
 	}
 	return err
+}
+
+// signsBy reports whether a key of tokens is for an algorithm.
+func signsBy(public []byte, algorithm string) bool {
+	k, err := spiffe.ParseTokenKey(public)
+	return err == nil && k.Algorithm == algorithm
 }
 
 // rotateTokens is a rotation by an operator: at once, however long the next key has been published.
@@ -210,8 +216,13 @@ func (e *Environment) addTokens(ctx context.Context, decide func(*turn) (int, *s
 			if m.by, err = e.currentKeys(ctx, s); err != nil {
 				return m, err
 			}
+			prog, err := e.inForce(s)
+			if err != nil {
+				return m, err
+			}
+			algorithm := prog.Environment().SPIFFE.Algorithm
 			for i := range m.facts {
-				if m.facts[i], m.rows[i], err = e.vault().MakeToken(m.by, newestNumber(s)+1+uint32(i), e.cfg.Source); err != nil {
+				if m.facts[i], m.rows[i], err = e.vault().MakeToken(m.by, newestNumber(s)+1+uint32(i), algorithm, e.cfg.Source); err != nil {
 					return m, err
 				}
 			}
@@ -222,8 +233,8 @@ func (e *Environment) addTokens(ctx context.Context, decide func(*turn) (int, *s
 			if err != nil {
 				return struct{}{}, err
 			}
-			if m.by.Behind(t.s) {
-				return struct{}{}, errStale // the key that wraps it is not the current one, or its number is taken
+			if m.by.Behind(t.s) || !signsBy(m.facts[0].Public, t.prog.Environment().SPIFFE.Algorithm) {
+				return struct{}{}, errStale // the key that wraps it is not the current one, its number is taken, or the bundle asks for another
 			}
 			if err := t.leavesNone(); err != nil {
 				return struct{}{}, err

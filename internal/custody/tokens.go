@@ -65,10 +65,11 @@ func (k *Keys) SignToken(name string, c spiffe.Claims) (string, error) {
 	return token, nil
 }
 
-// MakeToken makes a key of JWT-SVIDs of a number: what the ledger enters of it, and its wrapped form.
-func (v Vault) MakeToken(k *Keys, n uint32, src *seal.Source) (state.KeyFacts, store.Key, error) {
+// MakeToken makes a key of JWT-SVIDs of a number, for an algorithm (spiffe.ES256, spiffe.RS256): what the ledger enters of it, and its
+// wrapped form.
+func (v Vault) MakeToken(k *Keys, n uint32, algorithm string, src *seal.Source) (state.KeyFacts, store.Key, error) {
 	facts := state.KeyFacts{Name: Name(JWT, n)}
-	key, err := seal.GenerateECDSA(src)
+	key, err := generateToken(algorithm, src)
 	if err != nil {
 		return facts, store.Key{}, err
 	}
@@ -77,4 +78,14 @@ func (v Vault) MakeToken(k *Keys, n uint32, src *seal.Source) (state.KeyFacts, s
 	}
 	row, err := v.wrapSigner(k.kek, JWT, n, key)
 	return facts, row, err
+}
+
+func generateToken(algorithm string, src *seal.Source) (crypto.Signer, error) {
+	switch algorithm {
+	case spiffe.ES256:
+		return seal.GenerateECDSA(src)
+	case spiffe.RS256:
+		return seal.GenerateRSA(src)
+	}
+	return nil, problem.New(problem.ReasonInternal, "no key of tokens signs by %q", algorithm)
 }

@@ -33,6 +33,10 @@ func (c *Checker) once(st *step, fail failure) {
 		if t := c.m.tokens[e.Token]; t != nil && t.spentAt != 0 && t.spentBy != e.Key {
 			fail("join token %q was used by another key", e.Token)
 		}
+	case *state.NodeQuarantined:
+		if _, used := c.m.spent[e.Challenge]; used && e.Challenge != "" {
+			fail("the challenge that its proof answers was used before")
+		}
 	case *state.EvidenceUsed:
 		if u := c.m.uses[e.Use]; u != nil {
 			fail("the evidence was used by session %d before", u.session)

@@ -194,6 +194,7 @@ func (c *Checker) attested(st *step, fail failure) {
 		c.attestedUse(st, e, fail)
 	case *state.NodeQuarantined:
 		c.attestedQuarantine(st, e, fail)
+		c.attestedMachine(e, fail)
 	case *state.TokenCreated:
 		if x != nil && e.Anchor != x.anchor {
 			fail("it says that %q vouched for its maker, the session %q", e.Anchor, x.anchor)

@@ -394,6 +394,11 @@ func (m *model) learn(st *step) {
 		}
 	case *state.ProtocolRaised:
 		m.protocol = max(m.protocol, e.Version)
+	case *state.NodeQuarantined:
+		if e.Challenge != "" {
+			m.spend(e.Challenge, e.ChallengeTo)
+		}
+		m.learnAttested(st)
 	default:
 		if !m.learnAttested(st) {
 			m.learnSecret(st)

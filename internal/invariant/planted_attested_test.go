@@ -1,6 +1,7 @@
 package invariant_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -70,6 +71,7 @@ func (s *scene) quarantine() *state.NodeQuarantined {
 	e := last[*state.NodeQuarantined](s, nil)
 	x := last(s, func(i uint64, _ *state.SessionOpened) bool { return i == s.r.cast.Machine.Opened.Index })
 	e.Identity, e.Session, e.Evidence, e.Claims["name"], e.Ruling = liveMachine, s.r.cast.Machine.Opened.Index, x.Evidence, "m-2", s.ruling()
+	e.Challenge = fmt.Sprintf("c:planted-%d", len(s.entries))
 	return e
 }
 

@@ -1,6 +1,7 @@
 package invariant_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/bailment/bailment/internal/invariant"
@@ -58,6 +59,20 @@ var oncePlants = []planted{
 		e.Use = "join-token:instance"
 		s.add(e)
 	}, "the proof was used by session"},
+	{invariant.ExactlyOnce, "a quarantine by an answer to a challenge that opened a session", func(s *scene) {
+		e, x := s.quarantineByToken(), s.attest()
+		s.add(x)
+		e.Challenge, e.ChallengeTo = x.Challenge, x.ChallengeTo
+		s.add(e)
+	}, "the challenge that its proof answers was used before"},
+	{invariant.ExactlyOnce, "a session by the challenge of a quarantine", func(s *scene) {
+		e, x := s.quarantineByToken(), s.attest()
+		e.Challenge, e.ChallengeTo = x.Challenge, x.ChallengeTo
+		s.add(e)
+		s.add(x)
+	}, "its challenge was used before"},
+	{invariant.Attested, "a machine quarantined by another of its cloud", func(s *scene) { s.quarantineInCloud("gcp", "8") }, "not of the one that is enrolled"},
+	{invariant.Attested, "a VM quarantined by a quote that names none", func(s *scene) { s.quarantineInCloud("tdx", "7") }, "not of the one that is enrolled"},
 	{invariant.Attested, "an instance's session without a use of its document", func(s *scene) {
 		s.add(s.instance())
 		s.add(s.release())
@@ -79,6 +94,28 @@ func (s *scene) instance() *state.SessionOpened {
 	e := s.attest()
 	e.Token, e.Method, e.Anchor, e.Identity = "", "aws", "aws:corp", "/node/aws/corp/i-1"
 	return e
+}
+
+// quarantineInCloud enrols instance 7 of a cloud, and quarantines it by the evidence of some instance. The bundle has no rule for it.
+func (s *scene) quarantineInCloud(method, instance string) {
+	s.t.Helper()
+	e := s.machine()
+	e.Method, e.Anchor, e.Identity = method, method+":corp", "/node/"+method+"/corp"
+	e.Claims = map[string]any{"project_number": "1", "instance_id": "7"}
+	q := s.quarantine()
+	q.Identity, q.Method, q.Anchor, q.Evidence, q.Session = e.Identity, method, e.Anchor, e.Evidence, s.add(e)
+	q.Challenge, q.Claims = "c:planted-cloud", map[string]any{"project_number": "1", "instance_id": instance}
+	s.add(q)
+}
+
+func TestQuarantineInCloudStartsLegal(t *testing.T) {
+	s := newScene(t, history(t))
+	s.quarantineInCloud("gcp", "7")
+	for _, v := range s.found {
+		if strings.Contains(v.Detail, "not of the one that is enrolled") {
+			t.Error(v)
+		}
+	}
 }
 
 // The use of evidence follows the session that it opened, and the protocol may be raised between.

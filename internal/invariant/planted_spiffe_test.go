@@ -1,6 +1,9 @@
 package invariant_test
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"strings"
 	"testing"
 
@@ -50,9 +53,27 @@ func TestSPIFFEPlantsStartLegal(t *testing.T) {
 	s.add(e)
 	s.add(s.withdrawal())
 	s.addAt(func() state.Millis { _, at := s.refreshed(); return at }(), func() state.Event { e, _ := s.refreshed(); return e }())
+	s.bring("environment.yaml", string(s.r.files["environment.yaml"])+"  spiffe: {jwt: {algorithm: RS256}}\n")
+	rotated := s.rsaKey(2048)
+	rotated.Key.Name, rotated.Actor = "jwt/5", nil // nobody asked: the bundle did
+	s.add(rotated)
 	for _, v := range s.found {
 		t.Error(v)
 	}
+}
+
+// rsaKey is tokenKey with an RSA key.
+func (s *scene) rsaKey(bits int) *state.JWTKeyAdded {
+	s.t.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	e := s.tokenKey()
+	if e.Key.Public, err = x509.MarshalPKIXPublicKey(k.Public()); err != nil {
+		s.t.Fatal(err)
+	}
+	return e
 }
 
 // spiffePlants are violations about tokens, published keys and other trust domains.
@@ -75,6 +96,15 @@ var spiffePlants = []planted{
 		s.bring("environment.yaml", string(s.r.files["environment.yaml"])+"  spiffe: {jwt: {audiences: [billing]}}\n")
 		s.add(s.jwt())
 	}, "allows no tokens for the audience"},
+	{invariant.Permitted, "a key for another algorithm than the bundle's", func(s *scene) { s.add(s.rsaKey(2048)) }, "it signs by RS256"},
+	{invariant.Permitted, "a key by itself, for the algorithm that there is", func(s *scene) {
+		s.bring("environment.yaml", string(s.r.files["environment.yaml"])+"  spiffe: {jwt: {algorithm: RS256}}\n")
+		s.add(s.rsaKey(2048))
+		e := s.rsaKey(2048)
+		e.Key.Name, e.Actor = "jwt/5", nil
+		s.add(e)
+	}, "nobody asked for a key of tokens"},
+	{invariant.Confined, "a key of tokens of another size", func(s *scene) { s.add(s.rsaKey(3072)) }, "is not a key of tokens"},
 	{invariant.Permitted, "a token of who is not who it was", func(s *scene) {
 		s.bring("identities/node.yaml", noNodes)
 		s.add(s.jwt())

@@ -3,6 +3,7 @@ package invariant
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -25,6 +26,7 @@ const (
 // tokenState is what the model knows of tokens, published keys and other trust domains.
 type tokenState struct {
 	since     map[uint64]state.Millis // when each of the last keys of tokens was added, by number
+	algorithm string                  // of the newest
 	latest    map[uint64]state.Millis // when the last token of a key is over
 	withdrawn map[string]uint64       // kind → highest number
 	added     []uint64                // indexes of the entries that added CAs, from the second on
@@ -65,7 +67,7 @@ func (m *model) learnSPIFFE(st *step) {
 	case *state.JWTKeyAdded:
 		m.learnKey(&e.Key)
 		if _, n, ok := keyNumber(e.Key.Name); ok {
-			t.since[n] = st.at
+			t.since[n], t.algorithm = st.at, algorithmOf(&e.Key)
 			if n > tokensTold {
 				delete(t.since, n-tokensTold)
 				delete(t.latest, n-tokensTold)
@@ -143,8 +145,11 @@ func (c *Checker) permittedSPIFFE(st *step, fail failure) {
 		}
 	case *state.JWTKeyAdded:
 		n := c.m.envKeys["jwt"]
-		if since, known := c.m.tokensOut.since[n]; e.Actor == nil && n > 1 && known && st.at < since.Add(settings.Rotate) {
+		if since, known := c.m.tokensOut.since[n]; e.Actor == nil && n > 1 && known && st.at < since.Add(settings.Rotate) && c.m.tokensOut.algorithm == settings.Algorithm {
 			fail("nobody asked for a key of tokens, and the newest is of %s", since)
+		}
+		if have := algorithmOf(&e.Key); have != "" && have != settings.Algorithm {
+			fail("it signs by %s, and the bundle in force asks for %s", have, settings.Algorithm)
 		}
 	case *state.FederationRefreshed:
 		f, ok := st.prog.Federation(e.Name)
@@ -237,9 +242,7 @@ func (c *Checker) confinedSPIFFE(st *step, fail failure) {
 			fail("%s has a token for %.200q", e.Actor.Identity, e.Subject)
 		}
 	case *state.JWTKeyAdded:
-		pub, err := x509.ParsePKIXPublicKey(e.Key.Public)
-		k, ok := pub.(*ecdsa.PublicKey)
-		if kind, _, named := keyNumber(e.Key.Name); err != nil || !ok || k.Curve != elliptic.P256() || !named || kind != "jwt" || len(e.Key.Cert)+len(e.Key.Cross) > 0 {
+		if kind, _, named := keyNumber(e.Key.Name); algorithmOf(&e.Key) == "" || !named || kind != "jwt" || len(e.Key.Cert)+len(e.Key.Cross) > 0 {
 			fail("%.80q is not a key of tokens", e.Key.Name)
 		}
 	case *state.FederationRefreshed:
@@ -261,4 +264,23 @@ func (c *Checker) attestedSPIFFE(st *step, fail failure) {
 	if slices.Contains(e.Audience, "") {
 		fail("it is for nobody")
 	}
+}
+
+// algorithmOf is what a key of tokens signs by, or "" if tokens are not signed by such keys.
+func algorithmOf(k *state.KeyFacts) string {
+	pub, err := x509.ParsePKIXPublicKey(k.Public)
+	if err != nil {
+		return ""
+	}
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() {
+			return "ES256"
+		}
+	case *rsa.PublicKey:
+		if k.N.BitLen() == 2048 {
+			return "RS256"
+		}
+	}
+	return ""
 }

@@ -6,3 +6,6 @@ func (k *Keys) Len() int {
 	defer k.mu.Unlock()
 	return len(k.issuers)
 }
+
+// KeysOf is keysOf.
+var KeysOf = keysOf

@@ -85,9 +85,14 @@ func discover(ctx context.Context, client *http.Client, issuer string) (string, 
 	if err != nil {
 		return "", err
 	}
+	return keysOf(body, issuer)
+}
+
+// keysOf reads a discovery document of that issuer.
+func keysOf(document []byte, issuer string) (string, error) {
 	// A map, since a struct's fields would be filled from names in any letter case.
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(body, &members); err != nil {
+	if err := json.Unmarshal(document, &members); err != nil {
 		return "", errors.New("it is not a JSON object")
 	}
 	var said, where string

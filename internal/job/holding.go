@@ -25,6 +25,7 @@ type holding struct {
 	Leases    []lease   `json:"leases"`
 	Asked     []ask     `json:"asked"` // what was asked for, and not answered yet
 	Child     process   `json:"child"`
+	Places    []string  `json:"places"`   // directories where values were put into files
 	Grace     int64     `json:"grace"`    // nanoseconds, of the child
 	Patience  int64     `json:"patience"` // nanoseconds, of giving back
 	Done      bool      `json:"done"`     // all was given back, or was told

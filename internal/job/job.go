@@ -93,7 +93,7 @@ func Run(ctx context.Context, c Config) (int, error) {
 		j.Warn("what started this is gone: the program is asked to end")
 		cancel()
 	})
-	j.holding.Grace, j.holding.Patience = int64(c.Grace), int64(c.Patience)
+	j.holding.Grace, j.holding.Patience, j.holding.Places = int64(c.Grace), int64(c.Patience), run.Places(c.Secrets)
 	j.watchdog = &watchdog{command: c.Watchdog, stderr: c.Stderr, died: j.watchdogDied}
 	return run.Direct{
 		Command: c.Command, Env: c.childEnv(), Secrets: c.Secrets, Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Grace: c.Grace,

@@ -471,6 +471,36 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// Killed, its files don't stay either: not those of its own directory, nor one that the job named, and not longer than the program lives.
+func TestKilledWithFiles(t *testing.T) {
+	t.Parallel()
+	h := start(t, clienttest.Config{})
+	named := filepath.Join("/dev/shm", fmt.Sprintf("job-test-%d", os.Getpid()))
+	cmd, out := h.begin(func(s *settings) {
+		s.Grace = 200 * time.Millisecond
+		s.Secrets = []run.Secret{{Name: "db/password", Env: "PRIVATE", AsFile: true}, {Name: "db/other", File: named}}
+	}, `trap '' TERM; echo pid $$; echo "file $PRIVATE"; echo begun; `+forever)
+	program := h.pidOf(out, "pid")
+	_, rest, _ := strings.Cut(out.String(), "file ")
+	private, _, _ := strings.Cut(rest, "\n")
+	for _, path := range []string{private, named} {
+		if _, err := os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	h.wait(cmd)
+	h.eventually("the watchdog's end", func() bool { return len(h.watchdogs()) == 0 })
+	h.eventually("the program's end", func() bool { return !alive(program) })
+	for _, path := range []string{private, filepath.Dir(private), named} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+}
+
 // The watchdog is not found by whoever kills a step's processes.
 func TestWatchdogIsApart(t *testing.T) {
 	t.Parallel()

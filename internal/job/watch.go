@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/run"
 )
 
 // Spawn starts the watchdog, whose argv it is given, and returns: so that the watchdog is nobody's child when who called this has ended. Its streams
@@ -31,8 +32,8 @@ func Spawn(command []string) error {
 }
 
 // Watch is the watchdog: it waits for the end of the process at the other end of its socket. If that gave everything back, it does nothing.
-// Else it gives everything back, sees to it that the program which the dead process ran ends within its grace, and says on note what it did. It
-// minds no signal but SIGKILL: its life is bounded by the other's, and by the patience that it was told.
+// Else it gives everything back, sees to it that the program which the dead process ran ends within its grace, wipes the files that values were
+// put into, and says on note what it did. It minds no signal but SIGKILL: its life is bounded by the other's, and by the patience that it was told.
 func Watch(note func(string)) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE, unix.SIGTSTP, unix.SIGUSR1, unix.SIGUSR2)
 	// It has the session's key.
@@ -51,7 +52,10 @@ func Watch(note func(string)) error {
 		return nil
 	}
 	var child sync.WaitGroup
-	child.Go(func() { h.Child.finish(time.Duration(h.Grace)) })
+	child.Go(func() {
+		h.Child.finish(time.Duration(h.Grace))
+		run.Sweep(h.Places) // not before the program's end: it may read its files until then
+	})
 	defer child.Wait()
 	defer clear(h.Key)
 	if !h.held() {

@@ -43,7 +43,15 @@ func agentsOf(t testing.TB, class Class, lines string) *Program {
 		text += "  agents: {" + strings.ReplaceAll(lines, "KEY", "signers: ['"+key+"']") + "}\n"
 	}
 	files["environment.yaml"] = []byte(text)
-	return mustCompile(t, files)
+	b, err := Load(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := CompileAccepted(b) // one where no agent can run may be in force
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // statementOf is an agent of a release.

@@ -30,6 +30,7 @@ type (
 			Issuer    text   `yaml:"issuer" doc:"URL of the issuer that JWT-SVIDs name (iss), https://… without a slash at its end. The discovery document and the keys must be reachable below it. Without it tokens name none, and clouds can't federate."`
 			Audiences []text `yaml:"audiences" doc:"Audiences that tokens may be asked for: exact, or PREFIX* for all that begin so. Default: any."`
 			TTL       period `yaml:"ttl" default:"5m" doc:"Longest life of a token, 30s to 5m."`
+			Algorithm text   `yaml:"algorithm" enum:"ES256,RS256" default:"ES256" doc:"What tokens are signed by. RS256 is for verifiers that know nothing else, such as Microsoft Entra. When it changes, a key for it is published at once, and signs after the next rotation."`
 			Rotate    period `yaml:"rotate" default:"720h" doc:"How often the key of tokens is rotated, 24h to 8760h. A new key is published for so long before it signs."`
 		} `yaml:"jwt" doc:"JWT-SVIDs: tokens that workloads, CI jobs and machines show to others."`
 	}
@@ -65,6 +66,7 @@ type SPIFFE struct {
 	RefreshHint time.Duration
 	Issuer      string // of JWT-SVIDs; empty: they name none
 	TokenTTL    time.Duration
+	Algorithm   string        // of new keys of JWT-SVIDs
 	Rotate      time.Duration // of the key of JWT-SVIDs
 	audiences   []string      // exact, or PREFIX*; none: any
 }
@@ -101,6 +103,9 @@ func (c *compiler) spiffe(s *environmentSpec) {
 	e.RefreshHint = c.duration(in.RefreshHint, "spiffe.refreshHint", defaultRefreshHint, minPeriod, maxRefreshHint)
 	e.TokenTTL = c.duration(in.JWT.TTL, "spiffe.jwt.ttl", spiffe.MaxTokenLife, spiffe.MinTokenLife, spiffe.MaxTokenLife)
 	e.Rotate = c.duration(in.JWT.Rotate, "spiffe.jwt.rotate", defaultJWTRotate, minJWTRotate, maxJWTRotate)
+	if e.Algorithm = c.oneOf(in.JWT.Algorithm, "spiffe.jwt.algorithm", spiffe.ES256, spiffe.RS256); e.Algorithm == "" {
+		e.Algorithm = spiffe.ES256
+	}
 	e.Issuer, e.audiences = "", nil
 	if t := in.JWT.Issuer; t.set {
 		if err := spiffe.ValidIssuer(t.value); err != nil {

@@ -99,9 +99,15 @@ func (t tenants) compared(claim, with celast.Expr) reach {
 	return class
 }
 
-// hasID tells a subject of IDs from one of names: repo:OWNER@ID/REPO@ID:…, project_id:ID:…, or a UUID.
+// hasID tells a subject of IDs from one of names: repo:OWNER@ID/REPO@ID:…, project_id:ID:…, or a UUID. What people name themselves (a ref, an
+// environment, a project) may have the signs of IDs in it.
 func hasID(subject string) bool {
-	return strings.Contains(subject, "@") || strings.Contains(subject, "_id:") || len(subject) == 36 && strings.Count(subject, "-") == 4
+	if repositories := strings.Split(subject, "repo:")[1:]; len(repositories) > 0 { // several in a regular expression
+		return !slices.ContainsFunc(repositories, func(s string) bool { s, _, _ = strings.Cut(s, ":"); return !strings.Contains(s, "@") })
+	}
+	parts := strings.Split(subject, ":")
+	return slices.ContainsFunc(parts[:len(parts)-1], func(s string) bool { return strings.HasSuffix(s, "_id") && !strings.Contains(s, "/") }) ||
+		len(subject) == 36 && strings.Count(subject, "-") == 4
 }
 
 // eachText reports whether an expression is a text, or a list of texts, which all are so.
@@ -149,7 +155,7 @@ func (t tenants) narrows(e celast.Expr) reach {
 		}
 		text, _ := literal(args[0])
 		switch class := t.compared(call.Target(), args[0]); {
-		case call.FunctionName() == "matches" && anchored(text):
+		case call.FunctionName() == "matches" && anchored(text) && (ended(text) || strings.ContainsAny(text, "/:")):
 			return class
 		case call.FunctionName() == "startsWith" && strings.ContainsAny(text, "/:"): // or octo is octopus too
 			return class
@@ -162,6 +168,24 @@ func (t tenants) narrows(e celast.Expr) reach {
 func anchored(pattern string) bool {
 	re, err := syntax.Parse(pattern, syntax.Perl)
 	return err == nil && begins(re.Simplify())
+}
+
+// ended reports whether whatever a regular expression matches ends where the text ends: 65 is 650, too.
+func ended(pattern string) bool {
+	re, err := syntax.Parse(pattern, syntax.Perl)
+	return err == nil && ends(re.Simplify())
+}
+
+func ends(re *syntax.Regexp) bool {
+	switch re.Op {
+	case syntax.OpEndText:
+		return true
+	case syntax.OpConcat, syntax.OpCapture:
+		return len(re.Sub) > 0 && ends(re.Sub[len(re.Sub)-1])
+	case syntax.OpAlternate:
+		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !ends(sub) })
+	}
+	return false
 }
 
 func begins(re *syntax.Regexp) bool {
@@ -199,7 +223,8 @@ func (s *scope) parsed(t text) *celast.AST {
 	return tree.NativeRep()
 }
 
-// knownClaims finds claims that the method does not give: a rule that reads one fits nothing, for ever.
+// knownClaims finds claims that the method does not give, and comparisons with what a claim never is: a rule with one fits nothing, for ever,
+// or leaves out nobody.
 func (c *compiler) knownClaims(s *identitySpec, r *identityRule, source []string) {
 	method, _ := authority.FindMethod(r.method)
 	known := method.Claims()
@@ -222,13 +247,47 @@ func (c *compiler) knownClaims(s *identitySpec, r *identityRule, source []string
 		if tree == nil {
 			continue
 		}
+		position := func(e celast.Expr) Pos {
+			at := tree.SourceInfo().GetStartLocation(e.ID())
+			return t.position(at.Line(), at.Column()+1, source)
+		}
 		celast.PostOrderVisit(tree.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 			if claim := claimOf(e); len(claim) == 1 {
-				at := tree.SourceInfo().GetStartLocation(e.ID())
-				unknown(t.position(at.Line(), at.Column()+1, source), claim[0])
+				unknown(position(e), claim[0])
+			}
+			claim, values := comparison(e)
+			shape, ok := method.Shape(claim)
+			for _, v := range values {
+				if text, isText := literal(v); ok && (!isText || !shape.Fits(text)) {
+					c.advise(position(v), "the method %s never gives the claim %q this value, but a text: %s", method.Name, claim, shape.Is)
+				}
 			}
 		}))
 	}
+}
+
+// comparison reads a claim's ==, != and in with what is written down.
+func comparison(e celast.Expr) (claim string, values []celast.Expr) {
+	if e.Kind() != celast.CallKind || len(e.AsCall().Args()) != 2 {
+		return "", nil
+	}
+	args := slices.Clone(e.AsCall().Args())
+	switch e.AsCall().FunctionName() {
+	case operators.Equals, operators.NotEquals:
+		if claimOf(args[0]) == nil {
+			slices.Reverse(args)
+		}
+		values = args[1:]
+	case operators.In:
+		if args[1].Kind() == celast.ListKind {
+			values = args[1].AsList().Elements()
+		}
+	}
+	name := claimOf(args[0])
+	if len(name) != 1 {
+		return "", nil
+	}
+	return name[0], slices.DeleteFunc(slices.Clone(values), func(v celast.Expr) bool { return v.Kind() != celast.LiteralKind })
 }
 
 // sharedIssuer finds rules that let in whomever their issuer serves, or who takes over a name.

@@ -199,7 +199,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonAgentOutdated:    {Refused, "upgrade the agent: its version is below the bundle's minimum"},
 	ReasonAgentUnsigned:    {Refused, "install a signed release: agents without a signed manifest run in the development class only"},
 	ReasonAgentUnknown:     {Refused, "this binary is not in its release's manifest: install the released one"},
-	ReasonAgentClaimed:     {Refused, "the bundle requires that agents be measured: attest with a TPM whose event log or IMA measures the agent"},
+	ReasonAgentClaimed:     {Refused, "the bundle requires that agents be measured: attest with a TPM, on a kernel whose IMA measures the agent"},
 	ReasonFloorLowered:     {Refused, "the minimum of agents is lowered only by a named rollback that was approved: set agents.rollback in the bundle"},
 	ReasonNoAudience:       {Refused, "add the audience to spiffe.jwt.audiences in environment.yaml"},
 	ReasonForeignBundle:    {Refused, "the other trust domain's bundle can't be taken as it is: look at its endpoint; if it began anew, compare its bundle out of band and have the new one approved in federation/"},

@@ -306,9 +306,12 @@ func (c *Config) ask(ctx context.Context, exe *executable) (*child, func(), erro
 }
 
 // places are the directories where files of killed runs may have stayed.
-func (c *Config) places() []string {
+func (c *Config) places() []string { return Places(c.Secrets) }
+
+// Places are the directories where a run with these secrets puts files, as this process sees them: for Sweep.
+func Places(secrets []Secret) []string {
 	places := storages()
-	for _, s := range c.Secrets {
+	for _, s := range secrets {
 		if s.File != "" {
 			places = append(places, filepath.Dir(s.File))
 		}

@@ -80,6 +80,10 @@ func (f *files) note(file *os.File, path string) error {
 	return os.Symlink(path, filepath.Join(f.dir, fmt.Sprintf("%s%x-%x", notePrefix, st.Dev, st.Ino)))
 }
 
+// Sweep wipes and removes what this user's killed runs left in those directories, for who sees to a killed run. The next run of the same
+// user does so too.
+func Sweep(places []string) { sweep(places) }
+
 // sweep wipes and removes what this user's killed runs left in those directories.
 func sweep(parents []string) {
 	for _, parent := range parents {

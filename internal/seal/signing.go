@@ -7,6 +7,8 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 
@@ -31,6 +33,26 @@ func GenerateECDSA(src *Source) (*ecdsa.PrivateKey, error) {
 	return nil, src.fail("the random source gave no number in the range of P-256")
 }
 
+// rsaBits is the size of RSA keys: what signs lives for months, and every verifier has to take it.
+const rsaBits = 2048
+
+// GenerateRSA makes an RSA key of 2,048 bits, for signatures that somebody else's software asks for. It takes some hundred milliseconds.
+//
+// The primes are crypto/rsa's own, from the system's generator: since Go 1.26 it takes no other, and primes of ours would be worse than
+// the Source's tests are good. The Source is asked first, so that one which found that generator stuck or rewound makes none.
+func GenerateRSA(src *Source) (*rsa.PrivateKey, error) {
+	probe, err := src.Key(32)
+	if err != nil {
+		return nil, err
+	}
+	probe.Wipe()
+	key, err := rsa.GenerateKey(rand.Reader, rsaBits)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonInternal, "making an RSA key")
+	}
+	return key, nil
+}
+
 // GenerateEd25519 makes an Ed25519 key.
 func GenerateEd25519(src *Source) (ed25519.PrivateKey, error) {
 	seed := make([]byte, ed25519.SeedSize)
@@ -41,7 +63,7 @@ func GenerateEd25519(src *Source) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(seed), nil
 }
 
-// MarshalPrivateKey encodes a P-256 or Ed25519 private key as PKCS#8.
+// MarshalPrivateKey encodes a P-256, Ed25519 or 2,048-bit RSA private key as PKCS#8.
 func MarshalPrivateKey(key crypto.Signer) (Secret, error) {
 	if err := checkPublic(key.Public()); err != nil {
 		return Secret{}, err
@@ -87,8 +109,13 @@ func checkPublic(pub crypto.PublicKey) error {
 			return nil
 		}
 		return problem.New(problem.ReasonUnsupported, "ECDSA key on %s: only P-256 is used", p.Curve.Params().Name)
+	case *rsa.PublicKey:
+		if p.N.BitLen() == rsaBits {
+			return nil
+		}
+		return problem.New(problem.ReasonUnsupported, "RSA key of %d bits: only %d are used", p.N.BitLen(), rsaBits)
 	}
-	return problem.New(problem.ReasonUnsupported, "key of type %T: only ECDSA P-256 and Ed25519 are used", pub)
+	return problem.New(problem.ReasonUnsupported, "key of type %T: only ECDSA P-256, Ed25519 and RSA are used", pub)
 }
 
 // Thumbprint is the SHA-256 digest of the key's DER SubjectPublicKeyInfo (RFC 5280 §4.1.2.7).

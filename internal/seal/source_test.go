@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -135,6 +136,7 @@ func checkTripped(t *testing.T, src *Source) {
 		"KEK":      func() error { _, err := GenerateKEK(1, src); return err }(),
 		"ECDSA":    func() error { _, err := GenerateECDSA(src); return err }(),
 		"Ed25519":  func() error { _, err := GenerateEd25519(src); return err }(),
+		"RSA":      func() error { _, err := GenerateRSA(src); return err }(),
 		"Seal":     func() error { _, err := SealValue(kek, testContext(), NewSecret(p), src); return err }(),
 		"Generate": func() error { _, err := Generate("password", 0, src); return err }(),
 		"UUID":     func() error { _, err := Generate("uuid", 0, src); return err }(),
@@ -166,6 +168,7 @@ func TestSourceRewound(t *testing.T) {
 		"key":     func(s *Source) error { _, err := s.Key(32); return err },
 		"ecdsa":   func(s *Source) error { _, err := GenerateECDSA(s); return err },
 		"ed25519": func(s *Source) error { _, err := GenerateEd25519(s); return err },
+		"rsa":     func(s *Source) error { _, err := GenerateRSA(s); return err },
 		"value":   func(s *Source) error { _, err := Generate("hex", 32, s); return err },
 	} {
 		src, err := NewSource(&faulty{startupBytes, rewound})
@@ -359,7 +362,7 @@ func TestSigningKeys(t *testing.T) {
 
 func TestForeignKeysAreRefused(t *testing.T) {
 	p384, _ := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	rsaKey, _ := rsa.GenerateKey(rand.Reader, 2048)
+	rsaKey, _ := rsa.GenerateKey(rand.Reader, 3072)
 	for _, k := range []any{p384, rsaKey} {
 		der, err := x509.MarshalPKCS8PrivateKey(k)
 		if err != nil {
@@ -370,6 +373,25 @@ func TestForeignKeysAreRefused(t *testing.T) {
 	}
 	_, err := MarshalPrivateKey(p384)
 	wantReason(t, err, problem.ReasonUnsupported)
+}
+
+func TestRSA(t *testing.T) {
+	key, err := GenerateRSA(testSource(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha256.Sum256([]byte("m"))
+	sig, err := key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil || rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, digest[:], sig) != nil {
+		t.Error("the key doesn't work:", err)
+	}
+	secret, err := MarshalPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := ParsePrivateKey(secret); err != nil || !key.Equal(again) {
+		t.Error(err)
+	}
 }
 
 // The scalar comes from the Source and from nowhere else, or the tripwire would guard nothing.

@@ -31,13 +31,7 @@ func (s *Server) document(environment string, r *http.Request) http.HandlerFunc 
 	case spiffe.KeysPath:
 		return x.serve(x.env.TokenKeys, "application/jwk-set+json")
 	case spiffe.DiscoveryPath:
-		return x.serve(func() ([]byte, error) {
-			issuer, err := x.env.Issuer()
-			if err != nil || issuer == "" {
-				return nil, err
-			}
-			return spiffe.Discovery(issuer)
-		}, "application/json")
+		return x.serve(x.env.Discovery, "application/json")
 	}
 	return nil
 }

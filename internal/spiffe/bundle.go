@@ -51,8 +51,9 @@ const (
 
 // TokenKey is a key that verifies JWT-SVIDs.
 type TokenKey struct {
-	ID     string // the header `kid` of tokens
-	Public crypto.PublicKey
+	ID        string // the header `kid` of tokens
+	Public    crypto.PublicKey
+	Algorithm string // of a key of ours, what it signs by; empty: whatever fits the key
 }
 
 // Bundle is the content of a trust bundle document. It says nothing of whose it is.
@@ -154,7 +155,7 @@ func (b *Bundle) add(trustDomain string, raw jsontext.Value) error {
 			return errors.New("two keys for tokens have one ID")
 		}
 	}
-	b.Tokens = append(b.Tokens, TokenKey{k.KeyID, k.Key})
+	b.Tokens = append(b.Tokens, TokenKey{ID: k.KeyID, Public: k.Key})
 	return nil
 }
 
@@ -228,16 +229,16 @@ func (b *Bundle) Marshal() ([]byte, error) {
 func KeySet(tokens []TokenKey) ([]byte, error) {
 	keys := make([]jose.JSONWebKey, 0, len(tokens))
 	for _, t := range tokens {
-		keys = append(keys, jose.JSONWebKey{Key: t.Public, KeyID: t.ID, Use: "sig", Algorithm: Algorithm})
+		keys = append(keys, jose.JSONWebKey{Key: t.Public, KeyID: t.ID, Use: "sig", Algorithm: t.Algorithm})
 	}
 	return encode(struct {
 		Keys []jose.JSONWebKey `json:"keys"`
 	}{keys})
 }
 
-// Discovery writes the discovery document of an issuer whose tokens are signed by ES256 (OpenID Connect Discovery 1.0
+// Discovery writes the discovery document of an issuer whose tokens are signed by these algorithms (OpenID Connect Discovery 1.0
 // §3). There is no authorization endpoint: nobody logs in here, and the clouds that federate don't ask for one.
-func Discovery(issuer string) ([]byte, error) {
+func Discovery(issuer string, algorithms []string) ([]byte, error) {
 	return encode(struct {
 		Issuer        string   `json:"issuer"`
 		KeySet        string   `json:"jwks_uri"`
@@ -249,7 +250,7 @@ func Discovery(issuer string) ([]byte, error) {
 		issuer, issuer + KeysPath,
 		[]string{"id_token"},
 		[]string{"public"},
-		[]string{Algorithm},
+		slices.Compact(slices.Sorted(slices.Values(algorithms))),
 		[]string{"iss", "sub", "aud", "exp", "iat", "jti"},
 	})
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -60,7 +61,7 @@ func authority(t testing.TB, k crypto.Signer, change func(*x509.Certificate)) *x
 	return out
 }
 
-func token(t testing.TB, k *ecdsa.PrivateKey) spiffe.TokenKey {
+func token(t testing.TB, k crypto.Signer) spiffe.TokenKey {
 	t.Helper()
 	der, err := spiffe.MarshalTokenKey(k.Public())
 	if err != nil {
@@ -229,8 +230,20 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestToken(t *testing.T) {
-	k := key(t, elliptic.P256())
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, k := range map[string]crypto.Signer{spiffe.ES256: key(t, elliptic.P256()), spiffe.RS256: rsaKey} {
+		t.Run(want, func(t *testing.T) { testToken(t, k, want) })
+	}
+}
+
+func testToken(t *testing.T, k crypto.Signer, algorithm string) {
 	pub := token(t, k)
+	if pub.Algorithm != algorithm {
+		t.Fatalf("the key is for %s", pub.Algorithm)
+	}
 	bundle := spiffebundle.New(spiffeid.RequireTrustDomainFromString(domain))
 	if err := bundle.AddJWTAuthority(pub.ID, pub.Public); err != nil {
 		t.Fatal(err)
@@ -247,17 +260,28 @@ func TestToken(t *testing.T) {
 		if err != nil || svid.Expiry.After(now.Add(time.Minute)) {
 			t.Fatal(svid, err)
 		}
+		if head, err := jwt.ParseSigned(text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(algorithm)}); err != nil || head.Headers[0].KeyID != pub.ID {
+			t.Fatal("it is signed by something else", err)
+		}
 		if _, has := svid.Claims["iss"]; has {
 			t.Fatal("an issuer that there is none of")
 		}
 	}
-	for name, s := range map[string]crypto.Signer{"P-384": key(t, elliptic.P384()), "broken": broken{k}} {
+	large, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]crypto.Signer{"P-384": key(t, elliptic.P384()), "RSA of 3072 bits": large, "broken": broken{key(t, elliptic.P256())}} {
 		if _, err := spiffe.Sign(s, "k", spiffe.Claims{}); err == nil {
 			t.Errorf("%s signed", name)
 		}
 	}
-	if _, err := spiffe.MarshalTokenKey(key(t, elliptic.P384()).Public()); err == nil {
-		t.Error("P-384 is a key of tokens")
+	for name, k := range map[string]crypto.PublicKey{
+		"P-384": key(t, elliptic.P384()).Public(), "RSA of 3072 bits": large.Public(), "a small exponent": &rsa.PublicKey{N: small(t), E: 3},
+	} {
+		if _, err := spiffe.MarshalTokenKey(k); err == nil {
+			t.Errorf("%s is a key of tokens", name)
+		}
 	}
 	der, err := spiffe.MarshalTokenKey(k.Public())
 	if err != nil {
@@ -268,6 +292,16 @@ func TestToken(t *testing.T) {
 			t.Errorf("%x is a key", bad)
 		}
 	}
+}
+
+// small is a modulus of the size of ours.
+func small(t *testing.T) *big.Int {
+	t.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.N
 }
 
 // broken is a signer whose signatures are none.
@@ -327,6 +361,25 @@ func BenchmarkSign(b *testing.B) {
 	for b.Loop() {
 		if _, err := spiffe.Sign(k, "k", spiffe.Claims{Subject: "spiffe://a.example/workload/api", Audience: []string{"b"}, ID: "0.1", Issued: now, Expires: now}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A key of ours is told with what it signs by, so that no verifier guesses; one of others without, since they may sign by any that fits it.
+func TestKeySetNamesAlgorithms(t *testing.T) {
+	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := token(t, k)
+	for want, x := range map[string]spiffe.TokenKey{spiffe.RS256: ours, spiffe.ES256: token(t, key(t, elliptic.P256())), "": {ID: ours.ID, Public: ours.Public}} {
+		doc, err := spiffe.KeySet([]spiffe.TokenKey{x})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var set jose.JSONWebKeySet
+		if err := json.Unmarshal(doc, &set); err != nil || len(set.Keys) != 1 || set.Keys[0].Algorithm != want || set.Keys[0].KeyID != x.ID {
+			t.Errorf("%v: %s", err, doc)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
@@ -18,8 +19,15 @@ import (
 	"unicode/utf8"
 )
 
-// Algorithm is what JWT-SVIDs of ours are signed by (RFC 7518 §3.4).
-const Algorithm = "ES256"
+// What JWT-SVIDs of ours are signed by (RFC 7518 §3.3, §3.4): ES256, by a P-256 key, or RS256, by an RSA key of rsaBits, for verifiers that
+// know nothing else.
+const (
+	ES256 = "ES256"
+	RS256 = "RS256"
+)
+
+// rsaBits is the one size of RSA keys of ours.
+const rsaBits = 2048
 
 // Limits of a token. One audience is the normal case: who gets a token with two can use it at the other (JWT-SVID §6.2).
 const (
@@ -52,21 +60,36 @@ func KeyID(pkix []byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// ParseTokenKey reads a key for tokens of ours: DER of an ECDSA P-256 public key (SubjectPublicKeyInfo), in exactly the form
-// in which it is written.
+// ParseTokenKey reads a key for tokens of ours: DER of a public key (SubjectPublicKeyInfo), ECDSA P-256 or RSA of rsaBits with the exponent
+// 65537, in exactly the form in which it is written.
 func ParseTokenKey(pkix []byte) (TokenKey, error) {
 	pub, err := x509.ParsePKIXPublicKey(pkix)
 	if err != nil {
 		return TokenKey{}, errors.New("not a public key")
 	}
-	k, ok := pub.(*ecdsa.PublicKey)
-	if !ok || k.Curve != elliptic.P256() {
-		return TokenKey{}, errors.New("not an ECDSA P-256 key")
+	algorithm, err := algorithmOf(pub)
+	if err != nil {
+		return TokenKey{}, err
 	}
-	if again, err := x509.MarshalPKIXPublicKey(k); err != nil || !bytes.Equal(again, pkix) {
+	if again, err := x509.MarshalPKIXPublicKey(pub); err != nil || !bytes.Equal(again, pkix) {
 		return TokenKey{}, errors.New("not in its one form")
 	}
-	return TokenKey{KeyID(pkix), k}, nil
+	return TokenKey{KeyID(pkix), pub, algorithm}, nil
+}
+
+// algorithmOf is what a key of ours signs by.
+func algorithmOf(pub crypto.PublicKey) (string, error) {
+	switch k := pub.(type) {
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() {
+			return ES256, nil
+		}
+	case *rsa.PublicKey:
+		if k.N.BitLen() == rsaBits && k.E == 65537 {
+			return RS256, nil
+		}
+	}
+	return "", fmt.Errorf("neither an ECDSA P-256 key nor an RSA key of %d bits", rsaBits)
 }
 
 // MarshalTokenKey writes what ParseTokenKey reads.
@@ -92,11 +115,15 @@ type Claims struct {
 // Sign makes the compact form (RFC 7515 §7.1). The header has alg, kid and typ, and by JWT-SVID §2 must have nothing else.
 // Times are whole seconds: the end is rounded down, so that no token outlives what was decided.
 func Sign(key crypto.Signer, keyID string, c Claims) (string, error) {
+	algorithm, err := algorithmOf(key.Public())
+	if err != nil {
+		return "", fmt.Errorf("signing a token: %w", err)
+	}
 	header, err := json.Marshal(struct {
 		Algorithm string `json:"alg"`
 		KeyID     string `json:"kid"`
 		Type      string `json:"typ"`
-	}{Algorithm, keyID, "JWT"})
+	}{algorithm, keyID, "JWT"})
 	if err != nil {
 		return "", fmt.Errorf("writing a token's header: %w", err)
 	}
@@ -116,13 +143,14 @@ func Sign(key crypto.Signer, keyID string, c Claims) (string, error) {
 	text = append(text, '.')
 	text = b64.AppendEncode(text, claims)
 	digest := sha256.Sum256(text)
-	der, err := key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	raw, err := key.Sign(rand.Reader, digest[:], crypto.SHA256) // of an RSA key: PKCS #1 v1.5, which is RS256's
 	if err != nil {
 		return "", fmt.Errorf("signing a token: %w", err)
 	}
-	raw, err := rawSignature(der)
-	if err != nil {
-		return "", err
+	if algorithm == ES256 {
+		if raw, err = rawSignature(raw); err != nil {
+			return "", err
+		}
 	}
 	text = append(text, '.')
 	return string(b64.AppendEncode(text, raw)), nil

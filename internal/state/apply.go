@@ -127,6 +127,19 @@ func (s *State) spend(nonce string, until Millis) error {
 	return nil
 }
 
+// answer remembers that a challenge was answered until it has expired. There needn't be one.
+func (s *State) answer(challenge string, until Millis) error {
+	if challenge == "" {
+		return nil
+	}
+	if s.Once.Has(challenge) {
+		return fmt.Errorf("challenge used before")
+	}
+	s.Once.set(challenge, until)
+	s.enqueue(until, qOnce, challenge)
+	return nil
+}
+
 func (e *ChangeProposed) apply(s *State, m Meta) error {
 	if err := s.spend(e.Nonce, e.Expires); err != nil {
 		return err
@@ -204,12 +217,8 @@ func (e *TokenCreated) apply(s *State, m Meta) error {
 }
 
 func (e *SessionOpened) apply(s *State, m Meta) error {
-	if e.Challenge != "" {
-		if s.Once.Has(e.Challenge) {
-			return fmt.Errorf("challenge used before")
-		}
-		s.Once.set(e.Challenge, e.ChallengeTo)
-		s.enqueue(e.ChallengeTo, qOnce, e.Challenge)
+	if err := s.answer(e.Challenge, e.ChallengeTo); err != nil {
+		return err
 	}
 	if s.Gone.Has(e.Identity) {
 		return fmt.Errorf("%s was decommissioned", e.Identity)

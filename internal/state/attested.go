@@ -24,17 +24,19 @@ type EvidenceForgotten struct {
 // NodeQuarantined is a hold on one node that its own proof set: the key that the enrolment was proved with proved now what its identity
 // rule does not allow. Why says it in words.
 type NodeQuarantined struct {
-	Identity string         `json:"identity"`
-	Session  uint64         `json:"session"` // the enrolment's newest
-	Method   string         `json:"method"`
-	Anchor   string         `json:"anchor"`
-	Evidence Digest         `json:"evidence_key"`
-	Use      string         `json:"use,omitempty"` // what of the evidence counts once; none: it is bound to its challenge
-	Key      Digest         `json:"key,omitzero"`  // thumbprint of the session key that it was shown for
-	Claims   map[string]any `json:"claims,omitempty"`
-	Rule     string         `json:"rule"`
-	Why      string         `json:"why"`
-	Ruling   Ruling         `json:"ruling"`
+	Identity    string         `json:"identity"`
+	Session     uint64         `json:"session"` // the enrolment's newest
+	Method      string         `json:"method"`
+	Anchor      string         `json:"anchor"`
+	Evidence    Digest         `json:"evidence_key"`
+	Use         string         `json:"use,omitempty"` // what of the evidence counts once; none: it is bound to its challenge
+	Key         Digest         `json:"key,omitzero"`  // thumbprint of the session key that it was shown for
+	Claims      map[string]any `json:"claims,omitempty"`
+	Rule        string         `json:"rule"`
+	Why         string         `json:"why"`
+	Challenge   string         `json:"challenge,omitempty"` // that it answered, which is spent by it
+	ChallengeTo Millis         `json:"challenge_to,omitempty"`
+	Ruling      Ruling         `json:"ruling"`
 }
 
 // IdentityDecommissioned ends an identity for ever. It is entered after a cutoff and hold on it, by an approved change, and states what
@@ -101,6 +103,9 @@ func (e *NodeQuarantined) apply(s *State, m Meta) error {
 	}
 	scope := Scope{Kind: ScopeNode, Value: e.Identity}.String()
 	if _, err := ParseScope(scope); err != nil {
+		return err
+	}
+	if err := s.answer(e.Challenge, e.ChallengeTo); err != nil {
 		return err
 	}
 	// A hold that is there already stands: it has another reason, and is lifted by itself.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // evidence is a feeder with a machine, and the machine's session.
@@ -76,7 +77,9 @@ func TestAttestedReducers(t *testing.T) {
 	refused("a quarantine of nobody", quarantine(func(e *NodeQuarantined) { e.Identity = "/node/tpm/m2" }))
 	refused("a quarantine by another key", quarantine(func(e *NodeQuarantined) { e.Evidence = Digest{3} }))
 	refused("a quarantine of an older proof", quarantine(func(e *NodeQuarantined) { e.Session-- }))
-	first := f.must(quarantine(func(*NodeQuarantined) {}))
+	answer := func(e *NodeQuarantined) { e.Challenge, e.ChallengeTo = "c:q", f.now.Add(2*time.Minute) }
+	first := f.must(quarantine(answer))
+	refused("a quarantine by an answer that was given before", quarantine(answer))
 	h, ok := f.s.Holds.Get("node:/node/tpm/m1")
 	if !ok || !h.Quarantine || h.Index != first || h.Until != 0 || f.s.Control != first {
 		t.Fatalf("%+v", h)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -219,7 +220,8 @@ func (f *fleet) bring(lines string) (proposer, approver string) {
 	return p.stderr, f.must("bob", "change", "approve", number[1], "--yes")
 }
 
-func newFleet(t *testing.T) *fleet {
+// newFleet founds one with lines about agents, and other files.
+func newFleet(t *testing.T, lines string, extra policy.Files) *fleet {
 	t.Helper()
 	dir := t.TempDir()
 	key := filepath.Join(dir, "releases")
@@ -232,9 +234,9 @@ func newFleet(t *testing.T) *fleet {
 	if f.signer, err = ssh.ParsePrivateKey(text); err != nil {
 		t.Fatal(err)
 	}
-	f.Site = newSite(t, site.Options{
-		Name: "fleet.example", People: []string{"bob"}, Extra: policy.Files{"environment.yaml": f.environment("    require: signed\n    minimum: 1.4.0\n")},
-	})
+	files := policy.Files{"environment.yaml": f.environment(lines)}
+	maps.Copy(files, extra)
+	f.Site = newSite(t, site.Options{Name: "fleet.example", People: []string{"bob"}, Extra: files})
 	f.Start()
 	f.Connect()
 	for _, person := range []string{"alice", "bob"} {
@@ -249,7 +251,7 @@ const usesSecret = `test "$X" && echo given`
 // Agents of releases get in, and no others; what the bundle asks of them reaches those that are connected, at once and in both directions,
 // without a restart; and what they get is what they are.
 func TestAgentsAreReleases(t *testing.T) {
-	f := newFleet(t)
+	f := newFleet(t, "    require: signed\n    minimum: 1.4.0\n", nil)
 	older, newer := f.installed("1.4.0"), f.installed("1.5.0")
 	f.must("alice", "secret", "generate", "app/x")
 

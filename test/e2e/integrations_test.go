@@ -6,9 +6,14 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io/fs"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -21,12 +26,14 @@ import (
 
 var (
 	commitUse   = regexp.MustCompile(`^[A-Za-z0-9_./-]+@[0-9a-f]{40}$`)
+	inventImage = regexp.MustCompile(`@sha256:(0123456789abcdef)+$`)
+	exampleHost = regexp.MustCompile(`^[a-z0-9.-]+\.example/`)
 	digestImage = regexp.MustCompile(`@sha256:[0-9a-f]{64}$`)
 	expression  = regexp.MustCompile(`\$\{\{|\$\[\[|<<\s*(pipeline|parameters)`)
 )
 
-// lint finds what a definition of a job must not have: something that is used by a name which can be moved, an expression in a script (whoever may choose its value
-// could write the script), rights that are not named, a step without its shell, text that YAML could be read in two ways.
+// lint finds what a definition of a job must not have: something that is used by a name which can be moved, or by none that exists, an expression in a script (whoever
+// may choose its value could write the script), rights that are not named, a step without its shell, text that YAML could be read in two ways.
 func lint(name string, text []byte) []string {
 	var doc any
 	if err := yaml.UnmarshalWithOptions(text, &doc, yaml.Strict()); err != nil {
@@ -45,6 +52,8 @@ func lint(name string, text []byte) []string {
 				out = append(out, path+": is not used by its commit")
 			case key == "image" && ok && !digestImage.MatchString(s):
 				out = append(out, path+": is not named by its digest")
+			case key == "image" && ok && inventImage.MatchString(s) && !exampleHost.MatchString(s):
+				out = append(out, path+": an invented digest, of an image that exists")
 			case slices.Contains([]string{"run", "script", "before_script", "after_script", "command", "commands"}, key) && ok && expression.MatchString(s):
 				out = append(out, path+": an expression in a script")
 			case ok && strings.Contains(s, "secrets."):
@@ -127,6 +136,7 @@ func TestIntegrationsNotices(t *testing.T) {
 		"a tag":            {flow, "@11bd71901bbe5b1630ceea73d27597364c9af683", "@v4", "is not used by its commit"},
 		"a short commit":   {flow, "@11bd71901bbe5b1630ceea73d27597364c9af683", "@11bd719", "is not used by its commit"},
 		"an image's tag":   {flow, "@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", ":latest", "is not named by its digest"},
+		"an image's guess": {flow, "registry.example/tools@", "debian:13-slim@", "an invented digest"},
 		"injection":        {flow, "migrate up", "migrate ${{ github.head_ref }}", "an expression in a script"},
 		"in the action":    {good, `exec "$GITHUB_ACTION_PATH/run"`, `exec "${{ inputs.command }}"`, "an expression in a script"},
 		"all rights":       {flow, "permissions: {}", "permissions: write-all", "permissions"},
@@ -207,10 +217,10 @@ func (j *jobs) perform(inputs map[string]string) (code int, log string) {
 }
 
 // archived makes an archive of a release with the test's binary, and says its digest.
-func archived(t *testing.T, bin, version string) (url, digest string) {
+func archived(t *testing.T, bin, version, arch string) (dir, digest string) {
 	t.Helper()
-	dir := t.TempDir()
-	name := "bailment-" + version + "-linux-" + runtime.GOARCH
+	dir = t.TempDir()
+	name := "bailment-" + version + "-linux-" + arch
 	program, err := os.ReadFile(bin)
 	if err != nil {
 		t.Fatal(err)
@@ -243,7 +253,7 @@ func archived(t *testing.T, bin, version string) (url, digest string) {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(b.Bytes())
-	return "file://" + dir, hex.EncodeToString(sum[:])
+	return dir, hex.EncodeToString(sum[:])
 }
 
 // The action's own steps install a release, run a command with its secret, and give all back.
@@ -252,10 +262,10 @@ func TestAction(t *testing.T) {
 	j := newJobs(t)
 	boot, err := j.Bootstrap()
 	j.Check(err)
-	url, digest := archived(t, j.Bin, "1.4.0")
+	dir, digest := archived(t, j.Bin, "1.4.0", runtime.GOARCH)
 	inputs := func(change map[string]string) map[string]string {
 		out := map[string]string{
-			"bootstrap": boot, "version": "1.4.0", "sha256": digest, "url": url,
+			"bootstrap": boot, "version": "1.4.0", "sha256": digest, "url": "file://" + dir,
 			"secrets": "\n  ci/deploy=KEY  \n\n", "secret-files": "ci/deploy=KEY\n",
 			"command": `test "$KEY" = ` + deployKey + ` && test "$(cat "$KEY_FILE")" = "$KEY" && test -z "$(env | grep -e ^ACTIONS_ID -e ^RUN_)"; echo it works; exit 4`,
 		}
@@ -288,6 +298,91 @@ func TestAction(t *testing.T) {
 		code, log := j.perform(inputs(c.change))
 		if code != c.code || !strings.Contains(log, c.want) || strings.Contains(log, "\nnot reached") {
 			t.Errorf("%s: code %d\n%s", name, code, log)
+		}
+	}
+}
+
+// TestTemplate carries out the template's own lines as GitLab's runner does: joined before the job's script, in one shell that ends at the first
+// failure. All that is there of a job which extends it is the tools that the template says its image must have.
+func TestTemplate(t *testing.T) {
+	t.Parallel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var template struct {
+		Job struct {
+			Image        any
+			BeforeScript []string `yaml:"before_script"`
+		} `yaml:".bailment"`
+	}
+	text, err := os.ReadFile(integrations + "/gitlab/template.yml")
+	must(err)
+	must(yaml.Unmarshal(text, &template))
+	if template.Job.Image != nil || len(template.Job.BeforeScript) == 0 {
+		t.Fatalf("the image is the job's own, and not %v; %d lines", template.Job.Image, len(template.Job.BeforeScript))
+	}
+	for _, tool := range []string{"curl", "ca-certificates", "tar", "sha256sum", "image"} {
+		if !bytes.Contains(text, []byte(tool)) {
+			t.Errorf("the template doesn't say that the image must have %s", tool)
+		}
+	}
+
+	dir, digest := archived(t, builder.Binary(t, ""), "1.4.0", "amd64")
+	plain := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(plain.Close)
+	mux := http.NewServeMux()
+	mux.Handle("/", http.FileServer(http.Dir(dir)))
+	mux.Handle("/moved/", http.RedirectHandler(plain.URL+"/v1.4.0/bailment-1.4.0-linux-amd64.tar.gz", http.StatusFound))
+	releases := httptest.NewTLSServer(mux)
+	t.Cleanup(releases.Close)
+	roots := filepath.Join(t.TempDir(), "roots.pem")
+	must(os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: releases.Certificate().Raw}), 0o600))
+	curl, err := exec.LookPath("curl")
+	must(err)
+
+	for name, c := range map[string]struct {
+		change map[string]string
+		want   string // of the log, when it is refused
+	}{
+		"as it is meant":      {nil, ""},
+		"another digest":      {map[string]string{"BAILMENT_SHA256": strings.Repeat("0", 64)}, "FAILED"},
+		"no digest":           {map[string]string{"BAILMENT_SHA256": ""}, "checksum"},
+		"a short digest":      {map[string]string{"BAILMENT_SHA256": digest[:32]}, "checksum"},
+		"another version":     {map[string]string{"BAILMENT_VERSION": "1.4.1"}, "404"},
+		"no version":          {map[string]string{"BAILMENT_VERSION": ""}, "404"},
+		"without TLS":         {map[string]string{"BAILMENT_URL": plain.URL}, "http"},
+		"to where TLS is not": {map[string]string{"BAILMENT_URL": releases.URL + "/moved"}, "http"},
+		"nobody's roots":      {map[string]string{"CURL_CA_BUNDLE": "/dev/null"}, "certificate"},
+	} {
+		for _, shell := range [][]string{{"bash", "-eo", "pipefail"}, {"sh", "-e"}} {
+			tmp := t.TempDir()
+			env := map[string]string{
+				"PATH": filepath.Dir(curl) + ":/usr/bin:/bin", "TMPDIR": tmp, "CURL_CA_BUNDLE": roots,
+				"BAILMENT_VERSION": "1.4.0", "BAILMENT_SHA256": digest, "BAILMENT_URL": releases.URL,
+			}
+			maps.Copy(env, c.change)
+			script := strings.Join(append(slices.Clone(template.Job.BeforeScript), "command -v bailment", "bailment version", "echo reached"), "\n")
+			cmd := exec.Command(shell[0], append(shell[1:], "-c", script)...)
+			cmd.Dir = t.TempDir()
+			for k, v := range env {
+				cmd.Env = append(cmd.Env, k+"="+v)
+			}
+			out, err := cmd.CombinedOutput()
+			log := string(out)
+			reached, theirs := strings.Contains(log, "\nreached"), strings.Contains(log, tmp+"/")
+			if c.want == "" && (err != nil || !reached || !theirs) {
+				t.Errorf("%s, %s: %v\n%s", name, shell[0], err, log)
+			}
+			if c.want != "" && (err == nil || reached || !strings.Contains(log, c.want)) {
+				t.Errorf("%s, %s: %v, want %q\n%s", name, shell[0], err, c.want, log)
+			}
+			// What was refused is nowhere to be found by the next job of the same machine.
+			if left, _ := filepath.Glob(filepath.Join(tmp, "*", "bailment")); c.want != "" && left != nil {
+				t.Errorf("%s, %s: left %v", name, shell[0], left)
+			}
 		}
 	}
 }

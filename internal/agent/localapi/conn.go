@@ -3,6 +3,7 @@ package localapi
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"sync"
@@ -160,10 +161,13 @@ func (c *Conn) Close() error {
 type Listener struct {
 	*net.UnixListener
 	Most, MostPerUser int
+	// Full is told whose connections are closed for want of room: once, until there is plenty again. May be nil; set it before Accept.
+	Full func(uid uint32)
 
 	mu    sync.Mutex
 	total int
 	users map[uint32]int
+	full  map[uint32]bool // of whom Full was told
 }
 
 // Listen makes the socket at path, open to all users of the machine (0666): who may have what is not the file
@@ -189,7 +193,7 @@ func Listen(path string, most, mostPerUser int) (*Listener, error) {
 		l.Close()
 		return nil, err
 	}
-	return &Listener{UnixListener: l, Most: most, MostPerUser: mostPerUser, users: make(map[uint32]int)}, nil
+	return &Listener{UnixListener: l, Most: most, MostPerUser: mostPerUser, users: make(map[uint32]int), full: make(map[uint32]bool)}, nil
 }
 
 // Accept waits for the next connection.
@@ -200,23 +204,33 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		p, err := PeerOf(c)
-		if err != nil || !l.admit(p.UID) {
+		if err != nil {
 			c.Close()
+			continue
+		}
+		if ok, news := l.admit(p.UID); !ok {
+			c.Close()
+			if news && l.Full != nil {
+				l.Full(p.UID)
+			}
 			continue
 		}
 		return &Conn{UnixConn: c, Peer: p, done: func() { l.leave(p.UID) }}, nil
 	}
 }
 
-func (l *Listener) admit(uid uint32) bool {
+// admit counts a connection, if there is room. news: there is none, and nobody has been told of this user.
+func (l *Listener) admit(uid uint32) (ok, news bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.total >= l.Most || l.users[uid] >= l.MostPerUser {
-		return false
+		news = !l.full[uid]
+		l.full[uid] = true
+		return false, news
 	}
 	l.total++
 	l.users[uid]++
-	return true
+	return true, false
 }
 
 func (l *Listener) leave(uid uint32) {
@@ -225,5 +239,8 @@ func (l *Listener) leave(uid uint32) {
 	l.total--
 	if l.users[uid]--; l.users[uid] == 0 {
 		delete(l.users, uid)
+	}
+	if len(l.full) > 0 && l.total <= l.Most/2 {
+		maps.DeleteFunc(l.full, func(uid uint32, _ bool) bool { return l.users[uid] <= l.MostPerUser/2 })
 	}
 }

@@ -44,6 +44,8 @@ func Method() attest.Method {
 			"so whoever has a copy and is first takes the instance's place, and the second one is the alarm",
 		Assurance: identity.Token,
 		Unbound:   true,
+		Shared:    true,
+		Machine:   []string{"account_id", "region", "instance_id"},
 		Renewal:   attest.Renewal{Kind: attest.RenewByPossession, HardLifetime: true},
 		Verify:    Verify,
 		Params: func(all []authority.Authority) (any, error) {

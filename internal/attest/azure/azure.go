@@ -55,6 +55,8 @@ func Method() attest.Method {
 			"and, where the bundle names a tenant, that a managed identity of the tenant is assigned to a machine of that subscription",
 		DoesNotProve: "that document and token are of the same machine of the subscription, which process of the machine asked, or what runs on it",
 		Assurance:    identity.Platform,
+		Shared:       true,
+		Machine:      []string{"subscription_id", "vm_id"},
 		Renewal:      attest.Renewal{Kind: attest.RenewByEvidence},
 		Verify:       Verify,
 		Params: func(all []authority.Authority) (any, error) {

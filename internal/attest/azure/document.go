@@ -46,7 +46,7 @@ func parseDocument(content []byte) (document, error) {
 		p.Err = err
 		return document{}, p
 	}
-	d.VMID, d.SubscriptionID = strings.ToLower(d.VMID), strings.ToLower(d.SubscriptionID)
+	d.VMID, d.SubscriptionID = lower(d.VMID), lower(d.SubscriptionID)
 	var err1, err2 error
 	d.created, err1 = time.Parse(layout, d.TimeStamp.CreatedOn)
 	d.expires, err2 = time.Parse(layout, d.TimeStamp.ExpiresOn)
@@ -79,7 +79,7 @@ const (
 // which is passed over: as a name it is used again. Names are of what Azure allows for any of these: letters and numbers of any script.
 // As a regular expression, classes of Unicode repeated so often are 8 MiB of program, made by every process that starts.
 func parseResource(id string) (resource, bool) {
-	parts := strings.Split(strings.ToLower(id), "/")
+	parts := strings.Split(lower(id), "/")
 	switch len(parts) {
 	case 9:
 	case 11:
@@ -102,6 +102,18 @@ func parseResource(id string) (resource, bool) {
 		return resource{}, false
 	}
 	return r, true
+}
+
+// lower writes names in the one way in which they are compared here. Azure compares character by character, by the capital of each: so a
+// character is put into lower case only where that has it as its capital. The Kelvin sign and the capital i with a dot, whose small letters
+// are k and i, stay what they are: with them somebody could name a resource group that is not another's, and would be taken for it.
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if small := unicode.ToLower(r); unicode.ToUpper(small) == r {
+			return small
+		}
+		return r
+	}, s)
 }
 
 // spelled says whether s has one to most characters, and none but these.
@@ -129,7 +141,7 @@ func readToken(t jwt.Token, by *issuer) (machine, error) {
 	}
 	text := func(name string) string {
 		s, _ := claims[name].(string)
-		return strings.ToLower(s)
+		return lower(s)
 	}
 	invalid := func(format string, args ...any) (machine, error) {
 		return machine{}, problem.New(problem.ReasonTokenInvalid, format, args...)

@@ -48,6 +48,7 @@ func Method() attest.Method {
 		DoesNotProve: "which program on the instance asked, what was booted there, or that the disk is the one it was",
 		Bindings:     []platform.Binding{platform.ToChallenge},
 		Renewal:      attest.Renewal{Kind: attest.RenewByEvidence},
+		Machine:      []string{"project_number", "instance_id"},
 		MaxLifetime:  maxLifetime,
 		Claims:       claims,
 		Needs: []attest.Need{{

@@ -46,6 +46,7 @@ func row(name string) platform.Platform {
 			"or what its containers run",
 		Bindings:    []platform.Binding{platform.ToEnvironment},
 		Renewal:     attest.Renewal{Kind: attest.RenewByEvidence},
+		Machine:     []string{"pod_uid"},
 		MaxLifetime: maxLifetime,
 		Claims:      claims,
 		// Not Secret: the kubelet writes it readable for the group or for all of the pod (0644 without fsGroup), and owns the directory.

@@ -18,6 +18,7 @@ func TestClaimsAreThoseOfTheTable(t *testing.T) {
 	checked := map[string]bool{jointoken.Name: true} // its own tests say what it gives
 	for _, m := range platformtest.Methods() {
 		row, _ := authority.FindMethod(m.Name)
+		seen := map[string]bool{}
 		for _, s := range platformtest.Shapes(t, m.Name) {
 			f := platformtest.New(t, m, s, platformtest.Bindings(m.Name)[0], jose.ES256, now, platformtest.Binding())
 			result, err := m.Verify(f.Input(f.With(nil)))
@@ -26,6 +27,20 @@ func TestClaimsAreThoseOfTheTable(t *testing.T) {
 			}
 			if got := slices.Sorted(maps.Keys(result.Claims)); !slices.Equal(got, row.Claims()) {
 				t.Errorf("%s, %s: the verifier gives\n%q, the table has\n%q", m.Name, s.Name, got, row.Claims())
+			}
+			for name, value := range result.Claims {
+				if shape, ok := row.Shape(name); ok {
+					text, isText := value.(string)
+					if !isText || !shape.Fits(text) {
+						t.Errorf("%s, %s: %s is %v, and should be %s", m.Name, s.Name, name, value, shape.Is)
+					}
+					seen[name] = seen[name] || text != ""
+				}
+			}
+		}
+		for _, name := range row.Claims() {
+			if shape, ok := row.Shape(name); ok && !seen[name] {
+				t.Errorf("%s: no token here shows that %s is %s", m.Name, name, shape.Is)
 			}
 		}
 		checked[m.Name] = true

@@ -256,8 +256,48 @@ func checkReadme(t *testing.T, m attest.Method) {
 			t.Errorf("%s/README.md lacks %q", dir, want)
 		}
 	}
+	// What is claimed, not claimed, and feared stands in rows: a sentence that points elsewhere is no list of what was thought of.
+	for _, section := range wants[:3] {
+		if rows := tableRows(string(text), section); rows == 0 {
+			t.Errorf("%s/README.md: no row of a table below %q", dir, section)
+		}
+	}
 	if _, err := os.Stat(filepath.Join(dir, "testdata", "vectors.json")); err != nil {
 		t.Errorf("%s has no vectors: %v", m.Name, err)
+	}
+}
+
+// tableRows counts the rows of the tables of a section, without their heads.
+func tableRows(text, section string) (rows int) {
+	_, body, _ := strings.Cut("\n"+text, "\n"+section+"\n")
+	body, _, _ = strings.Cut(body, "\n## ")
+	inTable := false
+	for line := range strings.Lines(body) {
+		switch {
+		case !strings.HasPrefix(line, "|"):
+			inTable = false
+		case strings.HasPrefix(line, "|--"), strings.HasPrefix(line, "| --"), strings.HasPrefix(line, "|:-"):
+			inTable = true
+		case inTable:
+			rows++
+		}
+	}
+	return rows
+}
+
+func TestTableRows(t *testing.T) {
+	for text, want := range map[string]int{
+		"":                                      0,
+		"## A\n\nwhat others do\n":              0,
+		"## A\n\n| x | y |\n|---|---|\n":        0,
+		"## A\n| x |\n|---|\n| 1 |\n| 2 |\n":    2,
+		"## A\nno\n\n## B\n| x |\n|---|\n| 1 |": 0,
+		"## AB\n| x |\n|---|\n| 1 |\n\n## A\n":  0,
+		"## A\n| 1 |\n":                         0,
+	} {
+		if got := tableRows(text, "## A"); got != want {
+			t.Errorf("%q: %d rows, want %d", text, got, want)
+		}
 	}
 }
 
@@ -447,6 +487,14 @@ func checkResult(t *testing.T, m attest.Method, res attest.Result) {
 	}
 	if !strings.HasPrefix(res.Anchor, m.Name+":") || res.Key == [32]byte{} {
 		t.Errorf("anchor %q, key %x", res.Anchor, res.Key)
+	}
+	if own := []string{"join-token", "sshhost", "tpm", "x509"}; slices.Contains(own, m.Name) == m.Shared || !m.Shared && m.Machine != nil {
+		t.Errorf("whose key signs its evidence? shared: %v, %v", m.Shared, m.Machine)
+	}
+	for _, name := range m.Machine {
+		if text, _ := res.Claims[name].(string); text == "" {
+			t.Errorf("its claim %q, which is to name the machine, is %v", name, res.Claims[name])
+		}
 	}
 	if row, ok := authority.FindMethod(m.Name); !ok || row.Once != (res.Once != "") {
 		t.Errorf("bundles know the method as %+v, and its use is %q", row, res.Once)

@@ -67,6 +67,8 @@ type Platform struct {
 	// not known.
 	Bindings []Binding
 	Renewal  attest.Renewal
+	// Machine is attest.Method's: the issuer's key signs for all that it serves.
+	Machine []string
 	// MaxLifetime is the most from "iat" to "exp": what the platform documents, or a bound on what it lets people set.
 	MaxLifetime time.Duration
 	// Claims makes claims of a token that was proved, and refuses with token-invalid what contradicts itself. It must not add "authority",
@@ -108,6 +110,8 @@ func (p Platform) Method() attest.Method {
 		Name: p.Name, Proves: p.Proves, DoesNotProve: p.DoesNotProve,
 		Assurance:   p.Bindings[0].assurance(),
 		Given:       p.Bindings[0] == ToEnvironment,
+		Shared:      true,
+		Machine:     p.Machine,
 		Renewal:     p.Renewal,
 		Verify:      p.verify,
 		MaxEvidence: maxEvidence,

@@ -48,6 +48,8 @@ func Method() attest.Method {
 		DoesNotProve: "that the measurement is a good one (a rule must compare it), that the firmware is new enough, that AMD has not revoked the chip's key, " +
 			"or what was loaded after the launch",
 		Assurance: identity.Platform,
+		Shared:    true, // by all VMs of the chip, or of the provider
+		Machine:   []string{"report"},
 		Renewal:   attest.Renewal{Kind: attest.RenewByEvidence},
 		Verify:    Verify,
 		Params:    paramsOf,

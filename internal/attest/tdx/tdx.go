@@ -43,6 +43,7 @@ func Method() attest.Method {
 		DoesNotProve: "that the measurements are good ones (a rule must compare them), that firmware, TDX module and quoting enclave are new enough, " +
 			"or that Intel has not revoked the platform's key",
 		Assurance: identity.Platform,
+		Shared:    true, // by all VMs of the platform, and nothing in a quote names one
 		Renewal:   attest.Renewal{Kind: attest.RenewByEvidence},
 		Verify:    Verify,
 		Params:    paramsOf,

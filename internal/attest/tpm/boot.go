@@ -108,12 +108,13 @@ func (x explained) compare(b *boot, refs []authority.Reference, signers map[[32]
 	}
 	b.reference = bootBad
 	open := false
+	seen := x.components()
 	var nearest []string
 	for _, r := range refs {
 		if !r.Open(now) {
 			continue
 		}
-		verdict, findings := x.against(r, b.secureBoot == "on", signers)
+		verdict, findings := x.against(r, seen, b.secureBoot == "on", signers)
 		switch {
 		case verdict == bootKnown:
 			b.reference, b.name, b.version, b.findings = bootKnown, r.Name, r.Version, nil
@@ -135,7 +136,7 @@ func (x explained) compare(b *boot, refs []authority.Reference, signers map[[32]
 
 // against compares a boot with one set. A PCR that the set names must have one of its values; where the set names components, every one
 // that was measured into a quoted PCR must be among them, or have been verified by a signer of the set.
-func (x explained) against(r authority.Reference, secureBoot bool, signers map[[32]byte]bool) (string, []string) {
+func (x explained) against(r authority.Reference, seen components, secureBoot bool, signers map[[32]byte]bool) (string, []string) {
 	of := "reference " + strings.TrimSpace(r.Name+" "+r.Version)
 	var bad, unknown []string
 	for pcr := 0; pcr <= maxPCR; pcr++ {
@@ -149,7 +150,7 @@ func (x explained) against(r authority.Reference, secureBoot bool, signers map[[
 		}
 	}
 	if len(r.Events) > 0 || len(r.Signers) > 0 {
-		b, u := x.components(r, of)
+		b, u := x.compareComponents(r, seen, of)
 		bad, unknown = append(bad, b...), append(unknown, u...)
 	}
 	vouched := secureBoot && len(signers) > 0
@@ -173,14 +174,63 @@ func (x explained) against(r authority.Reference, secureBoot bool, signers map[[
 	return bootBad, unknown
 }
 
-// components compares measured components with a set: bad are those that no signature could excuse, unknown those that one might.
-func (x explained) components(r authority.Reference, of string) (bad, unknown []string) {
-	compared, matched := false, false
+// component is an event that is compared with Reference.Events.
+type component struct {
+	event
+	marker bool
+	place  int // of its digest in components.places
+}
+
+// components are all of them, made ready once: a stranger's log may have thousands of events, and each of many sets thousands of digests.
+type components struct {
+	of     map[int][]component // by PCR
+	places map[[32]byte]int    // each digest has its own
+}
+
+func (x explained) components() components {
+	out := components{of: map[int][]component{}, places: map[[32]byte]int{}}
+	for _, pcr := range componentPCRs {
+		for _, e := range x.events(pcr) {
+			place, ok := out.places[e.digest]
+			if !ok {
+				place = len(out.places)
+				out.places[e.digest] = place
+			}
+			out.of[pcr] = append(out.of[pcr], component{e, marker(e.digest), place})
+		}
+	}
+	return out
+}
+
+// among says of each digest, by its place, whether a set names it.
+func (c components) among(r authority.Reference) []bool {
+	out := make([]bool, len(c.places))
+	for _, d := range r.Events {
+		if place, ok := c.places[d]; ok {
+			out[place] = true
+		}
+	}
+	return out
+}
+
+// finding adds one. Of those that nobody is told, which describe leaves out, only the number counts.
+func finding(list []string, text func() string) []string {
+	if len(list) >= maxFindings {
+		return append(list, "")
+	}
+	return append(list, text())
+}
+
+// compareComponents compares measured components with a set: bad are those that no signature could excuse, unknown those that one might.
+func (x explained) compareComponents(r authority.Reference, seen components, of string) (bad, unknown []string) {
+	programs, compared, matched := false, false, false
+	named := seen.among(r)
 	for _, pcr := range componentPCRs {
 		value, quoted := x.values[pcr]
-		_, named := r.PCRs[pcr]
+		programs = programs || quoted
+		_, whole := r.PCRs[pcr]
 		switch {
-		case !quoted || named:
+		case !quoted || whole:
 			// A PCR that the set gives values for was compared as a whole.
 			continue
 		case x.log == nil:
@@ -191,25 +241,27 @@ func (x explained) components(r authority.Reference, of string) (bad, unknown []
 			continue
 		}
 		compared = true
-		for _, e := range x.events(pcr) {
-			if slices.Contains(r.Events, e.digest) {
+		for _, e := range seen.of[pcr] {
+			if named[e.place] {
 				matched = true
 				continue
 			}
-			if marker(e.digest) {
+			if e.marker {
 				continue
 			}
-			text := fmt.Sprintf("event %d, into PCR %d (%s), %s, is not in %s", e.at, pcr, kindName(e), attest.DigestText(e.digest), of)
+			text := func() string {
+				return fmt.Sprintf("event %d, into PCR %d (%s), %s, is not in %s", e.at, pcr, kindName(e.event), attest.DigestText(e.digest), of)
+			}
 			if imagePCR(pcr) {
-				unknown = append(unknown, text)
+				unknown = finding(unknown, text)
 			} else {
-				bad = append(bad, text)
+				bad = finding(bad, text)
 			}
 		}
 	}
 	switch {
 	case len(r.Events) == 0:
-	case !compared && len(r.PCRs) == 0:
+	case !programs:
 		bad = append(bad, "no PCR with programs is quoted, so nothing can be compared with "+of)
 	case compared && !matched && len(unknown) == 0:
 		// Nothing is unknown where nothing was measured: a TPM that was reset behind the firmware's back, say.

@@ -83,6 +83,7 @@ func TestReferences(t *testing.T) {
 		"a PCR is not quoted":                {log: secure, pcrs: []int{0, 4}, refs: []authority.Reference{byPCR(secure, 0, 7)}, want: "bad", finds: "PCR 7 is not quoted"},
 		"components, but no log":             {refs: []authority.Reference{reference("1", "kernel 1")}, want: "bad", finds: "there is no event log"},
 		"components, but no PCR of them":     {log: secure, pcrs: []int{0, 7}, refs: []authority.Reference{reference("1", "kernel 1")}, want: "bad", finds: "no PCR with programs"},
+		"components and PCRs, none of them":  {log: secure, pcrs: []int{0, 7}, refs: []authority.Reference{mixed(byPCR(secure, 7), reference("1", "kernel 1"))}, want: "bad", finds: "no PCR with programs"},
 		"an empty set":                       {log: secure, refs: []authority.Reference{{Name: "void", Version: "0"}}, want: "bad", finds: "nothing to compare"},
 		"nothing was measured":               {log: &logBuilder{}, refs: []authority.Reference{reference("1", "kernel 1")}, want: "bad", finds: "was measured"},
 		"components and PCRs":                {log: secure, refs: []authority.Reference{mixed(byPCR(secure, 7), reference("1", "kernel 1"))}, want: "known", version: "7"},
