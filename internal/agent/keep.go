@@ -418,7 +418,7 @@ func (a *Agent) adopt(s *client.Session, pendingKey string) error {
 
 func (a *Agent) save(s *client.Session) error {
 	if err := s.Save(a.files.path(sessionFile)); err != nil {
-		return ours(err, "keeping the session")
+		return ours(err, "writing the state directory")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -95,6 +95,10 @@ func appraisalTable(t *rows, r *v1.AppraiseResponse) {
 	} else {
 		t.line("no session would be opened (%s): %s", r.Reason, r.Message)
 		t.line("try: %s", r.Fix)
+		if x := problem.Reason(r.Reason); x == problem.ReasonTokenSpent || x == problem.ReasonInstanceSeen {
+			// The agent's own key is not used for a question, so its own use looks like another's.
+			t.line("if this machine's agent is enrolled (`bailment agent status`), its own key used it: it renews by that key, and all is well")
+		}
 	}
 	t.line("")
 	t.add("identity", r.Identity)

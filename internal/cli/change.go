@@ -175,7 +175,11 @@ signed and, in the unified format, how the files differ from the bundle that it 
 			info := v.proposal.Change
 			view := reviewView{objectOf(info.ProtoReflect()), v.proposal.ProposalText, viewFiles(v.diff), v.text.Text()}
 			return a.show(view, func(t *rows) {
-				t.line("change %d is %s, approved by %d of %d: %s", n, info.State, len(info.ApprovedBy), info.Required, strings.Join(info.ApprovedBy, ", "))
+				by := ""
+				if len(info.ApprovedBy) > 0 {
+					by = ": " + strings.Join(info.ApprovedBy, ", ")
+				}
+				t.line("change %d is %s, approved by %d of %d%s", n, info.State, len(info.ApprovedBy), info.Required, by)
 				t.line("\n%s", v.proposal.ProposalText)
 				text, left := unified(v.diff)
 				t.line("%s", text)

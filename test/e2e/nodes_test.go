@@ -237,6 +237,9 @@ func (f *yard) appraised(admin *client.Client) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 2 || got.Reason != "token-spent" || got.Fix == "" || got.Claims["name"] != "web-2" {
 		f.T.Errorf("%d, %v: %s", code, err, out)
 	}
+	if out, _ := f.at(a, ask...); !strings.Contains(out, "(token-spent)") || !strings.Contains(out, "it renews by that key, and all is well") {
+		f.T.Errorf("a healthy machine is alarmed by its own use: %s", out)
+	}
 	if out, code := f.at(a, "attest"); code != 1 || !strings.Contains(out, "--dry-run") {
 		f.T.Errorf("%d: %s", code, out)
 	}
