@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,11 +17,45 @@ import (
 
 // telling is a source of bundles alone, that counts how often it is asked.
 type telling struct {
+	mu    sync.Mutex
 	err   error
 	asked int
 }
 
+// say has it answer so from now on.
+func (s *telling) say(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+func (s *telling) times() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+// text is a log that may be read while it is written.
+type text struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *text) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *text) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 func (s *telling) Bundles(context.Context) (*workloadapi.Bundles, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.asked++
 	if s.err != nil {
 		return nil, s.err
@@ -51,7 +86,7 @@ func TestBundlesThatCantBeHad(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var log bytes.Buffer
+				var log text
 				source := &telling{err: c.err}
 				s := workloadapi.New(workloadapi.Config{Source: source, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 				ctx, cancel := context.WithCancel(t.Context())
@@ -65,21 +100,21 @@ func TestBundlesThatCantBeHad(t *testing.T) {
 					synctest.Wait()
 				}
 				pass(10 * time.Second)
-				if source.asked < c.least || source.asked > c.most {
-					t.Errorf("asked %d times in ten seconds, want %d to %d", source.asked, c.least, c.most)
+				if n := source.times(); n < c.least || n > c.most {
+					t.Errorf("asked %d times in ten seconds, want %d to %d", n, c.least, c.most)
 				}
 				pass(time.Hour)
 				if n := strings.Count(log.String(), line); n != 1 {
 					t.Errorf("the log has %d lines, want one:\n%s", n, log.String())
 				}
-				before := source.asked
-				source.err = nil
+				before := source.times()
+				source.say(nil)
 				s.Retry()
 				synctest.Wait()
-				if source.asked != before+1 {
-					t.Errorf("news: asked %d times, want once", source.asked-before)
+				if n := source.times() - before; n != 1 {
+					t.Errorf("news: asked %d times, want once", n)
 				}
-				source.err = c.err
+				source.say(c.err)
 				s.RefreshBundles()
 				synctest.Wait()
 				if n := strings.Count(log.String(), line); n != 2 {
