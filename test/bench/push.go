@@ -22,6 +22,15 @@ const pushes = 10
 
 // startAgent runs a machine's agent as a process of its own.
 func (b *bench) startAgent(ctx context.Context, name string) (*site.Agent, error) {
+	a, err := b.newAgent(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return a, a.Start()
+}
+
+// newAgent is one that is not started, with a join token.
+func (b *bench) newAgent(ctx context.Context, name string) (*site.Agent, error) {
 	tok, err := b.s.Token(ctx, b.admin, name)
 	if err != nil {
 		return nil, err
@@ -30,11 +39,7 @@ func (b *bench) startAgent(ctx context.Context, name string) (*site.Agent, error
 	if err != nil {
 		return nil, err
 	}
-	a, err := b.s.NewAgent(dir, tok)
-	if err != nil {
-		return nil, err
-	}
-	return a, a.Start()
+	return b.s.NewAgent(dir, tok)
 }
 
 func stopAgent(a *site.Agent) {
@@ -81,9 +86,12 @@ func spread(what string, took []time.Duration) {
 func (b *bench) agents(ctx context.Context) error {
 	var took []time.Duration
 	for i := range pushes {
-		began := time.Now()
-		a, err := b.startAgent(ctx, fmt.Sprintf("first-%d", i))
+		a, err := b.newAgent(ctx, fmt.Sprintf("first-%d", i))
 		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if err := a.Start(); err != nil {
 			return err
 		}
 		s, err := waitFor(ctx, a)
