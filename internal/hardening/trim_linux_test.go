@@ -27,9 +27,27 @@ zz-00 r--p 00000000 fe:00 123                                /usr/bin/bail ment
 	}
 }
 
+// What the loader of a program wrote into its constants is not in its file, and stays, whether it is in memory or was swapped out.
+func TestCodeOfALoadedProgram(t *testing.T) {
+	mapping := func(line, anonymous, swap string) string {
+		return line + "\nSize:                 64 kB\nRss:                  64 kB\nAnonymous:             " + anonymous + " kB\nSwap:                  " + swap +
+			" kB\nVmFlags: rd mr mw me sd\n"
+	}
+	smaps := mapping("55d0c0000000-55d0c0010000 r-xp 00000000 fe:00 123    /usr/bin/bailment", "0", "0") +
+		mapping("55d0c0010000-55d0c0020000 r--p 00010000 fe:00 123    /usr/bin/bailment", "0", "0") +
+		mapping("55d0c0020000-55d0c0030000 r--p 00020000 fe:00 123    /usr/bin/bailment", "64", "0") +
+		mapping("55d0c0030000-55d0c0040000 r--p 00030000 fe:00 123    /usr/bin/bailment", "0", "4") +
+		mapping("55d0c0040000-55d0c0050000 rw-p 00040000 fe:00 123    /usr/bin/bailment", "64", "0") +
+		mapping("7f5fa6f83000-7f5fa6f85000 r-xp 00000000 00:00 0      [vdso]", "8", "0")
+	want := [][2]uintptr{{0x55d0c0000000, 0x55d0c0010000}, {0x55d0c0010000, 0x55d0c0020000}}
+	if got := codeOf(smaps, "/usr/bin/bailment"); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %x", got)
+	}
+}
+
 // What a program does not execute any more is not held in its memory, and it goes on.
 func TestTrim(t *testing.T) {
-	all := code()
+	all := code("smaps")
 	if len(all) < 2 {
 		t.Fatalf("the program's code is not found: %x", all)
 	}
