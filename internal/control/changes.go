@@ -398,8 +398,8 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 				return a, nil
 			}
 			a.sig = state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
-			if ch, ok := s.Changes.Get(r.Change); ok && ch.Action == ActionBundle {
-				_, err = e.program(ctx, ch.Manifest) // compiled before it can come into force
+			if ch, ok := s.Changes.Get(r.Change); ok && ch.Action == ActionBundle && ch.State == state.Proposed {
+				err = e.candidate(ctx, ch.Manifest)
 			}
 			return a, err
 		},

@@ -17,9 +17,11 @@ import (
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
 )
 
 // board is an environment with operators who are logged in.
@@ -342,6 +344,50 @@ func TestOperatorsCanSign(t *testing.T) {
 	text := fmt.Sprintf("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: [propose, approve]\n", line)
 	_, err = b.Propose(b.by["alice"], "alice", b.with("operators.yaml", text))
 	b.refused(err, problem.ReasonBundleInvalid)
+}
+
+// A bundle that was proposed to a release which looked less closely does not come into force by this one without its findings.
+func TestApprovesByItsOwnFindings(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	ch := b.propose("alice", "as good as any")
+	all := b.Stored()
+	entry, err := state.Decode(all[ch.Index].Body)
+	b.must(err)
+	older, ok := entry.Event.(*state.ChangeProposed)
+	if !ok {
+		t.Fatalf("entry %d is a %T", ch.Index, entry.Event)
+	}
+	files := b.with("environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "spec:\n", "spec:\n  agents: {require: signed}\n", 1))
+	base, _, _, err := b.Env.Bundle(context.Background(), b.by["alice"].Caller, state.Digest{})
+	b.must(err)
+	m, err := policy.BuildManifest(files, policy.Header{
+		Environment: controltest.EnvName, Genesis: policy.Digest(b.Genesis), Version: base.Header().Version + 1, Previous: base.Digest(),
+	})
+	b.must(err)
+	older.Manifest, older.Nonce = state.Digest(m.Digest()), controltest.Nonce()
+	blobs := []store.Blob{{Digest: store.Digest(m.Digest()), Data: m.Text()}}
+	for _, f := range m.Files() {
+		blobs = append(blobs, store.Blob{Digest: store.Digest(f.Digest), Data: files[f.Path]})
+	}
+	index, _, err := ledger.Commit(context.Background(), b.Env.Ledger(), func(_ *state.State, at ledger.At) (ledger.Draft, uint64, error) {
+		e := &state.Entry{Time: state.At(at.Time), Event: older}
+		body, err := state.Encode(e)
+		return ledger.Draft{Records: []ledger.Record{{Body: body, Event: e}}, Blobs: blobs}, at.Index, err
+	})
+	b.must(err)
+	proposed, ok := b.Env.State().Changes.Get(index)
+	if !ok {
+		t.Fatal("it is not proposed")
+	}
+	_, err = b.Approve(b.by["bob"], "bob", proposed)
+	b.refused(err, problem.ReasonBundleInvalid)
+	if !strings.Contains(problem.As(err).Message, "no agent could run") {
+		t.Errorf("it doesn't say why: %v", err)
+	}
+	b.inForce(1)
+	_, err = b.Approve(b.by["bob"], "bob", ch)
+	b.must(err)
+	b.inForce(2)
 }
 
 // Who proposes and rejects, and proposes again, does not fill the state and the store.

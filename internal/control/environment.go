@@ -322,6 +322,22 @@ func (e *Environment) program(ctx context.Context, manifest state.Digest) (*poli
 	return p, err
 }
 
+// candidate compiles a bundle before it can come into force, as the new one that it is: the release that it was proposed to may not have
+// looked as closely as this one.
+func (e *Environment) candidate(ctx context.Context, manifest state.Digest) error {
+	b, err := e.readBundle(ctx, manifest)
+	if err != nil {
+		return err
+	}
+	p, err := policy.Compile(b)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonBundleInvalid, "compiling the bundle %s", manifest).
+			WithFix("reject the change, and propose the bundle again without what is found in it")
+	}
+	e.programs.put(manifest, p, e.log.State().Bundle)
+	return nil
+}
+
 // inForce is the compiled bundle of a state that was published, for questions: it is compiled anew if the cache, at the moment
 // when it came into force, had no place for it.
 func (e *Environment) inForce(s *state.State) (*policy.Program, error) {
@@ -329,6 +345,19 @@ func (e *Environment) inForce(s *state.State) (*policy.Program, error) {
 }
 
 func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*policy.Program, error) {
+	b, err := e.readBundle(ctx, manifest)
+	if err != nil {
+		return nil, err
+	}
+	p, err := policy.CompileAccepted(b)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.ReasonTampered, "compiling the bundle %s", manifest)
+	}
+	return p, nil
+}
+
+// readBundle reads a bundle from its blobs.
+func (e *Environment) readBundle(ctx context.Context, manifest state.Digest) (*policy.Bundle, error) {
 	_, files, err := e.bundleFiles(ctx, manifest)
 	if err != nil {
 		return nil, err
@@ -337,11 +366,7 @@ func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*poli
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonTampered, "reading the bundle %s", manifest)
 	}
-	p, err := policy.CompileAccepted(b)
-	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonTampered, "compiling the bundle %s", manifest)
-	}
-	return p, nil
+	return b, nil
 }
 
 // bundleFiles reads a manifest and its files from the blobs.
