@@ -145,14 +145,19 @@ func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (issuance, error) 
 var errNoKeyDue = errors.New("no key is due")
 
 // tendTokens makes the keys of tokens that are due: the first two, if there are none and they are wanted; the next one, if the
-// newest has been published for as long as the bundle says, or is for another algorithm.
+// newest has been published for as long as the bundle says, or is for another algorithm
+// and was told to others.
 func (e *Environment) tendTokens(ctx context.Context, wanted bool) error {
 	due := func(s *state.State, prog *policy.Program, now state.Millis) int {
 		newest, ok := s.NewestKey(custody.JWT)
 		switch settings := prog.Environment().SPIFFE; {
 		case !ok && (wanted || settings.Issuer != ""):
 			return 2
-		case ok && (now >= newest.Since.Add(settings.Rotate) || !signsBy(newest.Public, settings.Algorithm)):
+		case ok && !signsBy(newest.Public, settings.Algorithm): // the newest signs from then on, so others must have heard of it
+			if now >= newest.Since.Add(settings.RefreshHint) {
+				return 1
+			}
+		case ok && now >= newest.Since.Add(settings.Rotate):
 			return 1
 		}
 		return 0
@@ -199,15 +204,15 @@ func (e *Environment) rotateTokens(ctx context.Context, c Caller) (*ledger.Proof
 	})
 }
 
-// maxTokensAdded is how many keys of tokens one decision adds: one that signs, and one that is published ahead.
+// maxTokensAdded is how many keys of tokens the first decision about them adds: one that signs, and one that is published ahead.
 const maxTokensAdded = 2
 
 // addTokens adds as many keys of tokens as decide says.
 func (e *Environment) addTokens(ctx context.Context, decide func(*turn) (int, *state.Actor, error)) (*ledger.Proof, error) {
 	type made struct {
 		by    *custody.Keys
-		facts [maxTokensAdded]state.KeyFacts
-		rows  [maxTokensAdded]store.Key
+		facts []state.KeyFacts
+		rows  []store.Key
 	}
 	_, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (made, error) {
@@ -221,10 +226,16 @@ func (e *Environment) addTokens(ctx context.Context, decide func(*turn) (int, *s
 				return m, err
 			}
 			algorithm := prog.Environment().SPIFFE.Algorithm
-			for i := range m.facts {
-				if m.facts[i], m.rows[i], err = e.vault().MakeToken(m.by, newestNumber(s)+1+uint32(i), algorithm, e.cfg.Source); err != nil {
+			newest, n := newestNumber(s), 1 // no more than will be entered: an RSA key takes long to make
+			if newest == 0 {
+				n = maxTokensAdded
+			}
+			for i := range n {
+				facts, row, err := e.vault().MakeToken(m.by, newest+1+uint32(i), algorithm, e.cfg.Source)
+				if err != nil {
 					return m, err
 				}
+				m.facts, m.rows = append(m.facts, facts), append(m.rows, row)
 			}
 			return m, nil
 		},
@@ -233,7 +244,7 @@ func (e *Environment) addTokens(ctx context.Context, decide func(*turn) (int, *s
 			if err != nil {
 				return struct{}{}, err
 			}
-			if m.by.Behind(t.s) || !signsBy(m.facts[0].Public, t.prog.Environment().SPIFFE.Algorithm) {
+			if n > len(m.facts) || m.by.Behind(t.s) || !signsBy(m.facts[0].Public, t.prog.Environment().SPIFFE.Algorithm) {
 				return struct{}{}, errStale // the key that wraps it is not the current one, its number is taken, or the bundle asks for another
 			}
 			if err := t.leavesNone(); err != nil {

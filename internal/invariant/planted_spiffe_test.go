@@ -56,7 +56,7 @@ func TestSPIFFEPlantsStartLegal(t *testing.T) {
 	s.bring("environment.yaml", string(s.r.files["environment.yaml"])+"  spiffe: {jwt: {algorithm: RS256}}\n")
 	rotated := s.rsaKey(2048)
 	rotated.Key.Name, rotated.Actor = "jwt/5", nil // nobody asked: the bundle did
-	s.add(rotated)
+	s.addAt(s.next()+6*minute, rotated)
 	for _, v := range s.found {
 		t.Error(v)
 	}
@@ -100,6 +100,13 @@ var spiffePlants = []planted{
 	{invariant.Permitted, "a key by itself, for the algorithm that there is", func(s *scene) {
 		s.bring("environment.yaml", string(s.r.files["environment.yaml"])+"  spiffe: {jwt: {algorithm: RS256}}\n")
 		s.add(s.rsaKey(2048))
+		e := s.rsaKey(2048)
+		e.Key.Name, e.Actor = "jwt/5", nil
+		s.add(e)
+	}, "nobody asked for a key of tokens"},
+	{invariant.Permitted, "a key by itself, for another algorithm, before others know the one before it", func(s *scene) {
+		s.add(s.tokenKey())
+		s.bring("environment.yaml", string(s.r.files["environment.yaml"])+"  spiffe: {jwt: {algorithm: RS256}}\n")
 		e := s.rsaKey(2048)
 		e.Key.Name, e.Actor = "jwt/5", nil
 		s.add(e)

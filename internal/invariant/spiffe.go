@@ -145,7 +145,11 @@ func (c *Checker) permittedSPIFFE(st *step, fail failure) {
 		}
 	case *state.JWTKeyAdded:
 		n := c.m.envKeys["jwt"]
-		if since, known := c.m.tokensOut.since[n]; e.Actor == nil && n > 1 && known && st.at < since.Add(settings.Rotate) && c.m.tokensOut.algorithm == settings.Algorithm {
+		wait := settings.Rotate
+		if c.m.tokensOut.algorithm != settings.Algorithm {
+			wait = settings.RefreshHint
+		}
+		if since, known := c.m.tokensOut.since[n]; e.Actor == nil && n > 1 && known && st.at < since.Add(wait) {
 			fail("nobody asked for a key of tokens, and the newest is of %s", since)
 		}
 		if have := algorithmOf(&e.Key); have != "" && have != settings.Algorithm {

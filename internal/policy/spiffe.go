@@ -30,7 +30,7 @@ type (
 			Issuer    text   `yaml:"issuer" doc:"URL of the issuer that JWT-SVIDs name (iss), https://… without a slash at its end. The discovery document and the keys must be reachable below it. Without it tokens name none, and clouds can't federate."`
 			Audiences []text `yaml:"audiences" doc:"Audiences that tokens may be asked for: exact, or PREFIX* for all that begin so. Default: any."`
 			TTL       period `yaml:"ttl" default:"5m" doc:"Longest life of a token, 30s to 5m."`
-			Algorithm text   `yaml:"algorithm" enum:"ES256,RS256" default:"ES256" doc:"What tokens are signed by. RS256 is for verifiers that know nothing else, such as Microsoft Entra. When it changes, a key for it is published at once, and signs after the next rotation."`
+			Algorithm text   `yaml:"algorithm" enum:"ES256,RS256" default:"ES256" doc:"What tokens are signed by. RS256 is for verifiers that know nothing else, such as Microsoft Entra. When it changes, a key for it is published as soon as the one before it was published for refreshHint, and signs after the next rotation."`
 			Rotate    period `yaml:"rotate" default:"720h" doc:"How often the key of tokens is rotated, 24h to 8760h. A new key is published for so long before it signs."`
 		} `yaml:"jwt" doc:"JWT-SVIDs: tokens that workloads, CI jobs and machines show to others."`
 	}
