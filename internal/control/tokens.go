@@ -145,8 +145,7 @@ func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (issuance, error) 
 var errNoKeyDue = errors.New("no key is due")
 
 // tendTokens makes the keys of tokens that are due: the first two, if there are none and they are wanted; the next one, if the
-// newest has been published for as long as the bundle says, or is for another algorithm
-// and was told to others.
+// newest has been published for as long as the bundle says, or is for another algorithm than the bundle's and others have heard of it.
 func (e *Environment) tendTokens(ctx context.Context, wanted bool) error {
 	due := func(s *state.State, prog *policy.Program, now state.Millis) int {
 		newest, ok := s.NewestKey(custody.JWT)
