@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/bailment/bailment/internal/attest"
+	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
@@ -32,8 +34,13 @@ type board struct {
 
 func newBoard(t *testing.T, quorum int, persons ...string) *board {
 	t.Helper()
-	b := &board{controltest.New(t, controltest.Options{Persons: persons, Quorum: quorum}), map[string]controltest.Actor{}}
-	for _, p := range persons {
+	return newBoardOf(t, controltest.Options{Persons: persons, Quorum: quorum})
+}
+
+func newBoardOf(t *testing.T, o controltest.Options) *board {
+	t.Helper()
+	b := &board{controltest.New(t, o), map[string]controltest.Actor{}}
+	for _, p := range o.Persons {
 		b.by[p] = b.Login(p)
 	}
 	return b
@@ -346,18 +353,38 @@ func TestOperatorsCanSign(t *testing.T) {
 	b.refused(err, problem.ReasonBundleInvalid)
 }
 
-// A bundle that was proposed to a release which looked less closely does not come into force by this one without its findings.
+// A bundle that was proposed to a release which looked less closely does not come into force by this one without its findings, be they the
+// compiler's or a verifier's.
 func TestApprovesByItsOwnFindings(t *testing.T) {
-	b := newBoard(t, 1, "alice", "bob")
+	// This release has no tpm.
+	ms := slices.DeleteFunc(methods.All(), func(m attest.Method) bool { return m.Name == "tpm" })
+	b := newBoardOf(t, controltest.Options{Persons: []string{"alice", "bob"}, Quorum: 1, Methods: ms})
 	ch := b.propose("alice", "as good as any")
-	all := b.Stored()
-	entry, err := state.Decode(all[ch.Index].Body)
+	for want, file := range map[string][2]string{
+		"no agent could run": {"environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "spec:\n", "spec:\n  agents: {require: signed}\n", 1)},
+		"the authority rack": {"authorities/rack.yaml", "apiVersion: bailment/v1\nkind: Authority\nmetadata: {name: rack}\nspec: {method: tpm, endorsementKeys: ['sha256:" + strings.Repeat("ab", 32) + "']}\n"},
+	} {
+		_, err := b.Approve(b.by["bob"], "bob", b.elsewhere(ch, b.with(file[0], file[1])))
+		b.refused(err, problem.ReasonBundleInvalid)
+		if !strings.Contains(problem.As(err).Message, want) {
+			t.Errorf("it doesn't say %q: %v", want, err)
+		}
+		b.inForce(1)
+	}
+	_, err := b.Approve(b.by["bob"], "bob", ch)
+	b.must(err)
+	b.inForce(2)
+}
+
+// elsewhere enters another bundle as a proposal like one that there is, as a release does that finds nothing in it.
+func (b *board) elsewhere(like *state.Change, files policy.Files) *state.Change {
+	b.T.Helper()
+	entry, err := state.Decode(b.Stored()[like.Index].Body)
 	b.must(err)
 	older, ok := entry.Event.(*state.ChangeProposed)
 	if !ok {
-		t.Fatalf("entry %d is a %T", ch.Index, entry.Event)
+		b.T.Fatalf("entry %d is a %T", like.Index, entry.Event)
 	}
-	files := b.with("environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "spec:\n", "spec:\n  agents: {require: signed}\n", 1))
 	base, _, _, err := b.Env.Bundle(context.Background(), b.by["alice"].Caller, state.Digest{})
 	b.must(err)
 	m, err := policy.BuildManifest(files, policy.Header{
@@ -377,17 +404,9 @@ func TestApprovesByItsOwnFindings(t *testing.T) {
 	b.must(err)
 	proposed, ok := b.Env.State().Changes.Get(index)
 	if !ok {
-		t.Fatal("it is not proposed")
+		b.T.Fatal("it is not proposed")
 	}
-	_, err = b.Approve(b.by["bob"], "bob", proposed)
-	b.refused(err, problem.ReasonBundleInvalid)
-	if !strings.Contains(problem.As(err).Message, "no agent could run") {
-		t.Errorf("it doesn't say why: %v", err)
-	}
-	b.inForce(1)
-	_, err = b.Approve(b.by["bob"], "bob", ch)
-	b.must(err)
-	b.inForce(2)
+	return proposed
 }
 
 // Who proposes and rejects, and proposes again, does not fill the state and the store.

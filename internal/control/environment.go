@@ -334,6 +334,9 @@ func (e *Environment) candidate(ctx context.Context, manifest state.Digest) erro
 		return problem.Wrap(err, problem.ReasonBundleInvalid, "compiling the bundle %s", manifest).
 			WithFix("reject the change, and propose the bundle again without what is found in it")
 	}
+	if err := CheckBundle(e.cfg.Methods, p); err != nil {
+		return err
+	}
 	e.programs.put(manifest, p, e.log.State().Bundle)
 	return nil
 }
