@@ -122,7 +122,7 @@ func (c *compiler) identities() {
 		}
 		r.path = path
 		c.federatesWith(s, &r)
-		r.when = c.condition(c.ruleScope, s.When, d.source)
+		r.when, r.whenText, r.pathText = c.condition(c.ruleScope, s.When, d.source), s.When.value, s.Path.value
 		if r.method == MethodWorkload {
 			c.workloadRule(s, &r)
 			c.program.workloads = append(c.program.workloads, r)
@@ -292,9 +292,13 @@ func validClaimName(s string) bool {
 	return s != ""
 }
 
-var allActions = []string{
-	string(ReadSecret), string(WriteSecret), string(GenerateSecret), string(ListSecret), string(DestroySecret), string(PromoteSecret),
-}
+var allActions = func() []string {
+	var out []string
+	for _, a := range allOf {
+		out = append(out, string(a))
+	}
+	return out
+}()
 
 func (c *compiler) grants() {
 	c.each(kindGrant, func(d *document) {
@@ -321,7 +325,7 @@ func (c *compiler) grants() {
 		c.grantIdentities(s)
 		c.grantSecrets(s)
 		c.grantLimits(s, &g)
-		g.when = c.condition(c.grantScope, s.When, d.source)
+		g.when, g.whenText = c.condition(c.grantScope, s.When, d.source), s.When.value
 		c.grantToEverybody(s, &g)
 		if c.pairs += len(g.identities) * len(g.secrets); c.pairs > maxIndexed {
 			c.found.add(d.at, "the grants have more than %d pairs of an identity and a secret: use subtrees", maxIndexed)

@@ -96,6 +96,7 @@ type grant struct {
 	assurance  identity.Assurance
 	ttl        time.Duration
 	when       *condition // nil: none
+	whenText   string     // as it is written
 	source     Pos
 }
 

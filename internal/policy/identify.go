@@ -31,7 +31,9 @@ type identityRule struct {
 	method    string
 	path      template
 	authority string
+	pathText  string // as it is written, with {claims.…}
 	when      *condition
+	whenText  string
 	require   *condition
 	required  string // its text
 	otherwise bool   // quarantine

@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"slices"
+	"time"
+
+	"github.com/bailment/bailment/internal/identity"
+)
+
+// Grant is a Grant document as it was compiled, for those who ask about the rules themselves: who can, what would change, how far
+// does it reach. What it permits in a given case only Decide says.
+type Grant struct {
+	Name       string
+	Effect     Effect
+	Actions    []Action           // in the order of the constants
+	Identities []identity.Pattern // none covers another
+	Secrets    []identity.Pattern // none covers another
+	Purposes   []string           // sorted; empty: any
+	Assurance  identity.Assurance // the least; of a deny grant nothing
+	TTL        time.Duration      // the longest lease by it; 0: it doesn't say
+	When       string             // the condition as it is written; "" for none
+	Source     Pos
+}
+
+// Grants lists the grants: those with the longest leases first, then by name. What the slices hold is shared: don't change it.
+func (p *Program) Grants() []Grant {
+	out := make([]Grant, len(p.grants))
+	for i := range p.grants {
+		g := &p.grants[i]
+		out[i] = Grant{
+			Name: g.name, Effect: g.effect, Actions: g.actions.list(), Identities: g.identities, Secrets: g.secrets, Purposes: g.purposes,
+			Assurance: g.assurance, TTL: g.ttl, When: g.whenText, Source: g.source,
+		}
+	}
+	return out
+}
+
+// allOf lists the actions in the order of the constants.
+var allOf = [...]Action{ReadSecret, WriteSecret, GenerateSecret, ListSecret, DestroySecret, PromoteSecret}
+
+func (s actionSet) list() []Action {
+	var out []Action
+	for _, a := range allOf {
+		if s&a.bit() != 0 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// IdentityRule is an Identity document as it was compiled.
+type IdentityRule struct {
+	Name       string
+	Method     string // MethodWorkload for workloads
+	Authority  string // "" for join-token and workload
+	Path       string // as it is written: /workload/NAME, or with {claims.a.b} as whole segments
+	When       string // the conditions as they are written; "" for none
+	Require    string
+	Quarantine bool               // what happens if Require is not true: quarantine, not only refusal
+	Nodes      []identity.Pattern // of a workload: who may speak for it
+	Session    time.Duration
+	Lifetime   time.Duration // 0 for workloads
+	Source     Pos
+}
+
+// IdentityRules lists the identity rules: those of nodes and jobs by name, then those of workloads by name.
+func (p *Program) IdentityRules() []IdentityRule {
+	var out []IdentityRule
+	for _, r := range slices.Concat(p.nodes, p.workloads) {
+		out = append(out, IdentityRule{
+			Name: r.name, Method: r.method, Authority: r.authority, Path: r.pathText, When: r.whenText, Require: r.required, Quarantine: r.otherwise,
+			Nodes: r.nodes, Session: r.session, Lifetime: r.lifetime, Source: r.source,
+		})
+	}
+	return out
+}
