@@ -31,12 +31,13 @@ var places = map[string]place{
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
 	"federation":  {kindFederation, false, "relations with other trust domains"},
+	"rollouts":    {kindRollout, false, "by which steps a change comes into force, and what brings the earlier bundle back"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
 // is silently ignored is worse than none.
 var unready = map[string]string{
-	"engines": "Engine", "rollouts": "Rollout", "alerts": "Alert", "risks": "Risk", "tests": "Test",
+	"engines": "Engine", "alerts": "Alert", "risks": "Risk", "tests": "Test",
 }
 
 // ignoredExtensions are files that may accompany a bundle. They are in the manifest.

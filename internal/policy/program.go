@@ -109,6 +109,7 @@ type Program struct {
 	workloads   []identityRule
 	byWorkload  map[string][]int
 	federations []Federation // by name
+	rollouts    []Rollout    // by name
 	grants      []grant      // by rank
 	index       grantIndex
 }
