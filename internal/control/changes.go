@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
 )
 
 // Actions that need approval: the closed set so far.
@@ -60,8 +62,9 @@ type proposal struct {
 	sig      state.Signature
 	bundle   *state.Signature
 	base     state.Digest
-	retry    bool  // its key had its first effect already: nothing was prepared
-	bad      error // why it is refused: the decision enters that
+	retry    bool     // its key had its first effect already: nothing was prepared
+	rollout  *rollout // of a bundle
+	bad      error    // why it is refused: the decision enters that
 }
 
 // Propose opens a change. It has no effect until it is approved.
@@ -129,7 +132,7 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	}
 	p.manifest = m
 	h := m.Header()
-	base, _, err := e.bundleFiles(ctx, s.Bundle)
+	base, before, err := e.bundleFiles(ctx, s.Bundle)
 	if err != nil {
 		return err
 	}
@@ -164,7 +167,11 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if err := compiled.LowersAgents(prog); err != nil {
 		return err
 	}
-	return CheckBundle(e.cfg.Methods, compiled)
+	if err := CheckBundle(e.cfg.Methods, compiled); err != nil {
+		return err
+	}
+	p.rollout, err = e.prepareRollout(before, r.Files, prog, compiled, m, p.text)
+	return err
 }
 
 // required says how many approvals a change needs, and whether the proposer's own may be one of them.
@@ -204,6 +211,9 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	}
 	expires := state.At(p.text.Expires)
 	want := p.text
+	if p.rollout != nil && p.rollout.rollback != nil {
+		want.Rollback = p.rollout.rollback.Digest().String()
+	}
 	want.Scope, want.Role, want.Person, want.Base, want.Number = t.e.scope(t.s), ceremony.Proposer, op.Name, t.s.Bundle.String(), 0
 	if p.manifest != nil {
 		want.New = state.Digest(p.manifest.Digest()).String()
@@ -230,9 +240,19 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		Signature: p.sig, Bundle: p.bundle, Nonce: p.text.Nonce, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
 	}
 	ev.Required, ev.SelfOK = required(t.prog)
+	if p.text.Version > 1 {
+		ev.Version, ev.Rollout, ev.Containment = p.text.Version, p.text.Rollout, p.text.Containment
+	}
+	if p.rollout != nil && p.rollout.rollback != nil {
+		ev.Rollback = state.Digest(p.rollout.rollback.Digest())
+	}
 	if p.manifest != nil {
 		ev.Manifest = state.Digest(p.manifest.Digest())
 		t.draft.Blobs = bundleBlobs(p.manifest, r.Files)
+		if x := p.rollout.rollback; x != nil {
+			// Its files are those of the two bundles, which are stored.
+			t.draft.Blobs = append(t.draft.Blobs, store.Blob{Digest: store.Digest(x.Digest()), Data: x.Text()})
+		}
 	}
 	index, err := t.enter(ev)
 	return &Proposal{Index: index}, err
@@ -257,6 +277,10 @@ func differs(want, got ceremony.Change) string {
 		return "change"
 	case !want.Expires.Equal(got.Expires):
 		return "expires"
+	case want.Rollout != got.Rollout || want.Rollback != got.Rollback || !slices.Equal(want.Containment, got.Containment):
+		return "rollout, rollback or containment"
+	case want.Version != got.Version:
+		return "the version of the text"
 	}
 	return "reason"
 }
@@ -313,7 +337,7 @@ func (t *turn) signingKeys(op policy.Operator, signatures ...*state.Signature) e
 func (t *turn) checkAct(p *proposal) error {
 	switch p.text.Action {
 	case ActionBundle:
-		if p.manifest == nil || p.text.Target != "" {
+		if p.manifest == nil || p.rollout == nil || p.text.Target != "" {
 			return problem.New(problem.ReasonInvalid, "a bundle is proposed by its manifest")
 		}
 		if t.s.Bundle == state.Digest(p.manifest.Digest()) {
@@ -321,14 +345,14 @@ func (t *turn) checkAct(p *proposal) error {
 		}
 		return nil
 	case ActionLiftHold, ActionConfirmCut:
-		if p.text.New != "" {
-			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
+		if err := actAlone(p.text); err != nil {
+			return err
 		}
 		_, err := t.holdOf(p.text.Target)
 		return err
 	case ActionForget, ActionEnd:
-		if p.text.New != "" {
-			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
+		if err := actAlone(p.text); err != nil {
+			return err
 		}
 		if p.text.Action == ActionForget {
 			return t.usedBefore(p.text.Target)
@@ -337,6 +361,14 @@ func (t *turn) checkAct(p *proposal) error {
 		return err
 	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
+}
+
+// actAlone checks that an act which is not a bundle names none.
+func actAlone(text ceremony.Change) error {
+	if text.New != "" || text.Rollout != "" || text.Rollback != "" || len(text.Containment) > 0 {
+		return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", text.Action)
+	}
+	return nil
 }
 
 // without is a refusal as it is entered and told: with its way out, without its cause.
@@ -434,9 +466,13 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	want := ceremony.Change{
 		Scope: t.e.scope(t.s), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: op.Name,
 		Number: ch.Index, Nonce: a.text.Nonce, Expires: ch.Expires.Time(), Reason: ch.Reason,
+		Version: max(ch.Text, 1), Rollout: ch.Rollout, Containment: ch.Containment,
 	}
 	if !ch.Manifest.IsZero() {
 		want.New = ch.Manifest.String()
+	}
+	if !ch.Rollback.IsZero() {
+		want.Rollback = ch.Rollback.String()
 	}
 	// The text has whole seconds; the proposal's expiry came from such a text.
 	switch {
@@ -490,11 +526,7 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		if _, ok := t.e.programs.get(ch.Manifest); !ok {
 			return errStale
 		}
-		out.Generation = t.s.Generation + 1
-		_, err := t.enter(&state.BundleInForce{
-			Generation: out.Generation, Manifest: ch.Manifest, Previous: t.s.Bundle, Change: ch.Index, How: "change",
-		})
-		return err
+		return t.begin(ch, out)
 	case ActionLiftHold:
 		h, err := t.holdOf(ch.Target)
 		if err != nil {

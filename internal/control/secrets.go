@@ -131,11 +131,11 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 	}
 	row, cached := e.values.Get(v.Sealed)
 	if !cached {
-		prog, ok := e.programs.get(s.Bundle)
+		by, ok := e.governing(s, x.Identity)
 		if !ok {
 			return nil, nil
 		}
-		if _, p := decidePermit(s, prog, e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {
+		if _, p := decidePermit(s, by, e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {
 			return nil, nil
 		}
 		if row, err = e.sealed(ctx, v); problem.Is(err, problem.ReasonNotFound) {
@@ -623,7 +623,7 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 	if err != nil {
 		return nil, "", err
 	}
-	prog, err := e.inForce(s)
+	by, err := e.governingNow(e.run, s, x.Identity)
 	if err != nil {
 		return nil, "", err
 	}
@@ -643,7 +643,7 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 		}
 		scanned++
 		last = path
-		if _, p := decidePermit(s, prog, e.claims, x, policy.ListSecret, path, "", now); p == nil {
+		if _, p := decidePermit(s, by, e.claims, x, policy.ListSecret, path, "", now); p == nil {
 			out = append(out, sec)
 		}
 		return true

@@ -260,6 +260,22 @@ func (e Environment) sameGuards(o Environment) bool {
 		slices.EqualFunc(a.Signers, b.Signers, func(x, y OperatorKey) bool { return x.Fingerprint == y.Fingerprint })
 }
 
+// RollbackOf is the manifest, and the files, of what a change can be rolled back to: it follows the change's own manifest. It is nil if a
+// rollback would keep all that the change changes. Proposers, approvers and the server each compute it, and sign or compare its digest.
+func RollbackOf(change *Manifest, base, changed Files, was, is Environment, containment []string) (*Manifest, Files, error) {
+	h := change.Header()
+	if h.Genesis.IsZero() {
+		return nil, nil, problem.New(problem.ReasonInvalid, "the founding bundle replaces nothing")
+	}
+	files, err := RollbackFiles(base, changed, was, is, containment)
+	if err != nil || len(ChangedFiles(files, changed)) == 0 {
+		return nil, nil, err
+	}
+	h.Version, h.Previous = h.Version+1, change.Digest()
+	m, err := BuildManifest(files, h)
+	return m, files, err
+}
+
 // ChangedFiles lists the paths that differ between two bundles, in byte order.
 func ChangedFiles(base, changed Files) []string {
 	var out []string

@@ -35,6 +35,7 @@ const (
 	qChange   queueKind = 'c'
 	qHold     queueKind = 'h'
 	qUse      queueKind = 'u'
+	qServed   queueKind = 'v'
 )
 
 func queueKey(at Millis, kind queueKind, key string) string {
@@ -118,6 +119,10 @@ func (s *State) due(kind queueKind, key string) Millis {
 		if x, ok := s.Uses.Get(key); ok && x.Until != 0 {
 			return x.Until
 		}
+	case qServed:
+		if x, ok := s.Served.Get(key); ok {
+			return x.Last + keepServed
+		}
 	}
 	return -1
 }
@@ -152,6 +157,8 @@ func (s *State) remove(kind queueKind, key string) {
 		s.Holds.del(key)
 	case qUse:
 		s.Uses.del(key)
+	case qServed:
+		s.Served.del(key)
 	}
 }
 

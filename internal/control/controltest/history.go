@@ -46,7 +46,6 @@ func History(w *World) Cast {
 	h.changes()
 	h.revocations()
 	h.keys()
-	h.protocol()
 	h.proofs()
 	return h.finale()
 }
@@ -231,11 +230,6 @@ func (h *history) keys() {
 	}
 	h.check(h.w.Env.Rewrap(h.ctx, h.alice.Caller, func(control.RewrapProgress) error { return nil }))
 	h.check(h.w.Env.Snapshot(h.ctx))
-}
-
-// protocol enters what no use case enters yet.
-func (h *history) protocol() {
-	h.check(h.w.Commit(&state.ProtocolRaised{Version: 2}))
 }
 
 // finale goes on after a while: what was opened before is over.
