@@ -70,15 +70,57 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.FederationRefreshed:
 		return act{nil, &ev.Ruling, ""}
+	case *state.RolloutEnded:
+		return r.rolledBack(&ev.Cause, ev.Change)
+	case *state.BundleInForce:
+		if ev.Cause != nil {
+			return r.rolledBack(ev.Cause, ev.Change)
+		}
 	}
 	return act{}
+}
+
+// rolledBack is a person's rollback, of what he proposed or may approve.
+func (r *run) rolledBack(why *state.Cause, change uint64) act {
+	if why.Actor == nil || why.Ruling == nil {
+		return act{}
+	}
+	if c, ok := r.state.Changes.Get(change); ok && c.Proposer == why.Actor.Identity {
+		return act{why.Actor, why.Ruling, policy.DutyPropose}
+	}
+	return act{why.Actor, why.Ruling, policy.DutyApprove}
+}
+
+// governed checks that a ruling is by what governed: the bundle in force, or in a canary the candidate for what an identity may have.
+func (r *run) governed(a act, ev state.Event) error {
+	bundle, cohort := r.state.Bundle, ""
+	if a.actor != nil && permission(ev, a.ruling) {
+		bundle, cohort = r.state.Governs(a.actor.Identity)
+	}
+	if a.ruling.Generation != r.state.Generation || a.ruling.Bundle != bundle || a.ruling.Cohort != cohort {
+		return fmt.Errorf("it was decided by generation %d, %s, but %d, %s governed it", a.ruling.Generation, a.ruling.Bundle, r.state.Generation, bundle)
+	}
+	return nil
+}
+
+// permission reports whether an entry is about what an identity may have. A refusal may be, or of something else.
+func permission(ev state.Event, ruling *state.Ruling) bool {
+	switch ev.(type) {
+	case *state.SecretWritten, *state.SecretMoved, *state.SecretReleased, *state.LeaseRenewed:
+		return true
+	case *state.RequestDenied:
+		return ruling.Cohort != ""
+	}
+	return false
 }
 
 // acted checks who acted: in a live session of his own, under the bundle in force, with the duty that it takes.
 func (r *run) acted(index uint64, at state.Millis, ev state.Event) error {
 	a := r.actOf(ev)
-	if a.ruling != nil && (a.ruling.Generation != r.state.Generation || a.ruling.Bundle != r.state.Bundle) {
-		return fmt.Errorf("it was decided by generation %d, but %d was in force", a.ruling.Generation, r.state.Generation)
+	if a.ruling != nil {
+		if err := r.governed(a, ev); err != nil {
+			return err
+		}
 	}
 	if a.actor == nil {
 		return nil

@@ -583,7 +583,7 @@ func TestFaults(t *testing.T) {
 				m.blobs = without(whole.blobs, func(b []byte) bool { return bytes.HasPrefix(b, []byte("A second")) })
 			},
 			audit.Options{},
-			problem.ReasonTampered, "missing or damaged", find("bundle.in_force"),
+			problem.ReasonTampered, "missing or damaged", find("change.proposed"),
 		},
 	}
 	for name, c := range cases {

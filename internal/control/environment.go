@@ -169,7 +169,7 @@ func (e *Environment) Close(ctx context.Context) error {
 	e.arrivals.close()
 	e.stop()
 	e.background.Wait()
-	flushErr := e.FlushDenials(ctx)
+	flushErr := errors.Join(e.FlushDenials(ctx), e.observe(ctx, 1<<62))
 	e.started.Store(false) // no further snapshot begins; one under way is waited for below
 	if s := e.log.State(); s.Next-s.Root.Index > closeSnapshotAfter {
 		if err := e.Snapshot(ctx); err != nil {

@@ -113,6 +113,7 @@ func legal(from, to state.VersionState) bool {
 
 func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleSPIFFE(st, fail)
+	c.rolls(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -141,10 +142,6 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		}
 	case *state.ChangeRejected:
 		c.open(e.Change, fail)
-	case *state.BundleInForce:
-		if ch := c.complete(e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
-			fail("change %d is about another bundle", e.Change)
-		}
 	case *state.EvidenceForgotten:
 		if ch := c.complete(e.Change, "evidence.forget", fail); ch != nil && ch.target != e.Use {
 			fail("change %d is about other evidence", e.Change)
@@ -303,6 +300,8 @@ func (c *Checker) separated(st *step, fail failure) {
 		}
 	case *state.BundleInForce:
 		c.enough(e.Change, fail)
+	case *state.RolloutMoved:
+		c.enough(e.Change, fail)
 	case *state.HoldLifted:
 		c.enough(e.Change, fail)
 	case *state.EvidenceForgotten:
@@ -395,6 +394,16 @@ func (c *Checker) enough(index uint64, fail failure) {
 	}
 }
 
+// nextGeneration checks that who governs changes with a generation, and a generation with who governs.
+func (c *Checker) nextGeneration(g uint64, changes bool, fail failure) {
+	switch {
+	case changes && g != c.m.generation+1:
+		fail("generation %d follows %d", g, c.m.generation)
+	case !changes && g != 0:
+		fail("it begins generation %d, and nobody is governed by anything else", g)
+	}
+}
+
 func (c *Checker) monotonic(st *step, fail failure) {
 	c.monotonicSPIFFE(st, fail)
 	if st.index != c.m.next {
@@ -415,6 +424,13 @@ func (c *Checker) monotonic(st *step, fail failure) {
 			fail("it replaces %s by %s, and %s is in force", e.Previous, e.Manifest, c.m.bundle)
 		}
 		c.monotonicAgents(st, e, fail)
+	case *state.RolloutMoved:
+		canary := e.Plan == nil && c.m.staged() != nil && e.Step < len(c.m.way.plan.Steps) && c.m.way.plan.Steps[e.Step].Stage == policy.StageCanary ||
+			e.Plan != nil && len(e.Plan.Steps) > 0 && e.Plan.Steps[0].Stage == policy.StageCanary
+		c.nextGeneration(e.Generation, canary, fail)
+	case *state.RolloutEnded:
+		r := c.m.staged()
+		c.nextGeneration(e.Generation, r != nil && r.canary, fail)
 	case *state.SecretWritten:
 		last := uint64(0)
 		if sec := c.m.secrets[e.Secret]; sec != nil {
