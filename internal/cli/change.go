@@ -27,17 +27,18 @@ func (a *app) changeCommand() *cobra.Command {
 		Long:    "A change is a proposed bundle or sensitive act. It collects approvals, one a person, and takes\neffect with the last one needed.",
 		Example: "  bailment change list --open\n  bailment change approve 97",
 	}
-	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeExport())
+	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeRollback(), a.changeExport())
 	return c
 }
 
 func (a *app) changeList() *cobra.Command {
-	var open bool
+	var open, mine bool
 	c := &cobra.Command{
 		Use: "list", Short: "List changes", Args: cobra.NoArgs,
-		Long: "Lists changes, newest first, with their state and who has approved them.", Example: "  bailment change list --open",
+		Long:    "Lists changes, newest first, with their state and who has approved them. --mine leaves those that\nwait for you: open, not your own, and not approved by you yet.",
+		Example: "  bailment change list --open\n  bailment change list --mine",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
-			r, err := c.Changes.ListChanges(ctx, &v1.ListChangesRequest{OpenOnly: open})
+			r, err := c.Changes.ListChanges(ctx, &v1.ListChangesRequest{OpenOnly: open, Mine: mine})
 			if err != nil {
 				return err
 			}
@@ -50,6 +51,7 @@ func (a *app) changeList() *cobra.Command {
 		}),
 	}
 	c.Flags().BoolVar(&open, "open", false, "only those that can still be approved")
+	c.Flags().BoolVar(&mine, "mine", false, "only those that wait for your approval")
 	return c
 }
 
@@ -115,12 +117,27 @@ func (v *review) compute(t *client.Trust, epoch uint64, person string) error {
 		case h.Previous != v.base.manifest.Digest():
 			return bad("its manifest follows another bundle than its base")
 		}
-		if _, err := compile(v.files); err != nil {
-			return err
-		}
 		v.text.New, v.diff = v.manifest.Digest().String(), differences(v.base.files, v.files)
 	}
 	return v.checkProposal(bad)
+}
+
+// computeRollout fills in how a bundle comes into force: the rollout and what is containment are the proposer's choice, which he signed,
+// and what it may be rolled back to follows from the files.
+func (v *review) computeRollout(signed ceremony.Change, bad func(string, ...any) error) error {
+	v.text.Version = signed.Version
+	if v.manifest == nil {
+		return nil
+	}
+	if _, err := compile(v.files); err != nil || signed.Version == 1 {
+		return err
+	}
+	v.text.Rollout, v.text.Containment = signed.Rollout, signed.Containment
+	var err error
+	if v.text.Rollback, err = policy.RollbackDigest(v.manifest, v.base.files, v.files, signed.Containment); err != nil {
+		return bad("what it can be rolled back to can't be computed: %v", err)
+	}
+	return nil
 }
 
 // checkProposal verifies that what the proposer signed is this, by a key that the base lists for him.
@@ -128,6 +145,9 @@ func (v *review) checkProposal(bad func(string, ...any) error) error {
 	signed, err := ceremony.ParseChange(v.proposal.ProposalText)
 	if err != nil {
 		return bad("its signed text can't be read")
+	}
+	if err := v.computeRollout(signed, bad); err != nil {
+		return err
 	}
 	want := v.text
 	want.Role, want.Number, want.Nonce, want.Person = ceremony.Proposer, 0, signed.Nonce, signed.Person
@@ -180,6 +200,9 @@ signed and, in the unified format, how the files differ from the bundle that it 
 					by = ": " + strings.Join(info.ApprovedBy, ", ")
 				}
 				t.line("change %d is %s, approved by %d of %d%s", n, info.State, len(info.ApprovedBy), info.Required, by)
+				if info.Progress != nil {
+					showProgress(t, info.Progress)
+				}
 				t.line("\n%s", v.proposal.ProposalText)
 				text, left := unified(v.diff)
 				t.line("%s", text)
@@ -271,10 +294,64 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 	}
 	return a.show(r, func(t *rows) {
 		t.line("change %d is %s, approved by %d of %d (entry %d)", n, r.Change.GetState(), len(r.Change.GetApprovedBy()), r.Change.GetRequired(), r.Entry.GetIndex())
-		if r.Generation > 0 {
+		switch {
+		case r.Generation > 0:
 			t.line("generation %d is in force", r.Generation)
+		case r.Change.GetProgress() != nil:
+			showProgress(t, r.Change.Progress)
 		}
 	})
+}
+
+// showProgress says where a rollout is, and what it saw.
+func showProgress(t *rows, p *v1.RolloutInfo) {
+	whom := "everybody"
+	switch {
+	case p.Share > 0:
+		whom = fmt.Sprintf("%d %% of the identities", p.Share)
+	case len(p.Cohort) > 0:
+		whom = strings.Join(p.Cohort, ", ")
+	case p.Stage == policy.StageShadow:
+		whom = "nobody, and is compared for everybody"
+	}
+	t.line("%s, step %d of %d, until %s: it governs %s", p.Stage, p.Step, p.Steps, p.Until.AsTime().Format(time.RFC3339), whom)
+	t.line("%d machines and repositories asked; %d decisions were compared, %d differ", p.Asked, p.Compared, p.Differed)
+	for _, x := range p.Triggers {
+		t.line("trigger: %d %s; at %d, and over %d %%, it is taken back", x.Counted, x.On, x.Sources, x.Share)
+	}
+	for _, d := range p.Differences {
+		now, then := "refused", "allowed"
+		if d.Allowed {
+			now, then = then, now
+		}
+		t.line("  %d times: %s %s on %s: %s, by the other bundle %s (%s)", d.Count, d.Identity, d.Action, d.Secret, now, then, d.Reason)
+	}
+}
+
+func (a *app) changeRollback() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "rollback CHANGE", Short: "Take back a change that is rolled out or in force", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long: `Takes a change back in one commit. One that is still being rolled out ends there. One that is in
+force gives way to the manifest that its approval pre-authorised: the bundle before it, with the
+operators, the agents' floor, the approvals and what was marked as containment as in the change.
+Nothing older comes back. It takes the duty approve, or to have proposed the change.`,
+		Example: "  bailment change rollback 97 --reason \"INC-231: the workers can't read their key\"",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			n, err := number(args[0], "change")
+			if err != nil {
+				return err
+			}
+			r, err := c.Changes.RollBack(ctx, &v1.RollBackRequest{Change: n, Reason: reason})
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) { t.line("change %d is %s (entry %d)", n, r.Change.GetState(), r.Entry.GetIndex()) })
+		}),
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger (required)")
+	must(c.MarkFlagRequired("reason"))
+	return c
 }
 
 func (a *app) changeReject() *cobra.Command {

@@ -616,18 +616,35 @@ type ChangeView struct {
 	Now state.ChangeState
 }
 
+// ChangeFilter says which changes are listed.
+type ChangeFilter struct {
+	Open bool // that can still be approved
+	Mine bool // that the caller could approve now
+}
+
 // ListChanges lists changes for operators, newest first.
-func (e *Environment) ListChanges(_ context.Context, c Caller, openOnly bool) ([]ChangeView, error) {
+func (e *Environment) ListChanges(_ context.Context, c Caller, f ChangeFilter) ([]ChangeView, error) {
 	s := e.log.State()
 	now := state.At(e.cfg.Now())
-	if err := e.anyOperator(s, c, now); err != nil {
+	x, err := e.judge(s, c, now)
+	if err != nil {
 		return nil, err
+	}
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, err
+	}
+	op, p := operatorOf(prog, x)
+	if p != nil {
+		return nil, e.unanswered(x, c, now, p)
 	}
 	var out []ChangeView
 	s.Changes.All(func(_ uint64, ch *state.Change) bool {
 		v := ChangeView{ch, ch.StateAt(now)}
 		// What was made for another bundle can't be approved any more, and is not asked for.
-		if !openOnly || v.Now == state.Proposed && ch.Base == s.Bundle {
+		open := v.Now == state.Proposed && ch.Base == s.Bundle
+		mine := op.Has(policy.DutyApprove) && (ch.Proposer != op.Path() || ch.SelfOK) && s.MayApprove(ch, op.Name, now)
+		if (!f.Open && !f.Mine || open) && (!f.Mine || mine) {
 			out = append(out, v)
 		}
 		return true
@@ -654,9 +671,18 @@ func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) er
 // ChangeDetail is all that an approver's own command line needs.
 type ChangeDetail struct {
 	ChangeView
-	Proposal *state.ChangeProposed
-	Manifest *policy.Manifest // nil for other acts
-	Files    policy.Files
+	Proposal  *state.ChangeProposed
+	Approvals []ApprovalView
+	Manifest  *policy.Manifest // nil for other acts
+	Files     policy.Files
+}
+
+// ApprovalView is an approval as it was entered.
+type ApprovalView struct {
+	Index     uint64
+	Text      string
+	Signature state.Signature
+	Counts    bool // nothing behind it was revoked since
 }
 
 // GetChange reads a change, its proposal as entered, and the proposed bundle's files.
@@ -674,6 +700,13 @@ func (e *Environment) GetChange(ctx context.Context, c Caller, change uint64) (*
 	var err error
 	if d.Proposal, err = readEvent[*state.ChangeProposed](ctx, e, change); err != nil {
 		return nil, e.storeProblem(err, "reading the proposal")
+	}
+	for _, a := range ch.Approvals {
+		ev, err := readEvent[*state.ChangeApproved](ctx, e, a.Index)
+		if err != nil {
+			return nil, e.storeProblem(err, "reading an approval")
+		}
+		d.Approvals = append(d.Approvals, ApprovalView{a.Index, ev.Text, ev.Signature, s.Stands(a.Derives(), now)})
 	}
 	if ch.Action == ActionBundle {
 		d.Manifest, d.Files, err = e.bundleFiles(ctx, ch.Manifest)

@@ -306,7 +306,7 @@ func TestRoomForChanges(t *testing.T) {
 	if ch := b.propose("alice", "once more"); ch.State != state.Proposed {
 		t.Errorf("%+v", ch)
 	}
-	if open, err := b.Env.ListChanges(context.Background(), b.by["bob"].Caller, true); err != nil || !slices.ContainsFunc(open, func(v control.ChangeView) bool { return v.Proposer == "/human/alice" }) {
+	if open, err := b.Env.ListChanges(context.Background(), b.by["bob"].Caller, control.ChangeFilter{Open: true}); err != nil || !slices.ContainsFunc(open, func(v control.ChangeView) bool { return v.Proposer == "/human/alice" }) {
 		t.Errorf("%v %v", open, err)
 	}
 }

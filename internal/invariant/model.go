@@ -363,14 +363,7 @@ func (m *model) learn(st *step) {
 			m.learnKey(&e.Keys[i])
 		}
 	case *state.BundleInForce:
-		if e.How == state.ByRollback {
-			m.finish(e.Change, overBack, st.at)
-		} else {
-			m.finish(m.inForce, "superseded", st.at)
-			m.finish(e.Change, overInto, st.at)
-		}
-		m.generation, m.bundle, m.inForce = e.Generation, e.Manifest, e.Change
-		m.rolledInto(e)
+		m.learnBundle(st, e)
 	case *state.ChangeProposed:
 		m.changes[st.index] = &change{
 			action: e.Action, target: e.Target, proposer: e.Actor.Identity, manifest: e.Manifest, base: e.Base, required: e.Required,
@@ -435,6 +428,17 @@ func (m *model) learn(st *step) {
 	m.learnRollout(st)
 	m.learnSPIFFE(st)
 	m.learnIdem(st)
+}
+
+func (m *model) learnBundle(st *step, e *state.BundleInForce) {
+	if e.How == state.ByRollback {
+		m.finish(e.Change, overBack, st.at)
+	} else {
+		m.finish(m.inForce, "superseded", st.at)
+		m.finish(e.Change, overInto, st.at)
+	}
+	m.generation, m.bundle, m.inForce = e.Generation, e.Manifest, e.Change
+	m.rolledInto(e)
 }
 
 func (m *model) learnSession(st *step, e *state.SessionOpened) {

@@ -276,6 +276,28 @@ func RollbackOf(change *Manifest, base, changed Files, was, is Environment, cont
 	return m, files, err
 }
 
+// RollbackDigest is the digest that proposers and approvers sign as what a change may be rolled back to, "" if there is none. Who signs
+// computes it from the files.
+func RollbackDigest(change *Manifest, base, changed Files, containment []string) (string, error) {
+	var settings [2]Environment
+	for i, files := range []Files{base, changed} {
+		b, err := Load(files)
+		if err != nil {
+			return "", err
+		}
+		p, err := CompileAccepted(b)
+		if err != nil {
+			return "", err
+		}
+		settings[i] = p.environment
+	}
+	m, _, err := RollbackOf(change, base, changed, settings[0], settings[1], containment)
+	if err != nil || m == nil {
+		return "", err
+	}
+	return m.Digest().String(), nil
+}
+
 // ChangedFiles lists the paths that differ between two bundles, in byte order.
 func ChangedFiles(base, changed Files) []string {
 	var out []string

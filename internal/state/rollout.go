@@ -145,6 +145,8 @@ type Rollout struct {
 	Generation uint64      `json:"generation,omitempty"`
 	Compared   uint64      `json:"compared,omitempty"` // decisions of shadows
 	Differed   uint64      `json:"differed,omitempty"`
+	// Some of the differences, the first of each sort, with how often.
+	Differences []Difference `json:"differences,omitempty"`
 	// Of this step: distinct sources that asked, and those that each trigger counts.
 	Asked int   `json:"asked,omitempty"`
 	Hits  []int `json:"hits,omitempty"`
@@ -159,6 +161,9 @@ type RolloutSource struct {
 
 // maxSources bounds the sources that a step counts. A share of so many is known well enough.
 const maxSources = 100_000
+
+// maxDifferences is how many sorts of differences are kept at hand. All that were listed are in the ledger.
+const maxDifferences = 32
 
 // Stage is where the rollout is: shadow, canary, or InForce.
 func (r *Rollout) Stage() string {
@@ -325,8 +330,19 @@ func (e *RolloutObserved) apply(s *State, m Meta) error {
 	n := *r
 	n.Compared += e.Compared
 	n.Differed += e.Others
+	n.Differences = slices.Clone(r.Differences)
 	for _, d := range e.Differences {
 		n.Differed += d.Count
+		i := slices.IndexFunc(n.Differences, func(x Difference) bool {
+			x.Count = d.Count
+			return x == d
+		})
+		switch {
+		case i >= 0:
+			n.Differences[i].Count += d.Count
+		case len(n.Differences) < maxDifferences:
+			n.Differences = append(n.Differences, d)
+		}
 	}
 	n.Hits = slices.Clone(r.Hits)
 	s.rollouts.set(rolloutKey, &n)

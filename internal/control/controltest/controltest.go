@@ -452,25 +452,14 @@ func (w *World) stage(base *policy.Manifest, by Actor, files policy.Files, m *po
 	w.T.Helper()
 	_, before, _, err := w.Env.Bundle(context.Background(), by.Caller, state.Digest(base.Digest()))
 	w.check(err)
-	var programs [2]*policy.Program
-	for i, f := range []policy.Files{before, files} {
-		b, err := policy.Load(f)
-		if err == nil {
-			programs[i], err = policy.CompileAccepted(b)
-		}
-		if err != nil {
-			return // for the server to find
-		}
-	}
 	c.Containment = w.Stage.Containment
 	if c.Rollout = w.Stage.Rollout; c.Rollout == "" && len(c.Containment) == 0 {
-		if _, ok := programs[0].Rollout(policy.DefaultRollout); ok {
+		if _, ok := w.Env.Program().Rollout(policy.DefaultRollout); ok {
 			c.Rollout = policy.DefaultRollout
 		}
 	}
-	rollback, _, err := policy.RollbackOf(m, before, files, programs[0].Environment(), programs[1].Environment(), c.Containment)
-	if err == nil && rollback != nil {
-		c.Rollback = rollback.Digest().String()
+	if digest, err := policy.RollbackDigest(m, before, files, c.Containment); err == nil { // else it is for the server to find
+		c.Rollback = digest
 	}
 }
 
