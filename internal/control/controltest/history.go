@@ -47,6 +47,7 @@ func History(w *World) Cast {
 	h.revocations()
 	h.keys()
 	h.proofs()
+	h.rollouts()
 	return h.finale()
 }
 
@@ -278,7 +279,7 @@ func (w *World) Stored() []store.Entry {
 	return out
 }
 
-// Programs compiles every bundle that was ever in force.
+// Programs compiles every bundle that was ever in force, or rolled out.
 func (w *World) Programs() map[state.Digest]*policy.Program {
 	w.T.Helper()
 	out := make(map[state.Digest]*policy.Program)
@@ -291,6 +292,8 @@ func (w *World) Programs() map[state.Digest]*policy.Program {
 		case *state.Genesis:
 			d = e.Manifest
 		case *state.BundleInForce:
+			d = e.Manifest
+		case *state.RolloutMoved:
 			d = e.Manifest
 		default:
 			continue
