@@ -156,13 +156,16 @@ func (m *memory) bundleBlobs(ctx context.Context, st store.Store, body []byte) e
 	if err != nil {
 		return err
 	}
-	var d state.Digest
 	switch ev := e.Event.(type) {
 	case *state.Genesis:
-		d = ev.Manifest
+		return m.bundleOf(ctx, st, ev.Manifest)
 	case *state.ChangeProposed:
-		d = ev.Manifest
+		return errors.Join(m.bundleOf(ctx, st, ev.Manifest), m.bundleOf(ctx, st, ev.Rollback))
 	}
+	return nil
+}
+
+func (m *memory) bundleOf(ctx context.Context, st store.Store, d state.Digest) error {
 	if d.IsZero() {
 		return nil
 	}

@@ -85,8 +85,9 @@ type Change struct {
 	Reason      string
 }
 
-// changeTitles are the first lines of the versions of the text.
-var changeTitles = [...]string{1: "bailment change v1", 2: "bailment change v2"}
+// changeTitle is the first line of a version of the text. Who has a version from elsewhere may ask for one that there is not: its text is
+// none that ParseChange reads.
+func changeTitle(version int) string { return "bailment change v" + strconv.Itoa(version) }
 
 // newestChange is the version of the texts that are signed now.
 const newestChange = 2
@@ -98,7 +99,7 @@ func (c Change) Text() string {
 	if version == 0 {
 		version = newestChange
 	}
-	c.lines(&b, changeTitles[version])
+	c.lines(&b, changeTitle(version))
 	line := func(name, value string) {
 		if value == "" {
 			value = "-"
@@ -146,7 +147,12 @@ func ParseChange(text string) (Change, error) {
 		return c, bad
 	}
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	if c.Version = slices.Index(changeTitles[:], lines[0]); c.Version < 1 {
+	switch lines[0] {
+	case changeTitle(1):
+		c.Version = 1
+	case changeTitle(newestChange):
+		c.Version = newestChange
+	default:
 		return c, bad
 	}
 	names := []string{"environment", "genesis", "epoch", "action", "base", "new", "target", "rollout", "rollback", "containment", "role", "person", "change", "nonce", "expires", "reason"}

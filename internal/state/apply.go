@@ -142,9 +142,15 @@ func (s *State) answer(challenge string, until Millis) error {
 	return nil
 }
 
+// newestText is the newest version of the text that proposers sign (see package ceremony).
+const newestText = 2
+
 func (e *ChangeProposed) apply(s *State, m Meta) error {
 	if e.Version < 2 && (e.Version != 0 || e.Rollout != "" || !e.Rollback.IsZero() || len(e.Containment) > 0) {
 		return fmt.Errorf("a text of version 1 has no rollout, rollback or containment")
+	}
+	if e.Version > newestText {
+		return fmt.Errorf("there is no text of version %d", e.Version)
 	}
 	if err := s.spend(e.Nonce, e.Expires); err != nil {
 		return err

@@ -302,10 +302,14 @@ func (*ProtocolRaised) Kind() Kind     { return Kind{"protocol.raised", 1} }
 // that what can be said in either way is said in one.
 
 // Kind is version 2 for what a change alone can't do.
-func (e *BundleInForce) Kind() Kind { return versionOf("bundle.in_force", e.How != ByChange) }
+func (e *BundleInForce) Kind() Kind {
+	return versionOf("bundle.in_force", e.How != ByChange || e.Watch != 0 || e.Cause != nil)
+}
 
 // Kind is version 2 for a text of version 2.
-func (e *ChangeProposed) Kind() Kind { return versionOf("change.proposed", e.Version > 1) }
+func (e *ChangeProposed) Kind() Kind {
+	return versionOf("change.proposed", e.Version != 0 || e.Rollout != "" || !e.Rollback.IsZero() || len(e.Containment) > 0)
+}
 
 // Kind is version 2 in a canary.
 func (e *SecretWritten) Kind() Kind { return versionOf("secret.written", e.Ruling.Cohort != "") }

@@ -216,6 +216,19 @@ func (s *State) Staged() *Rollout {
 	return r
 }
 
+// rolledUntil is until when a change is at least on its way, or watched; 0 if it is neither. A rollout may take longer than its change is
+// kept otherwise, or nobody may be there to end it, and without the change it could not be ended.
+func (s *State) rolledUntil(change uint64, now Millis) Millis {
+	r, ok := s.rollouts.Get(rolloutKey)
+	switch {
+	case !ok || r.Change != change:
+		return 0
+	case r.Stage() == string(InForce):
+		return r.Until
+	}
+	return now
+}
+
 // Governs says which bundle decides what an identity may have, and of which cohort it is. Persons, settings, identity rules at
 // attestation and everything else are governed by the bundle in force.
 func (s *State) Governs(path string) (Digest, string) {
@@ -272,8 +285,8 @@ func (e *RolloutMoved) apply(s *State, m Meta) error {
 	old := s.Staged()
 	switch {
 	case e.Step == 0:
-		if old != nil || c.State != Proposed || e.Plan == nil {
-			return fmt.Errorf("change %d can't begin a rollout", e.Change)
+		if old != nil || c.StateAt(m.Time) != Proposed || e.Plan == nil || c.Rollout == "" || e.Plan.Name != c.Rollout {
+			return fmt.Errorf("change %d can't begin this rollout", e.Change)
 		}
 		r.Plan = *e.Plan
 	case old == nil || old.Change != e.Change || old.Step+1 != e.Step || e.Plan != nil:
@@ -399,7 +412,7 @@ func (s *State) countRefusal(path, node, secret string, version uint64, purpose 
 	if r == nil {
 		return
 	}
-	last, served := s.servedLast(path, node, secret, version, purpose)
+	last, served := s.servedBefore(r.Began, path, node, secret, version, purpose)
 	var hits uint16
 	for i, t := range r.Plan.Triggers {
 		if (t.On == policy.TriggerUndecided) == undecided || t.On == policy.TriggerDenied {
@@ -418,6 +431,9 @@ type Served struct {
 	Grant    string `json:"grant"`
 	First    Millis `json:"first"`
 	Last     Millis `json:"last"` // the hour after it: the latest that it can have been
+	// Before is Last as it was when the rollout began during which it was given again. What is given for the first time while a change is
+	// on its way is no reason to take that back.
+	Before Millis `json:"before,omitempty"`
 }
 
 const (
@@ -441,23 +457,35 @@ func (s *State) serve(identity, secret, grant string, now Millis) {
 	n := &Served{Identity: shared(identity), Secret: shared(secret), Grant: shared(grant), First: now, Last: now + servedStep}
 	if known {
 		n.First = old.First
+		if r := s.Rollout(now); r != nil {
+			n.Before, _ = old.before(r.Began)
+		}
 	} else {
 		s.enqueue(n.Last+keepServed, qServed, k)
 	}
 	s.Served.set(k, n)
 }
 
-// servedLast is when, at the latest, the identity was given a version of the secret. What is not remembered may still have its lease.
-func (s *State) servedLast(identity, node, secret string, version uint64, purpose string) (Millis, bool) {
-	if u, ok := s.Served.Get(ServedKey(identity, secret)); ok {
+// before is when, at the latest, it was last given before a rollout began, if it was.
+func (u *Served) before(began Millis) (Millis, bool) {
+	if u.Last-servedStep <= began {
 		return u.Last, true
+	}
+	return u.Before, u.Before != 0
+}
+
+// servedBefore is when, at the latest, the identity was given a version of the secret before a rollout began. What is not remembered may
+// still have its lease.
+func (s *State) servedBefore(began Millis, identity, node, secret string, version uint64, purpose string) (Millis, bool) {
+	if u, ok := s.Served.Get(ServedKey(identity, secret)); ok {
+		return u.before(began)
 	}
 	id, ok := s.LeaseOf.Get(LeaseKey(identity, node, secret, version, purpose))
 	if !ok {
 		return 0, false
 	}
 	l, ok := s.Leases.Get(id)
-	if !ok {
+	if !ok || l.Created > began {
 		return 0, false
 	}
 	return l.Created, true

@@ -47,6 +47,7 @@ func History(w *World) Cast {
 	h.revocations()
 	h.keys()
 	h.proofs()
+	h.rollouts()
 	return h.finale()
 }
 
@@ -281,7 +282,7 @@ func (w *World) Stored() []store.Entry {
 	return out
 }
 
-// Programs compiles every bundle that was ever in force.
+// Programs compiles every bundle that was ever in force, or rolled out.
 func (w *World) Programs() map[state.Digest]*policy.Program {
 	w.T.Helper()
 	out := make(map[state.Digest]*policy.Program)
@@ -294,6 +295,8 @@ func (w *World) Programs() map[state.Digest]*policy.Program {
 		case *state.Genesis:
 			d = e.Manifest
 		case *state.BundleInForce:
+			d = e.Manifest
+		case *state.RolloutMoved:
 			d = e.Manifest
 		default:
 			continue
