@@ -114,34 +114,15 @@ func checkOperators(prog *policy.Program) error {
 // quorum refuses operators among whom no change could ever be approved: it takes a free one who may propose, and beside him as
 // many free approvers as a change needs. In every class: by the same rule as changes are (required).
 func quorum(prog *policy.Program, free func(policy.Operator) bool) *problem.Problem {
-	need, self := required(prog)
-	approvers := 0
-	var proposers []policy.Operator
-	for _, op := range prog.Operators() {
-		if !free(op) {
-			continue
-		}
-		if op.Has(policy.DutyApprove) {
-			approvers++
-		}
-		if op.Has(policy.DutyPropose) {
-			proposers = append(proposers, op)
-		}
-	}
-	for _, op := range proposers {
-		others := approvers
-		if op.Has(policy.DutyApprove) && !self {
-			others--
-		}
-		if others >= need {
-			return nil
-		}
+	q := prog.Quorum(free)
+	if q.Reached {
+		return nil
 	}
 	who := "besides who approve"
-	if self {
+	if q.Self {
 		who = "who approve, which may be the same"
 	}
-	return problem.New(problem.ReasonLastQuorum, "no change could be approved any more: %d operators could propose and %d approve, and it takes one who proposes and %d %s", len(proposers), approvers, need, who)
+	return problem.New(problem.ReasonLastQuorum, "no change could be approved any more: %d operators could propose and %d approve, and it takes one who proposes and %d %s", q.Proposers, q.Approvers, q.Needed, who)
 }
 
 func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *custody.Founding, f Founding) (string, error) {
