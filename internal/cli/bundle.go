@@ -34,7 +34,7 @@ func (a *app) bundleCommand() *cobra.Command {
 		Long:    "A bundle is a directory of YAML that says everything about an environment: its settings,\noperators, identities, grants and secrets. It comes into force by an approved change.",
 		Example: "  bailment bundle check .\n  bailment bundle propose . --reason \"let the worker read its key\"",
 	}
-	c.AddCommand(a.bundleCheck(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
+	c.AddCommand(a.bundleCheck(), a.bundlePlan(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
 	return c
 }
 

@@ -3,7 +3,6 @@ package plan
 import (
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
@@ -250,7 +249,7 @@ func movesOf(before, after forms) []Move {
 		}
 		if x, y := a.longest(), b.longest(); x != y {
 			longer := y == 0 || x != 0 && y > x
-			add(Move{"ttl", direction(!longer, longer), []string{ttlText(x)}, []string{ttlText(y)}})
+			add(Move{"ttl", direction(!longer, longer), []string{x.String()}, []string{y.String()}})
 		}
 		if x, y := a.conditions(), b.conditions(); !slices.Equal(x, y) {
 			added, removed := slices.Contains(x, "") || len(x) == 0, slices.Contains(y, "") || len(y) == 0
@@ -270,13 +269,6 @@ func movesOf(before, after forms) []Move {
 
 func subset(a, b []string) bool {
 	return !slices.ContainsFunc(a, func(x string) bool { return !slices.Contains(b, x) })
-}
-
-func ttlText(d time.Duration) string {
-	if d == 0 {
-		return "no limit"
-	}
-	return d.String()
 }
 
 // unexamined are lines about grants as they are written.

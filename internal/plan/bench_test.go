@@ -27,8 +27,7 @@ func manyGrants(t testing.TB, n int, purpose, more string) *policy.Program {
 				fmt.Fprintf(&workloads, "---\napiVersion: bailment/v1\nkind: Identity\nmetadata: {name: app%d}\nspec: {method: workload, path: %s, nodes: [/node/*]}\n", i, id)
 			}
 			if i%50 == 49 {
-				effect, purposes = "deny", "description: x"
-				purposes = ""
+				effect, purposes = "deny", ""
 			}
 			grants.WriteString(strings.ReplaceAll(grantYAML(fmt.Sprintf("g%d", i), fmt.Sprintf("effect: %s, actions: [secret.read], identities: [%s], secrets: [%s], %s", effect, id, secret, purposes)), ", }", "}"))
 		}

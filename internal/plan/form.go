@@ -181,7 +181,7 @@ func (f *form) least() identity.Assurance {
 }
 
 // longest is the longest lease; 0: the grants don't say.
-func (f *form) longest() time.Duration {
+func (f *form) longest() Lease {
 	best := none
 	for _, l := range f.open {
 		best = max(best, l[len(l)-1])
@@ -189,7 +189,7 @@ func (f *form) longest() time.Duration {
 	if best == endless {
 		return 0
 	}
-	return best
+	return Lease(best)
 }
 
 func (f *form) conditions() []string {

@@ -123,10 +123,24 @@ type GrantRef struct {
 type Access struct {
 	Purposes  []string           `json:"purposes,omitempty"` // of reads
 	Assurance identity.Assurance `json:"assurance"`          // the least by which there is access at all
-	TTL       time.Duration      `json:"ttl"`                // the longest lease; 0: the grants don't say
+	TTL       Lease              `json:"ttl"`                // the longest
 	When      []string           `json:"when,omitempty"`     // conditions, of which one must hold; none: it takes none
 	Unless    []string           `json:"unless,omitempty"`   // conditions of deny grants, of which none may hold
 }
+
+// Lease is the length of a lease; 0: the grants don't say.
+type Lease time.Duration
+
+// String is the length as Go writes it.
+func (l Lease) String() string {
+	if l == 0 {
+		return "no limit"
+	}
+	return time.Duration(l).String()
+}
+
+// MarshalText is String.
+func (l Lease) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
 // Move is a limit that moves.
 type Move struct {
