@@ -32,7 +32,7 @@ type planFlags struct {
 // planView is a plan for programs.
 type planView struct {
 	*plan.Plan                 // its fields stand beside ours
-	Separation []plan.Breach   `json:"separation"`         // of the new bundle
+	Separation []plan.Breach   `json:"separation"`         // of the new bundle: what is refused, and advice that is new
 	Recovery   string          `json:"recovery,omitempty"` // why too few could recover the environment after it
 	Widens     []plan.Widening `json:"widens,omitempty"`   // with --widens: for whom was asked
 	Replay     *plan.Replayed  `json:"replay,omitempty"`   // with --replay
@@ -187,7 +187,14 @@ func parseAgo(s string) (time.Duration, error) {
 
 // viewPlan compares two bundles, and asks the new one about the separation of duties.
 func viewPlan(before, after *policy.Program) *planView {
-	v := &planView{Plan: plan.Compare(before, after), Separation: append([]plan.Breach{}, plan.Separation(after)...)}
+	v := &planView{Plan: plan.Compare(before, after), Separation: []plan.Breach{}}
+	was := plan.Separation(before)
+	for _, x := range plan.Separation(after) {
+		// Advice that was not taken is not repeated with every change.
+		if x.Refused || !slices.ContainsFunc(was, func(o plan.Breach) bool { return o.Rule == x.Rule && o.Finding.Message == x.Finding.Message }) {
+			v.Separation = append(v.Separation, x)
+		}
+	}
 	if err := plan.Recovery(before, after); err != nil {
 		v.Recovery = asProblem(err).Message
 	}

@@ -68,3 +68,34 @@ func TestCompareIsFast(t *testing.T) {
 		t.Errorf("%d lines, %+v", len(p.Access), p.Totals)
 	}
 }
+
+// With more crossings than are looked at the plan says so, and lists the grant as it is written.
+func TestTooMuchToCompare(t *testing.T) {
+	var b strings.Builder
+	list := func(format string, from int) string {
+		out := make([]string, 64)
+		for i := range out {
+			out[i] = fmt.Sprintf(format, from+i)
+		}
+		return quoted(out)
+	}
+	for g := range 60 {
+		b.WriteString(grantYAML(fmt.Sprintf("g%d", g), "actions: [secret.read], purposes: [runtime], identities: "+list("/workload/w%d/*", 64*g)+", secrets: "+list("s%d/*", 64*g)))
+	}
+	before := edited(t, "grants/many.yaml", "", b.String())
+	after := edited(t, "grants/many.yaml", "", b.String(), "grants/deny.yaml", "", grantYAML("stop", `actions: [secret.read], effect: deny, identities: [/*], secrets: ["*"]`))
+	begun := time.Now()
+	p := Compare(before, after)
+	if took := time.Since(begun); took > 30*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	i := -1
+	for j, l := range p.Access {
+		if l.Unexamined {
+			i = j
+		}
+	}
+	if !p.Partial || i < 0 || p.Access[i].Grants[0].Name != "stop" || p.Access[i].Direction != Other || p.Empty() || p.Totals.Losses < maxCells/2 || len(p.Access) > MaxLines {
+		t.Errorf("partial %v, line %d, %+v", p.Partial, i, p.Totals)
+	}
+}

@@ -120,7 +120,7 @@ func differ(a, b *policy.Program, in *policy.Input) bool {
 // Whatever two bundles decide differently is within a line, and without conditions every line has a request that they decide differently,
 // in the direction that it says.
 func TestCompareAgreesWithDecide(t *testing.T) {
-	rounds := 400
+	rounds := 200
 	if testing.Short() {
 		rounds = 50
 	}
