@@ -191,7 +191,7 @@ func viewPlan(before, after *policy.Program) *planView {
 	was := plan.Separation(before)
 	for _, x := range plan.Separation(after) {
 		// Advice that was not taken is not repeated with every change.
-		if x.Refused || !slices.ContainsFunc(was, func(o plan.Breach) bool { return o.Rule == x.Rule && o.Finding.Message == x.Finding.Message }) {
+		if x.Refused || !slices.ContainsFunc(was, func(o plan.Breach) bool { return o.Rule == x.Rule && o.Subject == x.Subject }) {
 			v.Separation = append(v.Separation, x)
 		}
 	}
@@ -385,6 +385,10 @@ func itemText(x plan.Item) string {
 	sign := mark(x.Direction)
 	if !x.Sensitive {
 		sign = " "
+	}
+	if x.Section == plan.Settings && len(x.Fields) == 1 && x.How == plan.Changed {
+		f := x.Fields[0]
+		return fmt.Sprintf("%s %s: %s → %s (%s)", sign, f.Name, setText(f.Before), setText(f.After), f.Direction)
 	}
 	text := fmt.Sprintf("%s %s %s %s (%s)", sign, x.Section, x.Name, x.How, x.Direction)
 	for _, f := range x.Fields {

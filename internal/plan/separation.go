@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ const (
 type Breach struct {
 	Rule    Rule           `json:"rule"`
 	Refused bool           `json:"refused"` // else it is advice
+	Subject string         `json:"subject"` // whom it is about, and which secret: what stays the same when grants are renamed
 	Finding policy.Finding `json:"finding"` // at the end of the chain; its message is the chain in words
 }
 
@@ -45,7 +47,10 @@ func Separation(p *policy.Program) []Breach {
 	s.everybody()
 	s.readBack()
 	s.admit()
-	slices.SortStableFunc(s.out, func(a, b Breach) int { return strings.Compare(a.Finding.String(), b.Finding.String()) })
+	slices.SortStableFunc(s.out, func(a, b Breach) int {
+		x, y := a.Finding, b.Finding
+		return cmp.Or(strings.Compare(x.Pos.File, y.Pos.File), cmp.Compare(x.Pos.Line, y.Pos.Line), cmp.Compare(x.Pos.Column, y.Pos.Column), strings.Compare(x.Message, y.Message))
+	})
 	return s.out[:min(len(s.out), maxBreaches)]
 }
 
@@ -77,9 +82,9 @@ type separation struct {
 	work   int
 }
 
-func (s *separation) add(rule Rule, refused bool, at policy.Pos, format string, args ...any) {
+func (s *separation) add(rule Rule, refused bool, subject string, at policy.Pos, format string, args ...any) {
 	if len(s.out) < 4*maxBreaches {
-		s.out = append(s.out, Breach{rule, refused, policy.Finding{Pos: at, Message: fmt.Sprintf(format, args...)}})
+		s.out = append(s.out, Breach{rule, refused, subject, policy.Finding{Pos: at, Message: fmt.Sprintf(format, args...)}})
 	}
 }
 
@@ -90,7 +95,7 @@ func (s *separation) alone() {
 	}
 	for _, o := range s.p.Operators() {
 		if o.Has(policy.DutyPropose) && o.Has(policy.DutyApprove) {
-			s.add(RuleAlone, s.refuse, o.Source, "%s proposes a bundle, approves it alone since approvals.required is 0, and so can have every secret: "+
+			s.add(RuleAlone, s.refuse, o.Path(), o.Source, "%s proposes a bundle, approves it alone since approvals.required is 0, and so can have every secret: "+
 				"proposer, approver and consumer are one person", o.Name)
 		}
 	}
@@ -109,24 +114,27 @@ func lost(p *policy.Program) []policy.Operator {
 
 func (s *separation) recovery() {
 	for _, o := range lost(s.p) {
-		s.add(RuleRecovery, s.refuse, o.Source, "%s", lossOf(s.p, o))
+		s.add(RuleRecovery, s.refuse, o.Path(), o.Source, "%s", lossOf(s.p, o))
 	}
 }
 
 func lossOf(p *policy.Program, gone policy.Operator) string {
 	q := p.Quorum(func(o policy.Operator) bool { return o.Name != gone.Name })
-	besides := " besides who proposes"
+	others := " others"
 	if q.Self {
-		besides = ""
+		others = ""
 	}
-	return fmt.Sprintf("if %s is lost, no change can be approved any more: %d could propose and %d approve, and it takes one who proposes and %d who approve%s",
-		gone.Name, q.Proposers, q.Approvers, q.Needed, besides)
+	return fmt.Sprintf("if %s is lost, no change can be approved any more: %d could propose and %d approve, and it takes one who proposes and %d%s who approve",
+		gone.Name, q.Proposers, q.Approvers, q.Needed, others)
 }
 
 // Recovery refuses a change after which fewer than two operators could recover the environment: the loss of some one of them would be
 // the end of it. Where that was so before, as with two operators of whom one must approve, it may stay so, and nobody may become
-// indispensable who was not.
+// indispensable who was not. In the class development, which may have one operator, it is only advice (Separation).
 func Recovery(before, after *policy.Program) error {
+	if after.Environment().Class == policy.Development {
+		return nil
+	}
 	was, is := lost(before), lost(after)
 	for _, o := range is {
 		_, known := before.Operator(o.Name)
@@ -153,7 +161,7 @@ func (s *separation) everybody() {
 			for _, secret := range r.Secrets {
 				for _, a := range r.Actions {
 					if s.open(a, rect{humans, secret}) {
-						s.add(RuleEverybody, s.refuse, r.Source, "the grant %s permits %s on %s to %s, which is every operator too (/human/*): name who it is for, or deny it to /human/*",
+						s.add(RuleEverybody, s.refuse, who.String()+" "+secret.String(), r.Source, "the grant %s permits %s on %s to %s, which is every operator too (/human/*): name who it is for, or deny it to /human/*",
 							r.Name, a, secret, who)
 						break
 					}
@@ -199,7 +207,7 @@ func (s *separation) readBack() {
 					at, _ := x.meet(rect{who, secret})
 					if pair := [2]*rule{w, x.rule}; !told[pair] && !slices.Contains(x.rule.Actions, policy.WriteSecret) && s.both(at) {
 						told[pair] = true
-						s.add(RuleReadBack, s.refuse, x.rule.Source, "%s may write %s by the grant %s (%s), and read it back by the grant %s: name both actions in one grant if that is wanted",
+						s.add(RuleReadBack, s.refuse, at.who.String()+" "+at.secret.String(), x.rule.Source, "%s may write %s by the grant %s (%s), and read it back by the grant %s: name both actions in one grant if that is wanted",
 							at.who, at.secret, w.Name, w.Source, x.rule.Name)
 					}
 					return len(s.out) < maxBreaches
@@ -219,7 +227,7 @@ func (s *separation) both(at rect) bool {
 	})
 }
 
-// admit: a person who writes a secret can make a machine that reads it.
+// admit: a person who writes a secret can make a machine that reads it. One such secret is enough to say so.
 func (s *separation) admit() {
 	for _, o := range s.p.Operators() {
 		if !o.Has(policy.DutyAdmit) {
@@ -254,7 +262,7 @@ func (s *separation) admits(o policy.Operator, machines, secrets []identity.Patt
 				for _, name := range r.Secrets {
 					for _, written := range secrets {
 						if secret, ok := meet(name, written); ok && s.open(policy.ReadSecret, rect{at, secret}) {
-							s.add(RuleAdmit, false, r.Source, "%s (%s) may write %s, and by the duty admit make a machine that reads it as %s by the grant %s",
+							s.add(RuleAdmit, false, o.Path(), r.Source, "%s (%s) may write %s, and by the duty admit make a machine that reads it as %s by the grant %s",
 								o.Name, o.Source, secret, at, r.Name)
 							return
 						}

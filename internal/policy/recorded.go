@@ -33,7 +33,9 @@ type Proof struct {
 // Again decides a recorded question by this bundle: the rules must still give the identity that was proved, a person must still be
 // listed with the key, and then the grants decide. What only the state knows, as a hold, is not asked.
 func (p *Program) Again(r *Recorded) Decision {
-	refuse := func(reason problem.Reason, message string) Decision { return Decision{Reason: reason, Message: message} }
+	refuse := func(reason problem.Reason, message string) Decision {
+		return Decision{Reason: reason, Message: message}
+	}
 	switch {
 	case r.Proof.Method != "":
 		m, err := p.IdentifyNode(r.Proof.Method, r.Proof.Authority, r.Proof.Claims)
