@@ -120,10 +120,7 @@ func differ(a, b *policy.Program, in *policy.Input) bool {
 // Whatever two bundles decide differently is within a line, and without conditions every line has a request that they decide differently,
 // in the direction that it says.
 func TestCompareAgreesWithDecide(t *testing.T) {
-	rounds := 200
-	if testing.Short() {
-		rounds = 50
-	}
+	const rounds = 200
 	lines := 0
 	for seed := range rounds {
 		r := rand.New(rand.NewPCG(uint64(seed), 7))

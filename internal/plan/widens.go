@@ -33,12 +33,18 @@ type Widening struct {
 // maxWidenings is how many ways are told.
 const maxWidenings = 50
 
+// Widens is Plan.Widens for those who need nothing else of the plan.
+func Widens(before, after *policy.Program, path string) []Widening {
+	p := &Plan{old: before, new: after, cells: newCells(before, after)}
+	return p.Widens(path)
+}
+
 // Widens says how the change widens what an identity can have, as /human/alice; nothing if it does not. Limits that move in a way that
 // can't be told (a condition that became another) count as wider. For a person it also asks what he may do as an operator, and what
 // he controls by the rules: who has the duty admit makes nodes by join tokens, and such a node speaks for the workloads whose rules name
 // it. What he controls at the machines themselves no bundle says.
 //
-// With more than a plan looks at, whatever changed grant is about the identity counts.
+// With more than a plan looks at, whatever changed grant is about the identity counts. It is safe for concurrent use.
 func (p *Plan) Widens(path string) []Widening {
 	var out []Widening
 	who, err := identity.ParseIDPattern(path)
@@ -56,7 +62,8 @@ func (p *Plan) Widens(path string) []Widening {
 // widensAccess asks both bundles at each point where the changed grants about who can make a difference. What it controls newly (known is
 // false) had nothing before.
 func (p *Plan) widensAccess(via Via, who identity.Pattern, known bool) []Widening {
-	c := p.cells
+	own := *p.cells
+	c := &own
 	c.work = 0
 	var out []Widening
 	seen := map[rect]bool{}
