@@ -168,6 +168,14 @@ func TestCompare(t *testing.T) {
 			[]string{"identity payments-api changed wider sensitive=true nodes:wider [/node/join-token/*]>[/node/*]"},
 		},
 		{
+			"an identity's path", []string{"identities/node.yaml", "path: /node/join-token/{claims.name}", "path: /node/join-token/x/{claims.name}"},
+			[]string{"identity node-by-token changed other sensitive=true path:other [/node/join-token/{claims.name}]>[/node/join-token/x/{claims.name}]"},
+		},
+		{
+			"an identity's name and condition", []string{"identities/node.yaml", "name: node-by-token", "name: n", "identities/node.yaml", "  path: /node", "  when: claims.name != \"x\"\n  path: /node"},
+			[]string{"identity n changed narrower sensitive=true when:narrower []>[claims.name != \"x\"]"},
+		},
+		{
 			"a secret of a family", []string{"secrets/new.yaml", "", "apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: db/*}\nspec: {type: opaque}\n"},
 			[]string{"secret db/* added wider sensitive=true"},
 		},
@@ -255,6 +263,11 @@ func TestReachOfJobs(t *testing.T) {
 	expect(
 		t, Compare(wide, weak), "limit wider /ci/* app/* [secret.read] assurance:wider [key]>[token]",
 		"loss narrower /ci/gitlab/* app/* [secret.read]", "ci app/* token parts=false", "assurance app/* key>token",
+	)
+	// What is within a wider pattern is not told twice.
+	expect(
+		t, Compare(base, add(read+"identities: [/ci/*], secrets: [app/*]", read+"identities: [/ci/github/*], secrets: [app/x/*]")),
+		"gain wider /ci/* app/* [secret.read]", "ci app/* token parts=false",
 	)
 	// A pattern that no job's rule can give is nobody; a rule that comes reaches what was granted before.
 	expect(t, Compare(base, add(read+"identities: [/ci/gitlab/*], secrets: [app/*]")), "gain wider /ci/gitlab/* app/* [secret.read]")

@@ -94,6 +94,10 @@ func TestReplayAsksTheRules(t *testing.T) {
 		if d := edited(t, c.edits...).Again(&c.r); string(d.Reason) != c.want || d.Allow != (c.want == "") {
 			t.Errorf("%s: %+v, want %q", c.name, d, c.want)
 		}
+		one := func(yield func(policy.Recorded, error) bool) { yield(c.r, nil) }
+		if r, err := Replay(one, edited(t, c.edits...)); err != nil || (r.NowDenied == 1) != (c.want != "") {
+			t.Errorf("%s: replayed as %+v, %v", c.name, r, err)
+		}
 	}
 }
 
