@@ -247,6 +247,7 @@ func (v *planView) write(b *strings.Builder, most int) {
 	}{
 		{"settings", []plan.Section{plan.Settings}},
 		{"persons", []plan.Section{plan.Persons}},
+		{"how bundles come into force", []plan.Section{plan.Rollouts}},
 		{"whom it trusts", []plan.Section{plan.Authorities, plan.Federations}},
 		{"identities", []plan.Section{plan.Identities}},
 		{"secrets", []plan.Section{plan.Secrets}},
@@ -395,7 +396,7 @@ func itemText(x plan.Item) string {
 		switch {
 		case x.How == plan.Changed:
 			text += fmt.Sprintf("\n      %s: %s → %s (%s)", f.Name, setText(f.Before), setText(f.After), f.Direction)
-		case x.Section == plan.Persons || x.Section == plan.Identities:
+		case x.Section == plan.Persons || x.Section == plan.Rollouts || x.Section == plan.Identities:
 			text += fmt.Sprintf("\n      %s: %s", f.Name, setText(slices.Concat(f.Before, f.After)))
 		}
 	}

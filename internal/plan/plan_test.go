@@ -176,6 +176,10 @@ func TestCompare(t *testing.T) {
 			[]string{"identity n changed narrower sensitive=true when:narrower []>[claims.name != \"x\"]"},
 		},
 		{
+			"a rollout", []string{"rollouts/default.yaml", "", "apiVersion: bailment/v1\nkind: Rollout\nmetadata: {name: default}\nspec:\n  steps: [{stage: shadow, for: 1h}]\n"},
+			[]string{"rollout default added other sensitive=true"},
+		},
+		{
 			"a secret of a family", []string{"secrets/new.yaml", "", "apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: db/*}\nspec: {type: opaque}\n"},
 			[]string{"secret db/* added wider sensitive=true"},
 		},

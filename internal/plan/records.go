@@ -21,9 +21,10 @@ const (
 	Secrets     Section = "secret"
 	Authorities Section = "authority"
 	Federations Section = "federation"
+	Rollouts    Section = "rollout"
 )
 
-var sections = []Section{Settings, Persons, Authorities, Federations, Identities, Secrets}
+var sections = []Section{Settings, Persons, Rollouts, Authorities, Federations, Identities, Secrets}
 
 // How an item changes.
 const (
@@ -124,6 +125,7 @@ func (p *Plan) records() {
 		{personsOf(p.old), personsOf(p.new)},
 		{authoritiesOf(p.old), authoritiesOf(p.new)},
 		{federationsOf(p.old), federationsOf(p.new)},
+		{rolloutsOf(p.old), rolloutsOf(p.new)},
 		paired(rulesOf(p.old), rulesOf(p.new)),
 		{secretsOf(p.old, p.new), secretsOf(p.new, p.old)},
 	} {

@@ -217,6 +217,31 @@ func federationsOf(p *policy.Program) []record {
 	return out
 }
 
+// rolloutsOf are how bundles come into force: steps count in their order.
+func rolloutsOf(p *policy.Program) []record {
+	var out []record
+	for _, r := range p.Rollouts() {
+		var steps, triggers []string
+		for i, x := range r.Steps {
+			steps = append(steps, fmt.Sprintf("%d: %s for %s", i+1, x.Stage, x.For))
+			if x.Share > 0 {
+				steps[i] += fmt.Sprintf(", %d%%", x.Share)
+			}
+			if len(x.Cohort) > 0 {
+				steps[i] += ", " + strings.Join(names(x.Cohort), " ")
+			}
+		}
+		for _, x := range r.Triggers {
+			triggers = append(triggers, fmt.Sprintf("%s: %d sources, %d%%, served within %s", x.On, x.Sources, x.Share, x.Served))
+		}
+		out = append(out, record{
+			section: Rollouts, key: r.Name, name: r.Name, appears: Other,
+			fields: []value{{name: "steps", set: steps}, period("watch", r.Watch, lessWider), many("triggers", triggers, lessWider)},
+		})
+	}
+	return out
+}
+
 // secretsOf are the patterns that either bundle declares, with the declaration that governs each in this one: a secret that is no longer
 // declared by itself may be one of a family.
 func secretsOf(p, other *policy.Program) []record {

@@ -118,3 +118,13 @@ func TestSettingsAreAll(t *testing.T) {
 		t.Errorf("%d settings are compared, of %d: %q", len(rows), len(got), got)
 	}
 }
+
+// Every kind of document is compared, or means nothing to a plan: who adds one says which.
+func TestKindsAreAll(t *testing.T) {
+	compared := []string{"Authority", "Environment", "Federation", "Grant", "Identity", "Operators", "Rollout", "Secret"}
+	for kind := range policy.Schemas() {
+		if !slices.Contains(compared, kind) {
+			t.Errorf("documents of kind %s are not compared", kind)
+		}
+	}
+}
