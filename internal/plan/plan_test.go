@@ -113,30 +113,36 @@ func TestCompare(t *testing.T) {
 	}{
 		{name: "nothing"},
 		{
-			"a purpose", []string{"grants/payments-api.yaml", "purposes: [runtime]", "purposes: [runtime, migration]"},
+			"a purpose",
+			[]string{"grants/payments-api.yaml", "purposes: [runtime]", "purposes: [runtime, migration]"},
 			[]string{"limit wider /workload/payments-api db/password [secret.read] purposes:wider []>[migration]"},
 		},
 		{
-			"a ttl", []string{"grants/payments-api.yaml", "ttl: 1h # take it again after an hour", "ttl: 2h"},
+			"a ttl",
+			[]string{"grants/payments-api.yaml", "ttl: 1h # take it again after an hour", "ttl: 2h"},
 			[]string{"limit wider /workload/payments-api db/password [secret.read] ttl:wider [1h0m0s]>[2h0m0s]"},
 		},
 		{
-			"weaker", []string{"grants/payments-api.yaml", "assurance: token # the least that a join token proves", "assurance: unbound"},
+			"weaker",
+			[]string{"grants/payments-api.yaml", "assurance: token # the least that a join token proves", "assurance: unbound"},
 			[]string{
 				"limit wider /workload/payments-api db/password [secret.read] assurance:wider [token]>[unbound]",
 				"assurance db/password token>unbound",
 			},
 		},
 		{
-			"stronger", []string{"grants/payments-api.yaml", "assurance: token # the least that a join token proves", "assurance: hardware"},
+			"stronger",
+			[]string{"grants/payments-api.yaml", "assurance: token # the least that a join token proves", "assurance: hardware"},
 			[]string{"limit narrower /workload/payments-api db/password [secret.read] assurance:narrower [token]>[hardware]"},
 		},
 		{
-			"a condition", []string{"grants/payments-api.yaml", "ttl: 1h # take", "ttl: 1h\n  when: time.getHours() < 9 # take"},
+			"a condition",
+			[]string{"grants/payments-api.yaml", "ttl: 1h # take", "ttl: 1h\n  when: time.getHours() < 9 # take"},
 			[]string{"limit narrower /workload/payments-api db/password [secret.read] condition:narrower []>[time.getHours() < 9]"},
 		},
 		{
-			"a prohibition", []string{"grants/new.yaml", "", grantYAML("stop", "effect: deny, actions: [secret.read, secret.write], identities: [/*], secrets: [db/*]")},
+			"a prohibition",
+			[]string{"grants/new.yaml", "", grantYAML("stop", "effect: deny, actions: [secret.read, secret.write], identities: [/*], secrets: [db/*]")},
 			[]string{
 				"loss narrower /human/alice db/* [secret.write]",
 				"loss narrower /workload/payments-api db/password [secret.read]",
@@ -144,7 +150,8 @@ func TestCompare(t *testing.T) {
 			},
 		},
 		{
-			"a prohibition with a condition goes", []string{"grants/no-human-reads.yaml", gate, "  when: assurance < level.hardware"},
+			"a prohibition with a condition goes",
+			[]string{"grants/no-human-reads.yaml", gate, "  when: assurance < level.hardware"},
 			nil, // no grant permits these machines anything
 		},
 		{
@@ -156,7 +163,8 @@ func TestCompare(t *testing.T) {
 			"forbidden anyhow", []string{"grants/new.yaml", "", grantYAML("mine", "actions: [secret.read], identities: [/human/alice], secrets: [db/*], purposes: [runtime]")}, nil,
 		},
 		{
-			"a setting", []string{"environment.yaml", "required: 0", "required: 1", "operators.yaml", "duties: [propose, approve, revoke, admit, keys, audit]", "duties: [propose, revoke]\n    - name: bob\n      keys: [" + bobKey + "]\n      duties: [approve]"},
+			"a setting",
+			[]string{"environment.yaml", "required: 0", "required: 1", "operators.yaml", "duties: [propose, approve, revoke, admit, keys, audit]", "duties: [propose, revoke]\n    - name: bob\n      keys: [" + bobKey + "]\n      duties: [approve]"},
 			[]string{
 				"setting approvals.required changed narrower sensitive=true approvals.required:narrower [0]>[1]",
 				"operator bob added wider sensitive=true",
@@ -164,23 +172,28 @@ func TestCompare(t *testing.T) {
 			},
 		},
 		{
-			"a workload's nodes", []string{"identities/payments-api.yaml", "nodes: [/node/join-token/*]", "nodes: [/node/*]"},
+			"a workload's nodes",
+			[]string{"identities/payments-api.yaml", "nodes: [/node/join-token/*]", "nodes: [/node/*]"},
 			[]string{"identity payments-api changed wider sensitive=true nodes:wider [/node/join-token/*]>[/node/*]"},
 		},
 		{
-			"an identity's path", []string{"identities/node.yaml", "path: /node/join-token/{claims.name}", "path: /node/join-token/x/{claims.name}"},
+			"an identity's path",
+			[]string{"identities/node.yaml", "path: /node/join-token/{claims.name}", "path: /node/join-token/x/{claims.name}"},
 			[]string{"identity node-by-token changed other sensitive=true path:other [/node/join-token/{claims.name}]>[/node/join-token/x/{claims.name}]"},
 		},
 		{
-			"an identity's name and condition", []string{"identities/node.yaml", "name: node-by-token", "name: n", "identities/node.yaml", "  path: /node", "  when: claims.name != \"x\"\n  path: /node"},
+			"an identity's name and condition",
+			[]string{"identities/node.yaml", "name: node-by-token", "name: n", "identities/node.yaml", "  path: /node", "  when: claims.name != \"x\"\n  path: /node"},
 			[]string{"identity n changed narrower sensitive=true when:narrower []>[claims.name != \"x\"]"},
 		},
 		{
-			"a rollout", []string{"rollouts/default.yaml", "", "apiVersion: bailment/v1\nkind: Rollout\nmetadata: {name: default}\nspec:\n  steps: [{stage: shadow, for: 1h}]\n"},
+			"a rollout",
+			[]string{"rollouts/default.yaml", "", "apiVersion: bailment/v1\nkind: Rollout\nmetadata: {name: default}\nspec:\n  steps: [{stage: shadow, for: 1h}]\n"},
 			[]string{"rollout default added other sensitive=true"},
 		},
 		{
-			"a secret of a family", []string{"secrets/new.yaml", "", "apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: db/*}\nspec: {type: opaque}\n"},
+			"a secret of a family",
+			[]string{"secrets/new.yaml", "", "apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: db/*}\nspec: {type: opaque}\n"},
 			[]string{"secret db/* added wider sensitive=true"},
 		},
 	} {
