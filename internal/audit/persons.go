@@ -39,6 +39,12 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		return r.rolled(at, ev)
 	case *state.RolloutEnded:
 		return r.takenBack(at, &ev.Cause)
+	case *state.SecretMoved:
+		if ev.Change != 0 {
+			return r.completed(ev.Change, policy.ActDestroy, func(c *state.Change) bool {
+				return c.Target == state.HoldTarget(ev.Secret, ev.Version) && ev.To == state.Destroyed
+			})
+		}
 	case *state.HoldLifted:
 		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == state.HoldTarget(ev.Scope, ev.Hold) })
 	case *state.EvidenceForgotten:
@@ -159,8 +165,8 @@ func (r *run) proposed(ev *state.ChangeProposed) error {
 	if err != nil || prog == nil {
 		return err
 	}
-	if required, self := requiredBy(prog); ev.Required != required || ev.SelfOK != self {
-		return fmt.Errorf("it asks for %d approvals, the bundle in force for %d", ev.Required, required)
+	if need := prog.Environment().Needs(ev.Action); ev.Required != need.Approvals || ev.SelfOK != need.Self {
+		return fmt.Errorf("it asks for %d approvals, the bundle in force for %d", ev.Required, need.Approvals)
 	}
 	if err := r.signed(prog, policy.DutyPropose, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text)); err != nil {
 		return err
@@ -212,7 +218,11 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 	if err != nil || prog == nil {
 		return err
 	}
-	return r.signed(prog, policy.DutyApprove, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
+	if op, _ := prog.Operator(person); prog.Environment().Needs(c.Action).Hardware &&
+		!slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == ev.Signature.Key && k.Hardware() }) {
+		return errors.New("it is approved by a key that is not hardware-backed")
+	}
+	return r.signed(prog, policy.DutyToApprove(c.Action), ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
 }
 
 // completed checks that an approved change of this action, and about this, is behind an entry. Approvals of who, or by what, was
@@ -227,15 +237,6 @@ func (r *run) completed(change uint64, action string, about func(*state.Change) 
 
 func (r *run) scope() ceremony.Scope {
 	return ceremony.Scope{Environment: r.state.Env.Name, Genesis: r.state.Env.Genesis, Epoch: r.state.Env.Epoch}
-}
-
-// requiredBy is how many approvals the bundle asks for, and whether the proposer's own may be one of them.
-func requiredBy(prog *policy.Program) (int, bool) {
-	env := prog.Environment()
-	if env.Approvals == 0 && env.Class == policy.Development {
-		return 1, true
-	}
-	return max(env.Approvals, 1), false
 }
 
 // signed checks a person's signature by the keys and duties of the bundle that governed.

@@ -16,13 +16,14 @@ import (
 	"github.com/bailment/bailment/internal/store"
 )
 
-// Actions that need approval: the closed set so far.
+// Actions that need approval: see policy.Acts.
 const (
-	ActionBundle     = "bundle"             // a new bundle
-	ActionLiftHold   = "hold.lift"          // end a hold
-	ActionConfirmCut = "revocation.confirm" // make a provisional hold a cutoff and hold without end
-	ActionForget     = "evidence.forget"    // let evidence of first use be used once more
-	ActionEnd        = "identity.decommission"
+	ActionBundle     = policy.ActBundle
+	ActionLiftHold   = policy.ActLiftHold
+	ActionConfirmCut = policy.ActConfirmCut
+	ActionForget     = policy.ActForget
+	ActionEnd        = policy.ActDecommission
+	ActionDestroy    = policy.ActDestroy
 )
 
 // Limits on changes.
@@ -174,13 +175,10 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	return err
 }
 
-// required says how many approvals a change needs, and whether the proposer's own may be one of them.
-func required(prog *policy.Program) (int, bool) {
-	env := prog.Environment()
-	if env.Approvals == 0 && env.Class == policy.Development {
-		return 1, true
-	}
-	return max(env.Approvals, 1), false
+// required says how many approvals an act needs, and whether the proposer's own may be one of them.
+func required(prog *policy.Program, act string) (int, bool) {
+	need := prog.Environment().Needs(act)
+	return need.Approvals, need.Self
 }
 
 func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.IdemKey) (*Proposal, error) {
@@ -232,14 +230,14 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	if err := t.signingKeys(op, &p.sig, p.bundle); err != nil {
 		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
-	if err := t.checkAct(p); err != nil {
+	if err := t.checkAct(p, x); err != nil {
 		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
 	ev := &state.ChangeProposed{
 		Action: p.text.Action, Base: t.s.Bundle, Target: p.text.Target, Expires: expires, Reason: p.text.Reason, Text: r.Text,
 		Signature: p.sig, Bundle: p.bundle, Nonce: p.text.Nonce, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
 	}
-	ev.Required, ev.SelfOK = required(t.prog)
+	ev.Required, ev.SelfOK = required(t.prog, p.text.Action)
 	if p.text.Version > 1 {
 		ev.Version, ev.Rollout, ev.Containment = p.text.Version, p.text.Rollout, p.text.Containment
 	}
@@ -334,7 +332,7 @@ func (t *turn) signingKeys(op policy.Operator, signatures ...*state.Signature) e
 }
 
 // checkAct refuses an act that makes no sense at the head.
-func (t *turn) checkAct(p *proposal) error {
+func (t *turn) checkAct(p *proposal, x *state.Session) error {
 	switch p.text.Action {
 	case ActionBundle:
 		if p.manifest == nil || p.rollout == nil || p.text.Target != "" {
@@ -359,6 +357,12 @@ func (t *turn) checkAct(p *proposal) error {
 		}
 		_, err := t.endable(p.text.Target)
 		return err
+	}
+	if p.text.Action == ActionDestroy {
+		if err := actAlone(p.text); err != nil {
+			return err
+		}
+		return t.destroyable(x, p.text.Target)
 	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
 }
@@ -449,7 +453,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	if err != nil {
 		return nil, err
 	}
-	op, err := t.duty(x, policy.DutyApprove)
+	op, err := t.duty(x, policy.DutyToApprove(a.text.Action)) // that the change is about this act is in the text
 	if err != nil {
 		return nil, err
 	}
@@ -496,6 +500,9 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 			return nil, refuse(p.Reason, "what %s proposed no longer counts: %s", ch.Proposer, p.Message)
 		}
 	}
+	if t.prog.Environment().Needs(ch.Action).Hardware && !byHardware(op, a.sig.Key) {
+		return nil, refuse(problem.ReasonSeparation, "%s is approved by hardware-backed keys only, and %s is none", ch.Action, a.sig.Key)
+	}
 	if err := t.signingKeys(op, &a.sig); err != nil {
 		return nil, &denied{problem: without(err), action: "change.approve", target: a.text.Action, session: x}
 	}
@@ -517,6 +524,19 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		return out, nil
 	}
 	return out, t.carryOut(ch, x, out)
+}
+
+// byHardware reports whether a key of the person is hardware-backed.
+func byHardware(op policy.Operator, fingerprint string) bool {
+	return slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == fingerprint && k.Hardware() })
+}
+
+// dutyOver is the duty that ending a change takes; the whole one if there is no such change, so that nobody learns of others'.
+func dutyOver(ch *state.Change) policy.Duty {
+	if ch == nil {
+		return policy.DutyApprove
+	}
+	return policy.DutyToApprove(ch.Action)
 }
 
 // carryOut does what a complete change says, in the commit of its last approval.
@@ -561,6 +581,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		return err
 	case ActionEnd:
 		return t.decommission(ch)
+	case ActionDestroy:
+		return t.destroy(ch, x)
 	}
 	return problem.New(problem.ReasonInternal, "there is no action %q", ch.Action)
 }
@@ -577,7 +599,7 @@ func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reaso
 		}
 		ch, ok := t.s.Changes.Get(change)
 		if !ok || ch.Proposer != x.Identity {
-			if _, err := t.duty(x, policy.DutyApprove); err != nil { // first: which changes there are is not for everybody
+			if _, err := t.duty(x, dutyOver(ch)); err != nil { // first: which changes there are is not for everybody
 				return nil, err
 			}
 		}
@@ -643,7 +665,7 @@ func (e *Environment) ListChanges(_ context.Context, c Caller, f ChangeFilter) (
 		v := ChangeView{ch, ch.StateAt(now)}
 		// What was made for another bundle can't be approved any more, and is not asked for.
 		open := v.Now == state.Proposed && ch.Base == s.Bundle
-		mine := op.Has(policy.DutyApprove) && (ch.Proposer != op.Path() || ch.SelfOK) && s.MayApprove(ch, op.Name, now)
+		mine := op.Has(policy.DutyToApprove(ch.Action)) && (ch.Proposer != op.Path() || ch.SelfOK) && s.MayApprove(ch, op.Name, now)
 		if (!f.Open && !f.Mine || open) && (!f.Mine || mine) {
 			out = append(out, v)
 		}

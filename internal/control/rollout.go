@@ -220,7 +220,7 @@ func (t *turn) rollBack(c Caller, r RollbackRequest) (*Proposal, error) {
 		return nil, err
 	}
 	ch, ok := t.s.Changes.Get(r.Change)
-	d := policy.DutyApprove
+	d := dutyOver(ch)
 	if ok && ch.Proposer == x.Identity {
 		d = policy.DutyPropose
 	}

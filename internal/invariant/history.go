@@ -240,6 +240,12 @@ func (c *Checker) lifecycleMove(st *step, e *state.SecretMoved, fail failure) {
 		fail("a version that is %s can't become %s", from, e.To)
 	}
 	c.lifecycleRetire(st, sec, e.To == state.Current, e.Retires, fail)
+	if e.Change == 0 {
+		return
+	}
+	if ch := c.complete(e.Change, policy.ActDestroy, fail); ch != nil && (ch.target != target(e.Secret, e.Version) || e.To != state.Destroyed) {
+		fail("change %d is not about version %d of %s", e.Change, e.Version, e.Secret)
+	}
 }
 
 // open checks that a change is open.
@@ -294,6 +300,12 @@ func (c *Checker) separated(st *step, fail failure) {
 		if ch.proposer == e.Actor.Identity && (!ch.selfOK || c.m.class != string(policy.Development)) {
 			fail("%s approves his own change %d", e.Actor.Identity, e.Change)
 		}
+		if st.prog != nil && st.prog.Environment().Needs(ch.action).Hardware {
+			op, _ := st.prog.Operator(e.Signature.Person)
+			if !slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == e.Signature.Key && k.Hardware() }) {
+				fail("%s approves change %d by the key %s, which is not hardware-backed", e.Signature.Person, e.Change, e.Signature.Key)
+			}
+		}
 		before, again := ch.approvers[e.Signature.Person]
 		if again && c.over(st, e.Actor.Identity, before) == "" && c.counted(st, ch) < ch.required {
 			fail("%s approves change %d again", e.Signature.Person, e.Change)
@@ -302,6 +314,12 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 	case *state.RolloutMoved:
 		c.enough(e.Change, fail)
+	case *state.SecretMoved:
+		if e.Change != 0 {
+			c.enough(e.Change, fail)
+		} else if e.To == state.Destroyed && c.m.protocol >= 3 && st.prog != nil && st.prog.Environment().Takes(policy.ActDestroy) {
+			fail("version %d of %s is destroyed without the approvals that it takes", e.Version, e.Secret)
+		}
 	case *state.HoldLifted:
 		c.enough(e.Change, fail)
 	case *state.EvidenceForgotten:
@@ -345,17 +363,11 @@ func (c *Checker) lastQuorum(st *step, e *state.RevocationRecorded, fail failure
 	if !touched {
 		return
 	}
-	env := st.prog.Environment()
-	for _, proposer := range can {
-		n := 0
-		for _, op := range can {
-			if op.Has(policy.DutyApprove) && (op.Name != proposer.Name || (env.Approvals == 0 && env.Class == policy.Development)) {
-				n++
-			}
-		}
-		if proposer.Has(policy.DutyPropose) && n >= max(env.Approvals, 1) {
-			return
-		}
+	left := func(op policy.Operator) bool {
+		return slices.ContainsFunc(can, func(o policy.Operator) bool { return o.Name == op.Name })
+	}
+	if policy.Quorum(st.prog, policy.ActBundle, left) && policy.Quorum(st.prog, policy.ActLiftHold, left) {
+		return
 	}
 	fail("it holds %s, and the %d operators who are left can change nothing", e.Scope, len(can))
 }
@@ -371,8 +383,8 @@ func (c *Checker) separatedQuorum(st *step, e *state.ChangeProposed, fail failur
 	if st.prog == nil {
 		return
 	}
-	if need := st.prog.Environment().Approvals; e.Required < need || (e.SelfOK && need > 0) {
-		fail("it needs %d approvals (by the proposer: %t), the bundle in force asks for %d by others", e.Required, e.SelfOK, need)
+	if need := st.prog.Environment().Needs(e.Action); e.Required < need.Approvals || e.SelfOK && !need.Self {
+		fail("it needs %d approvals (by the proposer: %t), the bundle in force asks for %d by others", e.Required, e.SelfOK, need.Approvals)
 	}
 }
 

@@ -419,6 +419,10 @@ func (c *Checker) revoked(st *step, fail failure) {
 		}
 	case *state.RolloutMoved:
 		c.revokedChange(st, e.Change, fail)
+	case *state.SecretMoved:
+		if e.Change != 0 {
+			c.revokedChange(st, e.Change, fail)
+		}
 	case *state.HoldLifted:
 		c.revokedChange(st, e.Change, fail)
 	case *state.EvidenceForgotten:

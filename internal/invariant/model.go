@@ -245,9 +245,9 @@ func (m *model) deedOf(e state.Event) deed {
 	case *state.ChangeProposed:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyPropose}
 	case *state.ChangeApproved:
-		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyApprove}
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)}
 	case *state.ChangeRejected:
-		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyApprove}
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)}
 		if ch := m.changes[e.Change]; ch != nil && ch.proposer == e.Actor.Identity {
 			d.duty = "" // taking back one's own needs no duty
 		}
@@ -265,6 +265,9 @@ func (m *model) deedOf(e state.Event) deed {
 		}
 		return d
 	case *state.SecretMoved:
+		if e.Change != 0 {
+			return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)} // carried out by its last approver
+		}
 		d := deed{actor: &e.Actor, ruling: &e.Ruling, action: policy.PromoteSecret, secret: e.Secret}
 		if e.To == state.Destroyed {
 			d.action = policy.DestroySecret
@@ -286,7 +289,7 @@ func (m *model) deedOf(e state.Event) deed {
 		}
 		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyRevoke}
 		if e.Change != 0 {
-			d.duty = policy.DutyApprove // carried out by its last approver
+			d.duty = m.dutyOver(e.Change) // carried out by its last approver
 		}
 		return d
 	case *state.NodeQuarantined:
@@ -320,12 +323,20 @@ func (m *model) deedOf(e state.Event) deed {
 	return deed{}
 }
 
+// dutyOver is the duty that approving a change takes.
+func (m *model) dutyOver(change uint64) policy.Duty {
+	if ch := m.changes[change]; ch != nil {
+		return policy.DutyToApprove(ch.action)
+	}
+	return policy.DutyApprove
+}
+
 // deedOfCause is a person's rollback.
 func (m *model) deedOfCause(why *state.Cause, change uint64) deed {
 	if why.By != state.ByPerson || why.Actor == nil || why.Ruling == nil {
 		return deed{}
 	}
-	d := deed{actor: why.Actor, ruling: why.Ruling, duty: policy.DutyApprove}
+	d := deed{actor: why.Actor, ruling: why.Ruling, duty: m.dutyOver(change)}
 	if ch := m.changes[change]; ch != nil && ch.proposer == why.Actor.Identity {
 		d.duty = policy.DutyPropose
 	}

@@ -90,7 +90,7 @@ func (s *separation) add(rule Rule, refused bool, subject string, at policy.Pos,
 
 // alone: proposer and approver are one.
 func (s *separation) alone() {
-	if !s.p.Quorum(nil).Self {
+	if !s.p.Environment().Needs(policy.ActBundle).Self {
 		return
 	}
 	for _, o := range s.p.Operators() {
@@ -105,7 +105,7 @@ func (s *separation) alone() {
 func lost(p *policy.Program) []policy.Operator {
 	var out []policy.Operator
 	for _, gone := range p.Operators() {
-		if !p.Quorum(func(o policy.Operator) bool { return o.Name != gone.Name }).Reached {
+		if !policy.Quorum(p, policy.ActBundle, func(o policy.Operator) bool { return o.Name != gone.Name }) {
 			out = append(out, gone)
 		}
 	}
@@ -119,13 +119,15 @@ func (s *separation) recovery() {
 }
 
 func lossOf(p *policy.Program, gone policy.Operator) string {
-	q := p.Quorum(func(o policy.Operator) bool { return o.Name != gone.Name })
-	others := " others"
-	if q.Self {
-		others = ""
+	need := p.Environment().Needs(policy.ActBundle)
+	who := " others who approve"
+	if need.Self {
+		who = " who approve"
 	}
-	return fmt.Sprintf("if %s is lost, no change can be approved any more: %d could propose and %d approve, and it takes one who proposes and %d%s who approve",
-		gone.Name, q.Proposers, q.Approvers, q.Needed, others)
+	if need.Hardware {
+		who += " by hardware-backed keys"
+	}
+	return fmt.Sprintf("if %s is lost, no change can be approved any more: it takes one who proposes and %d%s", gone.Name, need.Approvals, who)
 }
 
 // Recovery refuses a change after which fewer than two operators could recover the environment: the loss of some one of them would be

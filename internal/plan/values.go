@@ -53,6 +53,8 @@ func settings(e *policy.Environment) []value {
 		one("name", e.Name, neither),
 		one("class", string(e.Class), neither),
 		number("approvals.required", e.Approvals, lessWider),
+		one("approvals.keys", hardware(e.Hardware), lessWider),
+		many("approvals.acts", acts(e), lessWider),
 		period("sessions.node", e.Sessions.Node, moreWider),
 		period("sessions.workload", e.Sessions.Workload, moreWider),
 		period("sessions.operator", e.Sessions.Operator, moreWider),
@@ -74,6 +76,25 @@ func settings(e *policy.Environment) []value {
 		period("spiffe.jwt.rotate", e.SPIFFE.Rotate, moreWider),
 		audiences(e.SPIFFE.Audiences()),
 	}
+}
+
+// hardware is "" where any key counts.
+func hardware(only bool) string {
+	if only {
+		return "hardware"
+	}
+	return ""
+}
+
+// acts are those that take more than all do.
+func acts(e *policy.Environment) []string {
+	var out []string
+	for _, a := range policy.Acts {
+		if n := e.Needs(a.Name); n.Approvals > max(e.Approvals, 1) || n.Hardware != e.Hardware {
+			out = append(out, strings.TrimSpace(fmt.Sprintf("%s: %d %s", a.Name, n.Approvals, hardware(n.Hardware))))
+		}
+	}
+	return out
 }
 
 func fingerprints(keys []policy.OperatorKey) []string {

@@ -140,7 +140,7 @@ func (p *Plan) widensPerson(name string) []Widening {
 			out = append(out, Widening{Via: ByKey, Who: o.Path(), What: fmt.Sprintf("%s gets the key %s", name, k.Fingerprint)})
 		}
 	}
-	if a, b := p.old.Quorum(nil), p.new.Quorum(nil); b.Self && !a.Self && o.Has(policy.DutyPropose) && o.Has(policy.DutyApprove) {
+	if a, b := p.old.Environment().Needs(policy.ActBundle), p.new.Environment().Needs(policy.ActBundle); b.Self && !a.Self && o.Has(policy.DutyPropose) && o.Has(policy.DutyApprove) {
 		out = append(out, Widening{Via: ByDuty, Who: o.Path(), What: name + " could approve what he proposes himself"})
 	}
 	return out

@@ -439,6 +439,11 @@ func (e *SecretMoved) apply(s *State, m Meta) error {
 	if e.Retires != 0 && e.To != Current {
 		return fmt.Errorf("version %d of %s is retired and nothing takes its place", e.Retires, e.Secret)
 	}
+	if e.Change != 0 {
+		if err := s.carryOut(e.Change, HoldTarget(e.Secret, e.Version), m); err != nil {
+			return err
+		}
+	}
 	sec := *old
 	sec.Versions = append([]*Version(nil), old.Versions...)
 	found := false

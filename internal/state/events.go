@@ -173,6 +173,7 @@ type SecretMoved struct {
 	Until   Millis       `json:"until,omitempty"`
 	Retires uint64       `json:"retires,omitempty"` // on promotion: what was current before
 	Reason  string       `json:"reason,omitempty"`
+	Change  uint64       `json:"change,omitempty"` // that approved it, if it took one
 	Actor   Actor        `json:"actor"`
 	Ruling  Ruling       `json:"ruling"`
 }
@@ -309,8 +310,10 @@ func (e *ChangeProposed) Kind() Kind { return versionOf("change.proposed", e.Ver
 // Kind is version 2 in a canary.
 func (e *SecretWritten) Kind() Kind { return versionOf("secret.written", e.Ruling.Cohort != "") }
 
-// Kind is version 2 in a canary.
-func (e *SecretMoved) Kind() Kind { return versionOf("secret.moved", e.Ruling.Cohort != "") }
+// Kind is version 2 in a canary, and by an approved change.
+func (e *SecretMoved) Kind() Kind {
+	return versionOf("secret.moved", e.Ruling.Cohort != "" || e.Change != 0)
+}
 
 // Kind is version 2 in a canary.
 func (e *SecretReleased) Kind() Kind { return versionOf("secret.released", e.Ruling.Cohort != "") }

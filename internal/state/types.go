@@ -84,7 +84,7 @@ var Types = []Type{
 	{Kind{"bundle.in_force", 2}, func() Event { return new(BundleInForce) }, "the same: after a rollout, or again, by a rollback", 3},
 	{Kind{"change.proposed", 2}, func() Event { return new(ChangeProposed) }, "the same, with how it comes into force and what it may be rolled back to", 3},
 	{Kind{"secret.written", 2}, func() Event { return new(SecretWritten) }, "the same, decided by the candidate of a rollout", 3},
-	{Kind{"secret.moved", 2}, func() Event { return new(SecretMoved) }, "the same, decided by the candidate of a rollout", 3},
+	{Kind{"secret.moved", 2}, func() Event { return new(SecretMoved) }, "the same, decided by the candidate of a rollout, or by an approved change", 3},
 	{Kind{"secret.released", 2}, func() Event { return new(SecretReleased) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"lease.renewed", 2}, func() Event { return new(LeaseRenewed) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"request.denied", 2}, func() Event { return new(RequestDenied) }, "the same, during a rollout: with what the bundle beside it says", 3},

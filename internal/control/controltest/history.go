@@ -116,10 +116,13 @@ func (h *history) secrets() {
 	h.move("db/a", 2, state.Current) // the rotation is taken back
 	h.move("db/a", 1, state.Compromised)
 	h.move("db/a", 1, state.Retired)
-	h.move("db/a", 1, state.Destroyed)
+	destroy, err := w.Act(h.alice, "alice", control.ActionDestroy, state.HoldTarget("db/a", 1))
+	h.check(err)
+	_, err = w.Approve(h.bob, "bob", destroy.Change)
+	h.check(err)
 	w.Put(h.alice, "db/b", "b")
 	w.Put(h.alice, "db/c", "c")
-	_, err := w.Env.Move(h.ctx, h.alice.Caller, control.MoveRequest{Secret: "db/b", Version: 1, To: state.Destroyed})
+	_, err = w.Env.Move(h.ctx, h.alice.Caller, control.MoveRequest{Secret: "db/b", Version: 1, To: state.Destroyed})
 	h.refused(err, problem.ReasonLifecycle)
 }
 
