@@ -34,7 +34,7 @@ func (a *app) bundleCommand() *cobra.Command {
 		Long:    "A bundle is a directory of YAML that says everything about an environment: its settings,\noperators, identities, grants and secrets. It comes into force by an approved change.",
 		Example: "  bailment bundle check .\n  bailment bundle propose . --reason \"let the worker read its key\"",
 	}
-	c.AddCommand(a.bundleCheck(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
+	c.AddCommand(a.bundleCheck(), a.bundlePlan(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
 	return c
 }
 
@@ -389,10 +389,11 @@ func (a *app) bundlePropose() *cobra.Command {
 	var how intoForce
 	c := &cobra.Command{
 		Use: "propose [DIR]", Short: "Propose a directory as the next bundle", Args: cobra.MaximumNArgs(1),
-		Long: `Checks the bundle, compares it with the one in force, and proposes it. Two texts are signed
-with your SSH key: the manifest, in the namespace bundle@bailment, and a readable text that
-names action, base, new manifest, rollout, what it may be rolled back to, nonce and expiry, in the
-namespace change@bailment. The proposal has no effect until it is approved.
+		Long: `Checks the bundle, compares it with the one in force, prints what it would change (as "bundle
+plan" does), and proposes it. Two texts are signed with your SSH key: the manifest, in the
+namespace bundle@bailment, and a readable text that names action, base, new manifest, rollout,
+what it may be rolled back to, nonce and expiry, in the namespace change@bailment. The proposal
+has no effect until it is approved.
 
 Once approved it goes by a rollout of the bundle in force: --rollout names it, and without one it is
 "default" if there is one. Where there are none it is in force at once. What contains an incident
@@ -410,6 +411,9 @@ which no rollback undoes.`,
 	return c
 }
 
+// proposedLines is how many lines of each part of its plan a proposer is shown. All of it: `bundle plan`.
+const proposedLines = 20
+
 func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, how intoForce, o proposeOptions) error {
 	files, prog, err := readBundle(dir)
 	if err != nil {
@@ -425,6 +429,9 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, how intoFo
 	}
 	a.note("against generation %d, %s:", base.generation, base.manifest.Digest())
 	a.noteDifferences(diff)
+	if before, err := compileBase(base.files); err == nil && !a.flags.quiet {
+		printPlan(a.err, before, prog, "", proposedLines)
+	}
 	a.noteAgents(ctx, c, base.files, prog)
 	m, err := c.next(base, files)
 	if err != nil {

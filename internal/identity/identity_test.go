@@ -327,3 +327,31 @@ func FuzzBootstrap(f *testing.F) {
 		}
 	})
 }
+
+func TestPatternAround(t *testing.T) {
+	for in, want := range map[string]string{
+		"/*": "", "*": "", "/a": "/*", "/a/*": "/*", "/a/b/c": "/a/b/* /a/* /*", "/a/b/*": "/a/* /*", "a": "*", "a/*": "*", "a/b/c": "a/b/* a/* *", "a/b/*": "a/* *",
+	} {
+		parse := ParseSecretPattern
+		if in[0] == '/' {
+			parse = ParseIDPattern
+		}
+		p, err := parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, around := range p.Around() {
+			got = append(got, around.String())
+			if !around.Covers(p) || p.Covers(around) {
+				t.Errorf("%s is not around %s", around, in)
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("around %s: %s, want %s", in, s, want)
+		}
+	}
+	if len((Pattern{}).Around()) != 0 {
+		t.Error("nothing has something around it")
+	}
+}

@@ -110,3 +110,19 @@ func (p Pattern) String() string {
 	}
 	return ""
 }
+
+// Around lists the subtrees that hold all that the pattern selects, without itself: the narrowest first, everything last.
+func (p Pattern) Around() []Pattern {
+	var out []Pattern
+	root := Pattern{kind: matchSubtree}
+	if p.path != "" && p.path[0] != '/' {
+		root = Pattern{kind: matchSecrets}
+	}
+	if p.path == "" || p.kind == matchNothing {
+		return nil
+	}
+	for cut := strings.LastIndexByte(p.path, '/'); cut > 0; cut = strings.LastIndexByte(p.path[:cut], '/') {
+		out = append(out, Pattern{p.path[:cut], matchSubtree})
+	}
+	return append(out, root)
+}

@@ -85,12 +85,8 @@ func identify(prog *policy.Program, e *state.SessionOpened) (policy.Match, error
 	return identifyNode(prog, e.Anchor, claims)
 }
 
-// identifyNode reads from the anchor by what the claims were proved: "METHOD:AUTHORITY", or "join-token:ID", which is no authority.
 func identifyNode(prog *policy.Program, anchor string, claims policy.Claims) (policy.Match, error) {
-	method, authority, _ := strings.Cut(anchor, ":")
-	if method == "join-token" {
-		authority = ""
-	}
+	method, authority := anchored(anchor)
 	return prog.IdentifyNode(method, authority, claims)
 }
 

@@ -122,7 +122,7 @@ func (c *compiler) operators() {
 }
 
 func (c *compiler) operator(s operatorSpec, owners map[string]string) {
-	o := Operator{Name: s.Name.value}
+	o := Operator{Name: s.Name.value, Source: s.At}
 	if err := ValidPerson(o.Name); err != nil {
 		c.found.add(s.Name.at, "%v", err)
 	}

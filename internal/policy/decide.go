@@ -120,14 +120,8 @@ var stageNames = [...]string{"action", "identity", "secret", "purpose", "assuran
 // evaluate is THE rule evaluator. It returns the stage at which the grant failed, or stageApplies,
 // and the error of a condition that could not be told.
 func (g *grant) evaluate(in *Input, v *vars) (stage, error) {
-	if g.actions&in.Action.bit() == 0 {
-		return stageAction, nil
-	}
-	if !matchAny(g.identities, in.Identity) {
-		return stageIdentity, nil
-	}
-	if !matchAny(g.secrets, in.Secret) {
-		return stageSecret, nil
+	if s := g.concerns(in.Action, in.Identity, in.Secret); s != stagePurpose {
+		return s, nil
 	}
 	if in.Action == ReadSecret && len(g.purposes) > 0 && !slices.Contains(g.purposes, in.Purpose) {
 		return stagePurpose, nil
@@ -146,6 +140,20 @@ func (g *grant) evaluate(in *Input, v *vars) (stage, error) {
 		return stageCondition, err
 	}
 	return stageApplies, nil
+}
+
+// concerns is the part of evaluate that asks only who, what and which secret: the stage at which the grant failed, or stagePurpose, the
+// first that is still to be asked.
+func (g *grant) concerns(action Action, id, secret string) stage {
+	switch {
+	case g.actions&action.bit() == 0:
+		return stageAction
+	case !matchAny(g.identities, id):
+		return stageIdentity
+	case !matchAny(g.secrets, secret):
+		return stageSecret
+	}
+	return stagePurpose
 }
 
 func matchAny(patterns []identity.Pattern, path string) bool {

@@ -70,6 +70,7 @@ type Operator struct {
 	Name   string // the identity is /human/NAME
 	Keys   []OperatorKey
 	Duties []Duty // in the order of the constants
+	Source Pos
 }
 
 // Path is the operator's identity.

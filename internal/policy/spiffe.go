@@ -71,6 +71,9 @@ type SPIFFE struct {
 	audiences   []string      // exact, or PREFIX*; none: any
 }
 
+// Audiences lists the patterns of audiences that tokens may be for, as they are written; none: any. It is shared: don't change it.
+func (s *SPIFFE) Audiences() []string { return s.audiences }
+
 // Audience reports whether a token may be for an audience.
 func (s *SPIFFE) Audience(name string) bool {
 	if len(s.audiences) == 0 {

@@ -35,6 +35,22 @@ func (p *Program) Grants() []Grant {
 	return out
 }
 
+// Governing calls visit with the place in Grants of every grant about an action that governs all of a pair of patterns: what it says of
+// purpose, assurance and condition is still to be asked. No other grant governs a path of these patterns that no grant names more
+// narrowly.
+func (p *Program) Governing(action Action, who, secret identity.Pattern, visit func(place int)) {
+	// A pattern, read as a path, is below its own prefix and nothing else, since no path has a segment "*".
+	id, name := who.String(), secret.String()
+	p.index.candidates(id, name, func(rank int32) {
+		if p.grants[rank].concerns(action, id, name) == stagePurpose {
+			visit(int(rank))
+		}
+	})
+}
+
+// AllActions lists the actions in the order of the constants.
+func AllActions() []Action { return slices.Clone(allOf[:]) }
+
 // allOf lists the actions in the order of the constants.
 var allOf = [...]Action{ReadSecret, WriteSecret, GenerateSecret, ListSecret, DestroySecret, PromoteSecret}
 
@@ -58,6 +74,7 @@ type IdentityRule struct {
 	Require    string
 	Quarantine bool               // what happens if Require is not true: quarantine, not only refusal
 	Nodes      []identity.Pattern // of a workload: who may speak for it
+	Federates  []string           // of a workload: names of federations, sorted
 	Session    time.Duration
 	Lifetime   time.Duration // 0 for workloads
 	Source     Pos
@@ -69,7 +86,7 @@ func (p *Program) IdentityRules() []IdentityRule {
 	for _, r := range slices.Concat(p.nodes, p.workloads) {
 		out = append(out, IdentityRule{
 			Name: r.name, Method: r.method, Authority: r.authority, Path: r.pathText, When: r.whenText, Require: r.required, Quarantine: r.otherwise,
-			Nodes: r.nodes, Session: r.session, Lifetime: r.lifetime, Source: r.source,
+			Nodes: r.nodes, Federates: r.federates, Session: r.session, Lifetime: r.lifetime, Source: r.source,
 		})
 	}
 	return out

@@ -63,11 +63,19 @@ var pages = map[string]page{
 	"README.md": {presumes: serving, promises: 3},
 	"curl.md":   {presumes: serving, name: "tutorial", promises: 10},
 	"change-the-bundle.md": {
-		presumes: serving, answers: 1, promises: 12,
+		presumes: serving, answers: 1, promises: 14,
 		before: map[string]string{
 			"bailment bundle check env": `sed -i 's/purposes: \[runtime\]/purposes: [runtime, migration]/' env/grants/all.yaml`,
 			"bailment login bob":        bob,
 			"bailment login alice # once more, for the files of before": alice,
+		},
+	},
+	"plan-a-change.md": {
+		presumes: leasing, name: "prod", promises: 10,
+		before: map[string]string{
+			"bailment bundle plan env": `sed -i 's/purposes: \[runtime\]/purposes: [runtime, migration]/' env/grants/all.yaml
+sed -i 's/workload: 10m/workload: 20m/' env/environment.yaml
+printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 'spec: {actions: [secret.read], identities: [/node/*], secrets: [db/*], purposes: [runtime]}' > env/grants/nodes.yaml`,
 		},
 	},
 	"revoke.md": {
