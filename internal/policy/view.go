@@ -61,6 +61,7 @@ type IdentityRule struct {
 	Session    time.Duration
 	Lifetime   time.Duration // 0 for workloads
 	Source     Pos
+	path       template
 }
 
 // IdentityRules lists the identity rules: those of nodes and jobs by name, then those of workloads by name.
@@ -69,7 +70,7 @@ func (p *Program) IdentityRules() []IdentityRule {
 	for _, r := range slices.Concat(p.nodes, p.workloads) {
 		out = append(out, IdentityRule{
 			Name: r.name, Method: r.method, Authority: r.authority, Path: r.pathText, When: r.whenText, Require: r.required, Quarantine: r.otherwise,
-			Nodes: r.nodes, Session: r.session, Lifetime: r.lifetime, Source: r.source,
+			Nodes: r.nodes, Session: r.session, Lifetime: r.lifetime, Source: r.source, path: r.path,
 		})
 	}
 	return out
