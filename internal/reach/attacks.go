@@ -85,6 +85,7 @@ type Attacks struct {
 	Attacks  []Attack `json:"attacks"`
 	Total    int      `json:"total"`    // of which Attacks are the first
 	Complete bool     `json:"complete"` // false: there may be more sets of several principals
+	Hops     []Step   `json:"hops"`     // the single hops between what is on the ways, as far as they make a picture
 }
 
 // To lists the smallest sets of principals whose compromise reaches a target: the cheapest first, then by grade, hops and name. Whoever
@@ -117,6 +118,15 @@ func (m *Model) To(t Target, o Options) (*Attacks, error) {
 	}
 	slices.SortFunc(out.Attacks, order)
 	out.Total = len(out.Attacks)
+	var things []int32
+	for _, a := range out.Attacks {
+		for v := a.v[0]; len(a.v) == 1 && v >= 0 && back.found(v) && len(things) < pictureRows*pictureColumns; v = back.prev[v] {
+			if g.kinds[v] <= kindBundle && !slices.Contains(things, v) {
+				things = append(things, v)
+			}
+		}
+	}
+	out.Hops = g.between(things, o.Worst)
 	several := meeting{g, back, o.Worst, map[int32]*search{}}
 	out.Attacks = listed(out.Attacks, o, func(a *Attack) []Step {
 		if len(a.v) == 1 && back.found(a.v[0]) {

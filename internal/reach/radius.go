@@ -26,6 +26,7 @@ type Radius struct {
 	Reached []Reached      `json:"reached"`
 	Total   int            `json:"total"` // of which Reached are the first
 	Counts  map[string]int `json:"counts"`
+	Hops    []Step         `json:"hops"` // the single hops between Reached and the starts, as far as they make a picture
 }
 
 // From says what is reached by compromising one of those whom the patterns select.
@@ -82,6 +83,11 @@ func (m *Model) From(patterns []identity.Pattern, o Options) (*Radius, error) {
 		}
 		return r.Way
 	})
+	things := slices.Clone(starts[:min(len(starts), pictureRows)])
+	for i := range min(len(out.Reached), pictureRows*pictureColumns) {
+		things = append(things, out.Reached[i].v)
+	}
+	out.Hops = g.between(things, o.Worst)
 	return out, nil
 }
 

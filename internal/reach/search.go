@@ -195,3 +195,52 @@ func (t *tree) label(i int32, live []bool) string {
 	}
 	return name
 }
+
+// Bounds of what is looked at for the single hops between things.
+const (
+	maxHops     = 2000
+	maxHopSteps = 500_000
+)
+
+// between lists the hops from each of the things to any of them, up to a bound: for a picture.
+func (g *graph) between(things []int32, worst Grade) []Step {
+	in := make(map[int32]bool, len(things))
+	for _, v := range things {
+		in[v] = true
+	}
+	var out []Step
+	looked := 0
+	for _, v := range things {
+		if g.kinds[v] == kindBundle {
+			continue // to everything
+		}
+		from, prev := g.name(v), map[int32]int32{v: -1}
+		queue := slices.Clone(g.out.of(v))
+		for _, w := range queue {
+			prev[w] = v
+		}
+		for len(queue) > 0 && looked < maxHopSteps && len(out) < maxHops {
+			w := queue[0]
+			queue = queue[1:]
+			looked++
+			switch {
+			case g.grades[w] > worst || w == v:
+			case g.kinds[w] > kindBundle:
+				for _, next := range g.out.of(w) {
+					if _, seen := prev[next]; !seen {
+						prev[next] = w
+						queue = append(queue, next)
+					}
+				}
+			case in[w]:
+				vertices := []int32{}
+				for at := w; at != v; at = prev[at] {
+					vertices = append(vertices, at)
+				}
+				slices.Reverse(vertices)
+				out = append(out, g.steps(from, vertices)...)
+			}
+		}
+	}
+	return out
+}
