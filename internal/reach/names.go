@@ -147,3 +147,17 @@ type Model struct {
 
 // New makes a model of a program and of names that are known beside it.
 func New(p *policy.Program, names Names) *Model { return &Model{p, names} }
+
+// Proves is the most that the evidence of an identity can prove, and whether anybody can be it.
+func (m *Model) Proves(path string) (identity.Assurance, bool, error) {
+	p, err := identity.ParseIDPattern(path)
+	if err != nil {
+		return 0, false, problem.Wrap(err, problem.ReasonInvalid, "the identity")
+	}
+	g, err := build(m.program, m.names, about{identities: []identity.Pattern{p}})
+	if err != nil {
+		return 0, false, err
+	}
+	at, _ := g.ids.at(p)
+	return g.most[at], g.live[at], nil
+}
