@@ -70,6 +70,7 @@ var pages = map[string]page{
 			"bailment login alice # once more, for the files of before": alice,
 		},
 	},
+	"blast-radius.md": {presumes: besideEstate, promises: 18},
 	"revoke.md": {
 		presumes: leasing, answers: 1, promises: 12, after: revokeAll,
 		before: map[string]string{
@@ -466,6 +467,16 @@ func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitete
 			"/var/lib/bailment", s.Data,
 		),
 	}, s
+}
+
+// besideEstate is served, and has the other example's directory.
+func besideEstate(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	s.Check(os.CopyFS(filepath.Join(r.dir, "estate"), os.DirFS("../../examples/estate")))
+	s.Connect()
+	s.Node(s.Dial(s.Login()), "web-1")
+	return r
 }
 
 // besideWest has another environment's trust bundle, and that environment running.
