@@ -139,12 +139,8 @@ func (m *Model) To(t Target, o Options) (*Attacks, error) {
 	return out, nil
 }
 
-// alone reports whether each operator who can propose is a quorum by himself.
-func (q *quorum) alone() bool {
-	return !slices.ContainsFunc(q.operators, func(o policy.Operator) bool {
-		return !q.met(func(name string) bool { return name == o.Name })
-	})
-}
+// alone reports whether everybody in it is a quorum by himself.
+func (q *quorum) alone() bool { return len(q.single) == len(q.operators) }
 
 // together are the sets that get at a quorum: with several members, or with one that is not among those who reach the target without.
 func (g *graph) together(back *search, alone []bool, o Options, complete *bool) []Attack {
@@ -200,7 +196,7 @@ func (g *graph) together(back *search, alone []bool, o Options, complete *bool) 
 			return
 		}
 		for i := from; i <= len(members)-left; i++ {
-			if steps++; steps > maxQuorum {
+			if steps += 1 + len(g.quorum.operators); steps > maxQuorum {
 				*complete = false
 				return
 			}

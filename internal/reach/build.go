@@ -32,6 +32,7 @@ type builder struct {
 	groups     map[group][]level
 	members    map[int32]int32 // by position of a node pattern: the vertex behind all nodes that it selects
 	admitted   []admission
+	work       int // comparisons
 }
 
 // right is one pair of patterns of an allow grant.
@@ -102,7 +103,7 @@ func build(p *policy.Program, names Names, a about) (*graph, error) {
 	b.unlocks()
 	b.duties()
 	if b.edges.over {
-		return nil, tooMuch("12000000 edges")
+		return nil, tooMuch("12000000 edges, 1000000 lines or 200000000 comparisons")
 	}
 	n := len(b.g.kinds)
 	b.g.out, b.g.in = arrange(n, b.edges.from, b.edges.to), arrange(n, b.edges.to, b.edges.from)
@@ -325,6 +326,10 @@ func (b *builder) actionOf(r right) policy.Action {
 // left is what deny grants leave of a right for those whom all of them concern: without condition, and where one decides; and which.
 func (b *builder) left(r right, of interval, denied []denial) (open, maybe []interval, unless []string) {
 	g, action := &b.grants[r.grant], b.actionOf(r)
+	if b.work += 1 + len(denied)*max(1, len(g.Purposes)); b.work > maxWork || len(b.g.lines) > maxLines {
+		b.edges.over = true
+		return nil, nil, nil
+	}
 	var relevant []denial
 	byPurpose := false
 	for _, d := range denied {

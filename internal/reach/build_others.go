@@ -125,7 +125,7 @@ func (b *builder) duties() {
 			}
 		}
 		part := b.about.anyOperator && slices.ContainsFunc(g.quorum.operators, func(x policy.Operator) bool { return x.Name == o.Name })
-		if part || g.quorum.met(func(name string) bool { return name == o.Name }) {
+		if part || g.quorum.single[o.Name] {
 			b.single(me, g.changes(o), g.bundle)
 		}
 	}
@@ -139,7 +139,8 @@ func (g *graph) changes(o policy.Operator) line {
 type quorum struct {
 	operators []policy.Operator // who may propose or approve
 	approvals int
-	self      bool // the proposer's own approval counts
+	self      bool            // the proposer's own approval counts
+	single    map[string]bool // who is enough alone
 }
 
 // quorumOf repeats how changes are approved: without approvals, which is for development only, a proposer's own is enough.
@@ -149,6 +150,12 @@ func quorumOf(p *policy.Program) quorum {
 	for _, o := range p.Operators() {
 		if o.Has(policy.DutyPropose) || o.Has(policy.DutyApprove) {
 			q.operators = append(q.operators, o)
+		}
+	}
+	q.single = map[string]bool{}
+	for _, o := range q.operators {
+		if q.met(func(name string) bool { return name == o.Name }) {
+			q.single[o.Name] = true
 		}
 	}
 	return q

@@ -56,12 +56,14 @@ package reach
 
 // Limits. A question that would need more is refused.
 const (
-	maxNames    = 200_000    // identities and secrets that are given beside the bundle's
-	maxEdges    = 12_000_000 // of the graph
-	maxQuorum   = 200_000    // steps of looking for sets that reach a quorum
-	maxSteps    = 500_000    // of all ways in a list
-	maxPatterns = 64         // in one question or limit
-	maxPhases   = 10_000     // of the maximum flow
-	defaultMost = 1000       // answers in a list
+	maxNames    = 200_000     // identities and secrets that are given beside the bundle's
+	maxEdges    = 12_000_000  // of the graph
+	maxLines    = 1_000_000   // of the graph: a bundle's line counts for each group of those whom it concerns
+	maxWork     = 200_000_000 // comparisons of a line with a deny grant
+	maxQuorum   = 4_000_000   // operators looked at for sets that reach a quorum
+	maxSteps    = 500_000     // of all ways in a list
+	maxPatterns = 64          // in one question or limit
+	maxPhases   = 10_000      // of the maximum flow
+	defaultMost = 1000        // answers in a list
 	maxMost     = 1_000_000
 )

@@ -104,7 +104,7 @@ func (g *graph) thing(k kind, position int32) int32 {
 // edges collects edges until they can be put into order.
 type edges struct {
 	from, to []int32
-	over     bool
+	over     bool // more was needed than may be
 }
 
 func (e *edges) add(from, to int32) {

@@ -13,12 +13,12 @@ const (
 	pictureRows    = 30
 	boxWidth       = 210
 	boxHeight      = 38
-	columnGap      = 130
+	columnGap      = 170
 	rowGap         = 18
 	pictureMargin  = 24
 	headHeight     = 44
 	nameLength     = 27 // characters of a name in a box
-	hopLength      = 18 // characters of what is written on a line
+	hopLength      = 29 // characters of what is written on a line
 )
 
 // box is a thing in the picture.
@@ -37,7 +37,7 @@ type pictureLine struct {
 	cut        bool
 }
 
-// Picture draws ways as an SVG: the first things on the left, each thing once, as many hops to the right as its shortest way takes. Hops
+// Picture draws ways as an SVG: the first things on the left, each thing once, as far to the right as the longest chain of hops to it. Hops
 // are more lines between them. Lines that a cut takes away are marked; cut may be nil. It is one file without references, for light and dark backgrounds, and is the same
 // for the same ways. Names that are too long are cut short and stand in the title of their box.
 func Picture(title string, ways [][]Step, hops []Step, cut *Cut) []byte {
@@ -48,28 +48,7 @@ func Picture(title string, ways [][]Step, hops []Step, cut *Cut) []byte {
 
 // layout puts everything in its place.
 func layout(ways [][]Step, hops []Step) (boxes []*box, lines []*pictureLine, left int) {
-	column := map[Thing]int{}
-	put := func(t Thing, c int) {
-		if at, ok := column[t]; !ok || c < at {
-			column[t] = c
-		}
-	}
-	for _, way := range ways {
-		for i, s := range way {
-			if i == 0 || s.From != way[i-1].To {
-				put(s.From, 0)
-			}
-			put(s.To, column[s.From]+1)
-		}
-	}
-	for _, s := range hops {
-		if _, ok := column[s.From]; !ok {
-			put(s.From, 0)
-		}
-		if _, ok := column[s.To]; !ok {
-			put(s.To, column[s.From]+1)
-		}
-	}
+	column := columns(ways, hops)
 	names := make([]Thing, 0, len(column))
 	for t := range column {
 		names = append(names, t)
@@ -99,6 +78,50 @@ func layout(ways [][]Step, hops []Step) (boxes []*box, lines []*pictureLine, lef
 		b.y = headHeight + pictureMargin + space + b.row*(boxHeight+rowGap)
 	}
 	return boxes, lines, left
+}
+
+// columns puts each thing as far to the right as the longest chain of hops to it, of those that make no circle with earlier ones.
+func columns(ways [][]Step, hops []Step) map[Thing]int {
+	column, next := map[Thing]int{}, map[Thing][]Thing{}
+	var leads func(from, to Thing, seen map[Thing]bool) bool
+	leads = func(from, to Thing, seen map[Thing]bool) bool {
+		if from == to {
+			return true
+		}
+		seen[from] = true
+		return slices.ContainsFunc(next[from], func(t Thing) bool { return !seen[t] && leads(t, to, seen) })
+	}
+	var push func(t Thing, least int)
+	push = func(t Thing, least int) {
+		if column[t] >= least {
+			return
+		}
+		column[t] = least
+		for _, n := range next[t] {
+			push(n, least+1)
+		}
+	}
+	edges := 0
+	for _, way := range append(slices.Clone(ways), hops) {
+		for _, s := range way {
+			if slices.Contains(next[s.From], s.To) {
+				continue
+			}
+			if edges++; edges > maxHops {
+				return column
+			}
+			for _, t := range []Thing{s.From, s.To} {
+				if _, ok := column[t]; !ok {
+					column[t] = 0
+				}
+			}
+			if !leads(s.To, s.From, map[Thing]bool{}) {
+				next[s.From] = append(next[s.From], s.To)
+				push(s.To, column[s.From]+1)
+			}
+		}
+	}
+	return column
 }
 
 // linesOf are the hops between boxes, those between the same two together.
@@ -224,9 +247,7 @@ func render(title string, boxes []*box, lines []*pictureLine, left int) []byte {
 	for _, b := range boxes {
 		b.render(&s)
 	}
-	for _, l := range lines {
-		l.label(&s)
-	}
+	labels(&s, lines)
 	legend := "solid: plain   dashed: conditional   dotted: poisoning   red: in the cut"
 	if left > 0 {
 		legend = fmt.Sprintf("%d more are not shown   ", left) + legend
@@ -272,14 +293,30 @@ func (l *pictureLine) render(s *strings.Builder) {
 		escaped(l.from.thing.Name+" "+about+": "+l.to.thing.Name))
 }
 
-// label writes the hop near the line's end, where lines from one box have parted.
-func (l *pictureLine) label(s *strings.Builder) {
-	x1, y1, x2, y2, bend := l.ends()
-	if l.from.column >= l.to.column {
-		fmt.Fprintf(s, "<text class=\"label\" x=\"%d\" y=\"%d\">%s</text>\n", max(x1, x2)+bend*3/4+4, (y1+y2)/2, escaped(short(strings.Join(l.hops, ", "), hopLength)))
-		return
+// labels writes the hops near the lines' ends, once for all that end at one place.
+func labels(s *strings.Builder, lines []*pictureLine) {
+	into := map[*box][]string{}
+	for _, l := range lines {
+		x1, y1, x2, y2, bend := l.ends()
+		if l.from.column >= l.to.column {
+			fmt.Fprintf(s, "<text class=\"label\" x=\"%d\" y=\"%d\">%s</text>\n", max(x1, x2)+bend*3/4+4, (y1+y2)/2, escaped(short(strings.Join(l.hops, ", "), hopLength)))
+			continue
+		}
+		for _, h := range l.hops {
+			if !slices.Contains(into[l.to], h) {
+				into[l.to] = append(into[l.to], h)
+			}
+		}
 	}
-	fmt.Fprintf(s, "<text class=\"label\" text-anchor=\"end\" x=\"%d\" y=\"%d\">%s</text>\n", x2-12, y2-4, escaped(short(strings.Join(l.hops, ", "), hopLength)))
+	for _, l := range lines {
+		hops, ok := into[l.to]
+		if !ok || l.from.column >= l.to.column {
+			continue
+		}
+		delete(into, l.to)
+		slices.Sort(hops)
+		fmt.Fprintf(s, "<text class=\"label\" text-anchor=\"end\" x=\"%d\" y=\"%d\">%s</text>\n", l.to.x-12, l.to.y+boxHeight/2-5, escaped(short(strings.Join(hops, ", "), hopLength)))
+	}
 }
 
 // short keeps the end of a name: that is where names differ.

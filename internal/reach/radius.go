@@ -135,9 +135,7 @@ type agreement struct {
 // Operators who can do it alone have edges for that, and are no part of it.
 func (g *graph) agreement(far *search, starts []int32, worst Grade) *agreement {
 	several := func(has func(name string) bool) bool {
-		return g.quorum.met(func(name string) bool {
-			return has(name) && !g.quorum.met(func(one string) bool { return one == name })
-		})
+		return g.quorum.met(func(name string) bool { return has(name) && !g.quorum.single[name] })
 	}
 	for grade := Plain; grade <= worst && grade < gradeCount; grade++ {
 		if !several(func(name string) bool { return far.grade[g.operator(name)] <= grade }) {
@@ -149,9 +147,7 @@ func (g *graph) agreement(far *search, starts []int32, worst Grade) *agreement {
 			if !several(func(name string) bool { return slices.Contains(names, name) }) {
 				continue
 			}
-			names = slices.DeleteFunc(names, func(name string) bool {
-				return g.quorum.met(func(one string) bool { return one == name })
-			})
+			names = slices.DeleteFunc(names, func(name string) bool { return g.quorum.single[name] })
 			one := g.explore([]int32{v}, false, within{grade: grade})
 			out := &agreement{grade: grade}
 			for _, name := range g.quorum.smallest(names) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
@@ -302,4 +303,35 @@ func TestLongWays(t *testing.T) {
 	if err != nil || c.Cost != 1 {
 		t.Fatalf("%+v: %v", c, err)
 	}
+}
+
+// A bundle whose every grant is parted by every deny grant is refused before it costs much.
+func TestHostile(t *testing.T) {
+	const n = 3000
+	b := bundle{operators: alice, docs: slices.Concat(all, []string{"Secret s/* type: opaque"})}
+	for i := range n {
+		b.docs = append(b.docs, fmt.Sprintf("Identity w%d method: workload, path: /workload/w%d, nodes: [/node/*]", i, i),
+			fmt.Sprintf("Grant g%d actions: [secret.read], identities: [/workload/*], secrets: [s/%d], purposes: [runtime]", i, i),
+			fmt.Sprintf("Grant d%d effect: deny, actions: [secret.read], identities: [/workload/w%d], secrets: [s/none/*]", i, i))
+	}
+	p := b.compile(t)
+	start := time.Now()
+	_, err := New(p, Names{}).From([]identity.Pattern{pattern(t, "/workload/*")}, Options{Worst: Poisoning})
+	if !problem.Is(err, problem.ReasonLimit) {
+		t.Fatalf("%v after %s", err, time.Since(start))
+	}
+	if took := time.Since(start); took > 30*time.Second { // a second or two, and more where others work too
+		t.Errorf("refused after %s", took)
+	}
+}
+
+func FuzzParseTarget(f *testing.F) {
+	for _, s := range []string{"db/prod/*", "*", "/workload/*", "/*", "system:prod", "system:", "", "a b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if x, err := ParseTarget(s); err == nil && x.String() != s {
+			t.Errorf("%q is %q", s, x)
+		}
+	})
 }
