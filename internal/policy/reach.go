@@ -98,9 +98,9 @@ func (c *compiler) unlock(u unlockSpec, workloads []string) (Unlock, bool) {
 	if path, exact := p.Exact(); exact {
 		prefix = path
 	}
-	at, found := slices.BinarySearch(workloads, prefix)
+	_, found := slices.BinarySearch(workloads, prefix)
 	if subtree {
-		at, _ = slices.BinarySearch(workloads, prefix+"/")
+		at, _ := slices.BinarySearch(workloads, prefix+"/")
 		found = at < len(workloads) && p.Match(workloads[at])
 	}
 	if !found {

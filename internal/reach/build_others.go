@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 )
 
@@ -137,22 +136,19 @@ func (g *graph) changes(o policy.Operator) line {
 
 // quorum is what it takes to bring a bundle into force.
 type quorum struct {
+	program   *policy.Program
 	operators []policy.Operator // who may propose or approve
 	approvals int
-	self      bool            // the proposer's own approval counts
 	single    map[string]bool // who is enough alone
 }
 
-// quorumOf repeats how changes are approved: without approvals, which is for development only, a proposer's own is enough.
 func quorumOf(p *policy.Program) quorum {
-	env := p.Environment()
-	q := quorum{approvals: max(env.Approvals, 1), self: env.Approvals == 0 && env.Class == policy.Development}
+	q := quorum{program: p, approvals: p.Environment().Needs(policy.ActBundle).Approvals, single: map[string]bool{}}
 	for _, o := range p.Operators() {
-		if o.Has(policy.DutyPropose) || o.Has(policy.DutyApprove) {
+		if o.Has(policy.DutyPropose) || o.Has(policy.DutyToApprove(policy.ActBundle)) {
 			q.operators = append(q.operators, o)
 		}
 	}
-	q.single = map[string]bool{}
 	for _, o := range q.operators {
 		if q.met(func(name string) bool { return name == o.Name }) {
 			q.single[o.Name] = true
@@ -161,36 +157,7 @@ func quorumOf(p *policy.Program) quorum {
 	return q
 }
 
-// met reports whether those who are in hand can bring a bundle into force.
+// met reports whether those who are in hand can bring a bundle into force, by the rule that changes are carried out by.
 func (q *quorum) met(has func(name string) bool) bool {
-	approvers, free := 0, false
-	for _, o := range q.operators {
-		if has(o.Name) && o.Has(policy.DutyApprove) {
-			approvers++
-		}
-	}
-	for _, o := range q.operators {
-		if !has(o.Name) || !o.Has(policy.DutyPropose) {
-			continue
-		}
-		others := approvers
-		if o.Has(policy.DutyApprove) && !q.self {
-			others--
-		}
-		free = free || others >= q.approvals
-	}
-	return free
-}
-
-// person is the name of an operator's identity, or "".
-func (g *graph) person(position int32) string {
-	path, ok := g.ids.patterns[position].Exact()
-	if !ok {
-		return ""
-	}
-	name, ok := strings.CutPrefix(path, identity.PrefixHuman)
-	if !ok {
-		return ""
-	}
-	return name
+	return policy.Quorum(q.program, policy.ActBundle, func(o policy.Operator) bool { return has(o.Name) })
 }

@@ -49,19 +49,23 @@ func TestHops(t *testing.T) {
 		want map[string]string
 	}{
 		"read": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/x], purposes: [runtime]"}, "/workload/app",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/x], purposes: [runtime]"},
+			"/workload/app",
 			map[string]string{"db/x": "plain: /workload/app reads db/x"},
 		},
 		"condition": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/x], purposes: [runtime], when: claims.a == 1"}, "/workload/app",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/x], purposes: [runtime], when: claims.a == 1"},
+			"/workload/app",
 			map[string]string{"db/x": "conditional: /workload/app reads db/x (if claims.a == 1)"},
 		},
 		"denied": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/*], secrets: [db/*], purposes: [runtime]", "Grant d effect: deny, actions: [secret.read], identities: [/workload/app], secrets: [db/x]"}, "/workload/app",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/*], secrets: [db/*], purposes: [runtime]", "Grant d effect: deny, actions: [secret.read], identities: [/workload/app], secrets: [db/x]"},
+			"/workload/app",
 			map[string]string{"db/* (any other)": "plain: /workload/app reads db/* (any other)"},
 		},
 		"denied for one purpose": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/x], purposes: [runtime, migration]", "Grant d effect: deny, actions: [secret.read], identities: [/*], secrets: ['*'], purposes: [runtime]"}, "/workload/app",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/x], purposes: [runtime, migration]", "Grant d effect: deny, actions: [secret.read], identities: [/*], secrets: ['*'], purposes: [runtime]"},
+			"/workload/app",
 			map[string]string{"db/x": "plain: /workload/app reads db/x"},
 		},
 		"denied for all": {
@@ -71,19 +75,23 @@ func TestHops(t *testing.T) {
 			}, "/workload/app", map[string]string{},
 		},
 		"maybe denied": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/*], purposes: [runtime]", "Grant d effect: deny, actions: [secret.read], identities: [/*], secrets: [db/x], when: assurance < level.key"}, "/workload/app",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/app], secrets: [db/*], purposes: [runtime]", "Grant d effect: deny, actions: [secret.read], identities: [/*], secrets: [db/x], when: assurance < level.key"},
+			"/workload/app",
 			map[string]string{"db/* (any other)": "plain: /workload/app reads db/* (any other)", "db/x": "conditional: /workload/app reads db/x (unless d denies it: assurance < level.key)"},
 		},
 		"assurance": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/app, /human/bob, '/ci/github/1/2'], secrets: [db/x], purposes: [runtime], assurance: key"}, "/workload/app",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/app, /human/bob, '/ci/github/1/2'], secrets: [db/x], purposes: [runtime], assurance: key"},
+			"/workload/app",
 			map[string]string{}, // its nodes join with tokens
 		},
 		"assurance of a person": {
-			[]string{"Grant g actions: [secret.read], identities: [/workload/app, /human/bob], secrets: [db/x], purposes: [runtime], assurance: key"}, "/human/bob",
+			[]string{"Grant g actions: [secret.read], identities: [/workload/app, /human/bob], secrets: [db/x], purposes: [runtime], assurance: key"},
+			"/human/bob",
 			map[string]string{"db/x": "plain: /human/bob reads db/x"},
 		},
 		"assurance of a job": {
-			[]string{"Grant g actions: [secret.read], identities: [/ci/github/1/*], secrets: [db/x], purposes: [runtime], assurance: platform"}, "/ci/github/1/2",
+			[]string{"Grant g actions: [secret.read], identities: [/ci/github/1/*], secrets: [db/x], purposes: [runtime], assurance: platform"},
+			"/ci/github/1/2",
 			map[string]string{"db/x": "plain: /ci/github/1/2 reads db/x"},
 		},
 		"beyond its assurance": {
@@ -98,7 +106,8 @@ func TestHops(t *testing.T) {
 			[]string{
 				"Grant g actions: [secret.read], identities: [/workload/app], secrets: [t/1], purposes: [runtime]",
 				"Secret t/* type: opaque, unlocks: [{system: prod}, {deploy: /workload/*}, {identity: /human/bob}]",
-			}, "/workload/app",
+			},
+			"/workload/app",
 			map[string]string{
 				"t/1": "plain: /workload/app reads t/1", "prod": "plain: /workload/app reads t/1 unlocks prod", "/human/bob": "plain: /workload/app reads t/1 unlocks /human/bob",
 				"/workload/other": "plain: /workload/app reads t/1 deploys /workload/other",
@@ -108,7 +117,8 @@ func TestHops(t *testing.T) {
 			[]string{
 				"Grant w actions: [secret.write, secret.generate], identities: [/human/bob], secrets: [db/*]",
 				"Grant g actions: [secret.read], identities: [/workload/*], secrets: ['*'], purposes: [runtime]", "Grant d effect: deny, actions: [secret.read], identities: [/workload/other], secrets: ['*']",
-			}, "/human/bob",
+			},
+			"/human/bob",
 			map[string]string{
 				"write db/* (any other)": "plain: /human/bob writes db/* (any other)", "write db/x": "plain: /human/bob writes db/x", "/workload/app": "poisoning: /human/bob writes db/* (any other) poisons /workload/app",
 				"db/* (any other)": "poisoning: /human/bob writes db/* (any other) poisons /workload/app reads db/* (any other)", "db/x": "poisoning: /human/bob writes db/* (any other) poisons /workload/app reads db/x",
@@ -116,7 +126,8 @@ func TestHops(t *testing.T) {
 		},
 		"generating": {
 			[]string{"Grant w actions: [secret.generate], identities: [/human/bob], secrets: [db/*]", "Grant g actions: [secret.read], identities: [/workload/*], secrets: ['*'], purposes: [runtime]"},
-			"/human/bob", map[string]string{},
+			"/human/bob",
+			map[string]string{},
 		},
 		"nobody's duty": {nil, "/human/carol", map[string]string{}},
 	} {

@@ -102,7 +102,7 @@ func (g *graph) accesses(back *search) []Access {
 		i, ok := at[k]
 		switch {
 		case !ok:
-			at[k], i = len(out), len(out)
+			at[k] = len(out)
 			out = append(out, a)
 		case a.Grade > out[i].Grade || a.Grade == out[i].Grade && a.Hops >= out[i].Hops:
 			out[i].Members += n
