@@ -5,7 +5,7 @@ package examples
 
 import "embed"
 
-// FS holds each example as a directory by its name: "payments".
+// FS holds each example as a directory by its name: "payments", "estate".
 //
-//go:embed all:payments
+//go:embed all:payments all:estate
 var FS embed.FS

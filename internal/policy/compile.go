@@ -79,6 +79,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	c.secrets()
 	c.federations()
 	c.identities()
+	c.unlocks()
 	c.grants()
 	c.rollouts()
 	if list := c.found.findings(); len(list) > 0 {

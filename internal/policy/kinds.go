@@ -195,6 +195,14 @@ type (
 			TTL period `yaml:"ttl" doc:"Lifetime of a lease on this secret when nobody says otherwise."`
 			Max period `yaml:"max" doc:"No lease on this secret lasts longer."`
 		} `yaml:"lease" doc:"How long a hand-over of this secret lasts."`
+		Unlocks []unlockSpec `yaml:"unlocks" doc:"What its value opens, for questions about reach: blast-radius, who-can and limits. It permits nothing."`
+	}
+
+	unlockSpec struct {
+		At       Pos
+		Identity text `yaml:"identity" doc:"An identity of this environment that whoever has the value can pass for, as /ci/github/1/2."`
+		System   text `yaml:"system" doc:"A system outside that the value gives access to, by a name of your own, as prod-db."`
+		Deploy   text `yaml:"deploy" doc:"The workloads as which whoever has the value can have code run: a path or a subtree, as /workload/shop/*."`
 	}
 )
 

@@ -101,6 +101,7 @@ type Secret struct {
 	MaxBytes    int    // size of a value, never 0
 	Retain      time.Duration
 	Lease       LeaseTimes
+	Unlocks     []Unlock // what a value opens, as it is declared
 	Source      Pos
 }
 

@@ -78,6 +78,7 @@ type IdentityRule struct {
 	Session    time.Duration
 	Lifetime   time.Duration // 0 for workloads
 	Source     Pos
+	path       template
 }
 
 // IdentityRules lists the identity rules: those of nodes and jobs by name, then those of workloads by name.
@@ -86,7 +87,7 @@ func (p *Program) IdentityRules() []IdentityRule {
 	for _, r := range slices.Concat(p.nodes, p.workloads) {
 		out = append(out, IdentityRule{
 			Name: r.name, Method: r.method, Authority: r.authority, Path: r.pathText, When: r.whenText, Require: r.required, Quarantine: r.otherwise,
-			Nodes: r.nodes, Federates: r.federates, Session: r.session, Lifetime: r.lifetime, Source: r.source,
+			Nodes: r.nodes, Federates: r.federates, Session: r.session, Lifetime: r.lifetime, Source: r.source, path: r.path,
 		})
 	}
 	return out

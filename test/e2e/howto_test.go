@@ -78,6 +78,7 @@ sed -i 's/workload: 10m/workload: 20m/' env/environment.yaml
 printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 'spec: {actions: [secret.read], identities: [/node/*], secrets: [db/*], purposes: [runtime]}' > env/grants/nodes.yaml`,
 		},
 	},
+	"blast-radius.md": {presumes: besideEstate, promises: 18},
 	"revoke.md": {
 		presumes: leasing, answers: 1, promises: 12, after: revokeAll,
 		before: map[string]string{
@@ -474,6 +475,16 @@ func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitete
 			"/var/lib/bailment", s.Data,
 		),
 	}, s
+}
+
+// besideEstate is served, and has the other example's directory.
+func besideEstate(t *testing.T, name string) reader {
+	t.Helper()
+	r, s := served(t, name)
+	s.Check(os.CopyFS(filepath.Join(r.dir, "estate"), os.DirFS("../../examples/estate")))
+	s.Connect()
+	s.Node(s.Dial(s.Login()), "web-1")
+	return r
 }
 
 // besideWest has another environment's trust bundle, and that environment running.

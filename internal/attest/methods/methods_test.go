@@ -42,6 +42,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/x509"
 	"github.com/bailment/bailment/internal/authority"
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -226,6 +227,8 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s is renewed without evidence for ever", m.Name)
 		case m.Unbound && !identity.Token.AtLeast(m.Assurance):
 			t.Errorf("%s is not bound, and says %s", m.Name, m.Assurance)
+		case policy.MostAssurance(m.Name) != m.Assurance:
+			t.Errorf("%s says %s, and questions about reach count with %s", m.Name, m.Assurance, policy.MostAssurance(m.Name))
 		}
 		seen[m.Name] = true
 		checkReadme(t, m)

@@ -1,0 +1,355 @@
+package reach
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+var operatorsFile = policy.Pos{File: "operators.yaml"}
+
+// smallest takes members away as long as the rest suffices.
+func (q *quorum) smallest(names []string) []string {
+	names = slices.Clone(names)
+	for i := 0; i < len(names); {
+		rest := slices.Delete(slices.Clone(names), i, i+1)
+		if q.met(func(name string) bool { return slices.Contains(rest, name) }) {
+			names = rest
+			continue
+		}
+		i++
+	}
+	return names
+}
+
+// coverage is which operators of the quorum each vertex alone gets at.
+type coverage struct {
+	g    *graph
+	bits [][]uint64 // by 64 operators, by vertex
+}
+
+// coverage goes backward from all operators at once, 64 at a time.
+func (g *graph) coverage(worst Grade) *coverage {
+	c := &coverage{g: g}
+	for from := 0; from < len(g.quorum.operators); from += 64 {
+		bits := make([]uint64, len(g.kinds))
+		var queue []int32
+		for i, o := range g.quorum.operators[from:min(from+64, len(g.quorum.operators))] {
+			v := g.operator(o.Name)
+			bits[v] |= 1 << i
+			queue = append(queue, v)
+		}
+		for len(queue) > 0 {
+			v := queue[len(queue)-1]
+			queue = queue[:len(queue)-1]
+			for _, w := range g.in.of(v) {
+				if g.grades[w] <= worst && bits[w]|bits[v] != bits[w] {
+					bits[w] |= bits[v]
+					queue = append(queue, w)
+				}
+			}
+		}
+		c.bits = append(c.bits, bits)
+	}
+	return c
+}
+
+// of lists the operators that a vertex gets at.
+func (c *coverage) of(v int32) []string {
+	var out []string
+	for i, o := range c.g.quorum.operators {
+		if c.bits[i/64][v]&(1<<(i%64)) != 0 {
+			out = append(out, o.Name)
+		}
+	}
+	return out
+}
+
+// Attack is a smallest set of principals: all of them compromised reach the target, and none is superfluous.
+type Attack struct {
+	Who   []Thing `json:"who"`
+	Cost  int     `json:"cost"`
+	Grade Grade   `json:"grade"`
+	Hops  int     `json:"hops"`
+	Way   []Step  `json:"way"`
+	v     []int32
+}
+
+// Attacks is the answer of To: the cheapest first.
+type Attacks struct {
+	Target   string   `json:"target"`
+	Attacks  []Attack `json:"attacks"`
+	Total    int      `json:"total"`    // of which Attacks are the first
+	Complete bool     `json:"complete"` // false: there may be more sets of several principals
+	Hops     []Step   `json:"hops"`     // the single hops between what is on the ways, as far as they make a picture
+}
+
+// To lists the smallest sets of principals whose compromise reaches a target: the cheapest first, then by grade, hops and name. Whoever
+// is in the target is among them, as he has it.
+func (m *Model) To(t Target, o Options) (*Attacks, error) {
+	g, err := build(m.program, m.names, t.about(about{poisoning: o.Worst >= Poisoning}))
+	if err != nil {
+		return nil, err
+	}
+	targets, err := g.vertices(t)
+	if err != nil {
+		return nil, err
+	}
+	back := g.explore(targets, true, within{grade: o.Worst})
+	out := &Attacks{Target: t.String(), Attacks: []Attack{}, Complete: true}
+	alone := make([]bool, g.ids.len())
+	for i, live := range g.live {
+		if v := g.thing(kindIdentity, int32(i)); live && back.found(v) {
+			who := g.name(v)
+			alone[i] = true
+			out.Attacks = append(out.Attacks, Attack{Who: []Thing{who}, Cost: o.Costs.of(who.Kind), Grade: back.grade[v], Hops: int(back.hops[v]), v: []int32{v}})
+		}
+	}
+	order := func(x, y Attack) int {
+		return cmp.Or(cmp.Compare(x.Cost, y.Cost), cmp.Compare(len(x.Who), len(y.Who)), cmp.Compare(x.Grade, y.Grade), cmp.Compare(x.Hops, y.Hops),
+			slices.CompareFunc(x.Who, y.Who, func(a, b Thing) int { return strings.Compare(a.Name, b.Name) }))
+	}
+	if !g.quorum.alone() {
+		out.Attacks = append(out.Attacks, g.together(back, alone, o, &out.Complete)...)
+	}
+	slices.SortFunc(out.Attacks, order)
+	out.Total = len(out.Attacks)
+	var things []int32
+	for _, a := range out.Attacks {
+		for v := a.v[0]; len(a.v) == 1 && v >= 0 && back.found(v) && len(things) < pictureRows*pictureColumns; v = back.prev[v] {
+			if g.kinds[v] <= kindBundle && !slices.Contains(things, v) {
+				things = append(things, v)
+			}
+		}
+	}
+	out.Hops = g.between(things, o.Worst)
+	several := meeting{g, back, o.Worst, map[int32]*search{}}
+	out.Attacks = listed(out.Attacks, o, func(a *Attack) []Step {
+		if len(a.v) == 1 && back.found(a.v[0]) {
+			a.Way = back.way(a.v[0])
+		} else {
+			return several.fill(a)
+		}
+		return a.Way
+	})
+	return out, nil
+}
+
+// alone reports whether everybody in it is a quorum by himself.
+func (q *quorum) alone() bool { return len(q.single) == len(q.operators) }
+
+// together are the sets that get at a quorum: with several members, or with one that is not among those who reach the target without.
+func (g *graph) together(back *search, alone []bool, o Options, complete *bool) []Attack {
+	if back.grade[g.bundle] == unseen {
+		return nil
+	}
+	cover := g.coverage(o.Worst)
+	type member struct {
+		v    int32
+		who  Thing
+		gets []string
+	}
+	var members []member
+	for i, live := range g.live {
+		v := g.thing(kindIdentity, int32(i))
+		if !live || alone[i] {
+			continue
+		}
+		if gets := cover.of(v); len(gets) > 0 {
+			members = append(members, member{v, g.name(v), gets})
+		}
+	}
+	slices.SortStableFunc(members, func(a, b member) int { return cmp.Compare(o.Costs.of(a.who.Kind), o.Costs.of(b.who.Kind)) })
+	met := func(set []int, but int) bool {
+		return g.quorum.met(func(name string) bool {
+			for _, i := range set {
+				if i != but && slices.Contains(members[i].gets, name) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	var out []Attack
+	steps := 0
+	var set []int
+	var choose func(from, left int)
+	choose = func(from, left int) {
+		if left == 0 {
+			if !met(set, -1) || slices.ContainsFunc(set, func(i int) bool { return met(set, i) }) {
+				return
+			}
+			a := Attack{Grade: o.Worst}
+			for _, i := range set {
+				a.Who = append(a.Who, members[i].who)
+				a.Cost += o.Costs.of(members[i].who.Kind)
+			}
+			slices.SortFunc(a.Who, func(x, y Thing) int { return strings.Compare(x.Name, y.Name) })
+			for _, i := range set {
+				a.v = append(a.v, members[i].v)
+			}
+			out = append(out, a)
+			return
+		}
+		for i := from; i <= len(members)-left; i++ {
+			if steps += 1 + len(g.quorum.operators); steps > maxQuorum {
+				*complete = false
+				return
+			}
+			set = append(set, i)
+			choose(i+1, left-1)
+			set = set[:len(set)-1]
+		}
+	}
+	for size := 1; size <= min(g.quorum.approvals+1, len(members)) && *complete; size++ {
+		choose(0, size)
+	}
+	return out
+}
+
+// meeting finds the ways of several: to the operators, over the bundle, to the target.
+type meeting struct {
+	g     *graph
+	back  *search // from the target
+	worst Grade
+	to    map[int32]*search // backward from operators, a few of them
+}
+
+const maxMeetings = 64
+
+func (m *meeting) toward(operator int32) *search {
+	s, ok := m.to[operator]
+	if !ok {
+		if len(m.to) >= maxMeetings {
+			clear(m.to)
+		}
+		s = m.g.explore([]int32{operator}, true, within{grade: m.worst})
+		m.to[operator] = s
+	}
+	return s
+}
+
+// fill gives a set of principals their way.
+func (m *meeting) fill(a *Attack) []Step {
+	a.Grade = m.back.grade[m.g.bundle]
+	first := map[string]int32{} // who gets at each operator
+	var names []string
+	for _, o := range m.g.quorum.operators {
+		v := m.g.operator(o.Name)
+		for _, from := range a.v {
+			if from == v || len(m.g.in.of(v)) > 0 && m.toward(v).found(from) {
+				first[o.Name] = from
+				names = append(names, o.Name)
+				break
+			}
+		}
+	}
+	for _, name := range m.g.quorum.smallest(names) {
+		if v := m.g.operator(name); first[name] != v {
+			to := m.toward(v)
+			a.Grade = max(a.Grade, to.grade[first[name]])
+			a.Way = append(a.Way, to.way(first[name])...)
+		}
+		a.Way = append(a.Way, m.g.agrees(name))
+	}
+	a.Way = append(a.Way, m.back.way(m.g.bundle)...)
+	a.Hops = len(a.Way)
+	return a.Way
+}
+
+// Limit is what shall not be: that compromising a single one of From reaches any of To.
+type Limit struct {
+	Name   string
+	From   []identity.Pattern
+	To     []Target
+	Worst  Grade // ways up to this grade count: Poisoning for all
+	Direct bool  // only what is reached in one hop counts
+}
+
+// Broken is a limit that does not hold.
+type Broken struct {
+	Limit string `json:"limit"`
+	// Who reaches it, by which way, and how many do; or what makes that the limit is about nothing.
+	Who   Thing  `json:"who,omitzero"`
+	Total int    `json:"total"`
+	Grade Grade  `json:"grade"`
+	Way   []Step `json:"way"`
+	Empty string `json:"empty,omitempty"`
+}
+
+// CheckLimits says which limits don't hold, in their order. One whose names nobody has, or no secret, is broken too: it would hold for
+// ever, whatever was meant.
+func CheckLimits(p *policy.Program, names Names, limits []Limit) ([]Broken, error) {
+	var a about
+	for _, l := range limits {
+		if len(l.From) == 0 || len(l.To) == 0 || len(l.From) > maxPatterns || len(l.To) > maxPatterns {
+			return nil, problem.New(problem.ReasonInvalid, "the limit %s needs 1 to %d patterns on each side", l.Name, maxPatterns)
+		}
+		a.poisoning = a.poisoning || l.Worst >= Poisoning
+		a.identities = append(a.identities, l.From...)
+		for _, t := range l.To {
+			a = t.about(a)
+		}
+	}
+	g, err := build(p, names, a)
+	if err != nil {
+		return nil, err
+	}
+	var out []Broken
+	for _, l := range limits {
+		if b := g.check(l); b != nil {
+			out = append(out, *b)
+		}
+	}
+	return out, nil
+}
+
+func (g *graph) check(l Limit) *Broken {
+	b := &Broken{Limit: l.Name}
+	var targets []int32
+	for _, t := range l.To {
+		some, err := g.vertices(t)
+		if err != nil {
+			b.Empty = problem.As(err).Message
+			return b
+		}
+		targets = append(targets, some...)
+	}
+	starts, err := g.starts(l.From)
+	if err != nil {
+		b.Empty = problem.As(err).Message
+		return b
+	}
+	w := within{grade: l.Worst}
+	if l.Direct {
+		w.hops = 1
+	}
+	back := g.explore(targets, true, w)
+	best := int32(-1)
+	for _, v := range starts {
+		if !back.found(v) || back.hops[v] == 0 {
+			continue
+		}
+		b.Total++
+		if best < 0 || cmp.Or(cmp.Compare(back.grade[v], back.grade[best]), cmp.Compare(back.hops[v], back.hops[best])) < 0 {
+			best = v
+		}
+	}
+	if best >= 0 {
+		b.Who, b.Grade, b.Way = g.name(best), back.grade[best], back.way(best)
+		return b
+	}
+	if l.Direct || g.quorum.alone() {
+		return nil
+	}
+	if agreed := g.agreement(g.explore(starts, false, w), starts, l.Worst); agreed != nil {
+		b.Total, b.Grade, b.Way = 1, agreed.grade, append(agreed.way, back.way(g.bundle)...)
+		b.Who = b.Way[0].From
+		return b
+	}
+	return nil
+}
