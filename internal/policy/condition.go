@@ -276,6 +276,7 @@ type vars struct {
 	env  string
 	from *Claims // of an identity rule, which has no Input
 	node string
+	seen *coverage // nil: nobody wants to know what was evaluated
 }
 
 // ResolveName implements cel.Activation.

@@ -137,6 +137,7 @@ func (g *grant) evaluate(in *Input, v *vars) (stage, error) {
 		return stageApplies, nil
 	}
 	ok, err := g.when.holds(v)
+	v.seen.grant(g, ok, err)
 	switch {
 	case err != nil && g.effect == Deny:
 		return stageApplies, err // what forbids must not be got round by leaving a claim out
@@ -234,9 +235,11 @@ func describe(in *Input) string {
 // Decide answers a question. Every allow grant is limited by every deny grant; among several allow
 // grants the one that allows the longest lease is named, then the first by name, so that adding an
 // allow grant never takes anything away. It does not ask whether the secret is declared or exists.
-func (p *Program) Decide(in *Input) Decision {
+func (p *Program) Decide(in *Input) Decision { return p.decide(in, nil) }
+
+func (p *Program) decide(in *Input, seen *coverage) Decision {
 	result := verdict{}
-	v := &vars{in: in, env: p.environment.Name}
+	v := &vars{in: in, env: p.environment.Name, seen: seen}
 	p.index.candidates(in.Identity, in.Secret, func(rank int32) {
 		if g := &p.grants[rank]; result.needed(g) {
 			s, err := g.evaluate(in, v)

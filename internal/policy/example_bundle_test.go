@@ -153,6 +153,9 @@ func conforms(n *node, schema map[string]any, at string) (out []string) {
 		for _, e := range n.entries {
 			given[e.key] = true
 			sub, ok := properties[e.key].(map[string]any)
+			if schema["additionalProperties"] == true {
+				continue
+			}
 			if !ok {
 				out = append(out, at+"."+e.key+" is not in the schema")
 				continue

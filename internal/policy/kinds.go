@@ -13,6 +13,7 @@ const (
 	kindIdentity    = "Identity"
 	kindGrant       = "Grant"
 	kindSecret      = "Secret"
+	kindTest        = "Test"
 )
 
 // place says where documents of a kind live.
@@ -31,12 +32,13 @@ var places = map[string]place{
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
 	"federation":  {kindFederation, false, "relations with other trust domains"},
+	"tests":       {kindTest, false, "what the rules must and must not permit"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
 // is silently ignored is worse than none.
 var unready = map[string]string{
-	"engines": "Engine", "rollouts": "Rollout", "alerts": "Alert", "risks": "Risk", "tests": "Test",
+	"engines": "Engine", "rollouts": "Rollout", "alerts": "Alert", "risks": "Risk",
 }
 
 // ignoredExtensions are files that may accompany a bundle. They are in the manifest.

@@ -111,6 +111,7 @@ type Program struct {
 	federations []Federation // by name
 	grants      []grant      // by rank
 	index       grantIndex
+	tests       []testDocument // by name
 }
 
 // Environment are the environment's settings.
