@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,8 +75,8 @@ type declaration struct {
 }
 
 // grantScope is for a grant's condition.
-func grantScope() (*scope, error) {
-	return newScope([]declaration{
+func grantScope(more ...cel.EnvOption) (*scope, error) {
+	return newScope(more, []declaration{
 		{varClaims, claimsType()},
 		{varNodeClaims, claimsType()},
 		{varIDPath, cel.StringType},
@@ -91,13 +92,13 @@ func grantScope() (*scope, error) {
 }
 
 // identityScope is for the condition of an identity rule: there is no identity yet.
-func identityScope() (*scope, error) {
-	return newScope([]declaration{{varClaims, claimsType()}, {varNodePath, cel.StringType}})
+func identityScope(more ...cel.EnvOption) (*scope, error) {
+	return newScope(more, []declaration{{varClaims, claimsType()}, {varNodePath, cel.StringType}})
 }
 
-func newScope(variables []declaration) (*scope, error) {
+func newScope(more []cel.EnvOption, variables []declaration) (*scope, error) {
 	s := &scope{cache: map[string]compiled{}}
-	options := []cel.EnvOption{
+	options := append(slices.Clone(more),
 		cel.ParserExpressionSizeLimit(MaxCondition),
 		cel.ParserRecursionLimit(maxRecursion),
 		cel.ParserErrorRecoveryLimit(4),
@@ -107,7 +108,7 @@ func newScope(variables []declaration) (*scope, error) {
 		cel.CrossTypeNumericComparisons(true),
 		cel.DefaultUTCTimeZone(true),
 		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateDurationLiterals()),
-	}
+	)
 	for _, v := range variables {
 		options = append(options, cel.Variable(v.name, v.t))
 		s.names = append(s.names, v.name)
@@ -175,15 +176,20 @@ func (s *scope) compileNew(expression string) (out *condition, issues []issue) {
 	if estimate.Max > hardCost {
 		return refuse("the condition is too expensive: it may cost %s units, and %d is the limit", costText(estimate.Max), hardCost)
 	}
-	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if estimate.Max > softCost {
-		options = append(options, cel.CostLimit(runtimeCost))
-	}
-	program, err := s.env.Program(checked, options...)
+	program, err := s.env.Program(checked, planning(estimate.Max)...)
 	if err != nil {
 		return refuse("the condition can't be planned: %v", err)
 	}
 	return &condition{program}, nil
+}
+
+// planning is how an expression of such a static cost is run.
+func planning(most uint64) []cel.ProgramOption {
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if most > softCost {
+		options = append(options, cel.CostLimit(runtimeCost))
+	}
+	return options
 }
 
 func costText(c uint64) string {

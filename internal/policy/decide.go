@@ -98,6 +98,7 @@ type grant struct {
 	when       *condition // nil: none
 	whenText   string     // as it is written
 	source     Pos
+	lines      lines
 }
 
 // stage is how far a request got with a grant. Further is more informative.

@@ -13,9 +13,11 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-func exampleFiles(t testing.TB) Files {
+func exampleFiles(t testing.TB) Files { return exampleNamed(t, "payments") }
+
+func exampleNamed(t testing.TB, name string) Files {
 	t.Helper()
-	sub, err := fs.Sub(examples.FS, "payments")
+	sub, err := fs.Sub(examples.FS, name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,6 +43,7 @@ type identityRule struct {
 	lifetime  time.Duration
 	federates []string // names of federations, sorted
 	source    Pos
+	lines     lines
 }
 
 // template is an identity's path whose segments may be taken from claims.

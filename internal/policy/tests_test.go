@@ -30,8 +30,10 @@ func runTests(t testing.TB, files Files) *TestReport {
 }
 
 // bare is the example without tests of its own.
-func bare(t testing.TB) Files {
-	files := maps.Clone(exampleFiles(t))
+func bare(t testing.TB) Files { return withoutTests(exampleFiles(t)) }
+
+func withoutTests(files Files) Files {
+	files = maps.Clone(files)
 	maps.DeleteFunc(files, func(path string, _ []byte) bool { return strings.HasPrefix(path, "tests/") })
 	return files
 }
