@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -28,8 +30,9 @@ func outcome(ok bool, err error) outcomes {
 
 // coverage is what of a program tests made use of. Its methods do nothing on nil, so that a decision that nobody watches pays nothing.
 type coverage struct {
-	grants map[*grant]*grantUse
-	rules  map[*identityRule]*ruleUse
+	program *Program
+	grants  map[*grant]*grantUse
+	rules   map[*identityRule]*ruleUse
 }
 
 // grantUse is how a grant was seen to decide: which of its parts, each by its position, and how often its condition gave what.
@@ -49,7 +52,7 @@ type ruleUse struct {
 }
 
 func newCoverage(p *Program) *coverage {
-	return &coverage{make(map[*grant]*grantUse, len(p.grants)), map[*identityRule]*ruleUse{}}
+	return &coverage{p, make(map[*grant]*grantUse, len(p.grants)), map[*identityRule]*ruleUse{}}
 }
 
 func (c *coverage) of(g *grant) *grantUse {
@@ -137,5 +140,81 @@ func (p *Program) grantNamed(in *Input, name string) *grant {
 			out = g
 		}
 	})
+	return out
+}
+
+// RuleCoverage is what of one rule the tests made use of. Its parts are, of a grant: each action, identity, secret and purpose that it names,
+// once it decided about them; its condition, once it held; and again, once it didn't. Of an identity rule: its path, and its conditions.
+type RuleCoverage struct {
+	Rule    string   `json:"rule"` // "the grant NAME" or "the identity NAME"
+	Source  Pos      `json:"source"`
+	Parts   int      `json:"parts"`
+	Covered int      `json:"covered"`
+	Missing []string `json:"missing,omitempty"`
+}
+
+// Coverage is what of a bundle its tests made use of: grants first, each kind by place.
+func (r *TestReport) Coverage() []RuleCoverage {
+	var out []RuleCoverage
+	p := r.seen.program
+	for i := range p.grants {
+		out = append(out, r.seen.ofGrant(&p.grants[i]))
+	}
+	slices.SortFunc(out, byPlace)
+	grants := len(out)
+	for _, list := range [][]identityRule{p.nodes, p.workloads} {
+		for i := range list {
+			out = append(out, r.seen.ofIdentity(&list[i]))
+		}
+	}
+	slices.SortFunc(out[grants:], byPlace)
+	return out
+}
+
+func byPlace(a, b RuleCoverage) int {
+	return cmp.Or(cmp.Compare(a.Source.File, b.Source.File), cmp.Compare(a.Source.Line, b.Source.Line))
+}
+
+func (c *RuleCoverage) part(covered bool, format string, args ...any) {
+	c.Parts++
+	if covered {
+		c.Covered++
+		return
+	}
+	c.Missing = append(c.Missing, oneLine(fmt.Sprintf(format, args...)))
+}
+
+func (c *RuleCoverage) condition(text string, seen outcomes, what string) {
+	if text != "" {
+		c.part(seen&wasTrue != 0, "%s true", what)
+		c.part(seen&(wasFalse|wasError) != 0, "%s false", what)
+	}
+}
+
+func (c *coverage) ofGrant(g *grant) RuleCoverage {
+	u := c.of(g)
+	out := RuleCoverage{Rule: "the grant " + g.name, Source: g.source}
+	for _, a := range g.actions.list() {
+		out.part(u.actions&a.bit() != 0, "%s", a)
+	}
+	for i, p := range g.identities {
+		out.part(u.identities&(1<<i) != 0, "%s", p)
+	}
+	for i, p := range g.secrets {
+		out.part(u.secrets&(1<<i) != 0, "%s", p)
+	}
+	for i, p := range g.purposes {
+		out.part(u.purposes&(1<<i) != 0, "purpose %s", p)
+	}
+	out.condition(g.whenText, u.condition, "its condition")
+	return out
+}
+
+func (c *coverage) ofIdentity(r *identityRule) RuleCoverage {
+	u := c.ofRule(r)
+	out := RuleCoverage{Rule: "the identity " + r.name, Source: r.source}
+	out.part(u.gave > 0, "%s", r.pathText)
+	out.condition(r.whenText, u.when, "its condition")
+	out.condition(r.required, u.require, "what it requires")
 	return out
 }
