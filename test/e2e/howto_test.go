@@ -70,6 +70,7 @@ var pages = map[string]page{
 			"bailment login alice # once more, for the files of before": alice,
 		},
 	},
+	"test-a-bundle.md": {presumes: editing, promises: 14},
 	"revoke.md": {
 		presumes: leasing, answers: 1, promises: 12, after: revokeAll,
 		before: map[string]string{
@@ -542,6 +543,16 @@ func statement(t testing.TB, signer ssh.Signer, version string) *bailmentv1.Agen
 //
 //go:embed testdata/standins.bash
 var standIns string
+
+// editing is who has a bundle in a directory, and nothing else.
+func editing(t *testing.T, _ string) reader {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "env"), os.DirFS("../../examples/payments")); err != nil {
+		t.Fatal(err)
+	}
+	return reader{dir: dir}
+}
 
 // machine is one with nothing on it but a working tree and a bundle.
 func machine(t *testing.T, name string) reader {
