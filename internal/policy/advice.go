@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
@@ -9,11 +10,11 @@ import (
 // MaxAdvice is how much advice is given about one bundle.
 const MaxAdvice = 1000
 
-// Advice says what of a bundle that compiles is not as its author can have meant it: a grant that can never match, or that another one makes
-// superfluous; and, of a bundle with tests, what of a rule none of them made use of. It never keeps a bundle from coming into force. report
+// Advice says what of a bundle that compiles is hardly as its author meant it: a rule for jobs that lets in more than it accepts by name; a
+// grant that can never match, or that another one makes superfluous; and, of a bundle with tests, what of a rule none of them made use of. It never keeps a bundle from coming into force. report
 // is what RunTests gave; nil leaves out what tests would say.
 func (p *Program) Advice(report *TestReport) Findings {
-	found := collector{most: MaxAdvice}
+	found := collector{most: MaxAdvice, list: slices.Clone(p.advice[:min(len(p.advice), MaxAdvice)])}
 	for i := range p.grants {
 		p.idle(&p.grants[i], &found)
 	}

@@ -132,6 +132,7 @@ func (c *compiler) identities() {
 		c.nodeRule(d, s, &r)
 		c.knownClaims(s, &r, d.source)
 		c.sharedIssuer(d, s, &r)
+		c.prudent(d, s, &r)
 		c.program.nodes = append(c.program.nodes, r)
 	})
 	byName := func(a, b identityRule) int { return strings.Compare(a.name, b.name) }
@@ -162,6 +163,9 @@ func (c *compiler) nodeRule(d *document, s *identitySpec, r *identityRule) {
 		r.session = c.duration(s.Session, "session", c.program.environment.Sessions.Node, minPeriod, maxNodeSession)
 		r.lifetime = c.program.environment.NodeLifetime
 		c.noLifetime(s)
+		if len(s.Accepts) > 0 {
+			c.found.add(s.Accepts[0].at, "\"accepts\" is for jobs")
+		}
 	}
 	if s.Otherwise.set && !s.Require.set {
 		c.found.add(s.Otherwise.at, "\"otherwise\" has no effect without \"require\"")
@@ -216,6 +220,9 @@ func (c *compiler) workloadRule(s *identitySpec, r *identityRule) {
 	}
 	c.noAuthority(s, r)
 	c.noLifetime(s)
+	if len(s.Accepts) > 0 {
+		c.found.add(s.Accepts[0].at, "\"accepts\" is for jobs")
+	}
 	if s.Require.set || s.Otherwise.set {
 		c.found.add(s.At, "\"require\" and \"otherwise\" are for nodes and jobs: put a workload's conditions into \"when\"")
 	}

@@ -154,6 +154,7 @@ type (
 		When      text   `yaml:"when" doc:"A CEL condition over claims: whether this rule is about them at all."`
 		Require   text   `yaml:"require" doc:"A CEL condition over claims: what must be true of a machine that this rule is about, as boot state or agent. Not for workload."`
 		Otherwise text   `yaml:"otherwise" enum:"refuse,quarantine" default:"refuse" doc:"What happens when what is required is not true: the proof is refused, or the machine is quarantined as well, if it is enrolled with the same key."`
+		Accepts   []text `yaml:"accepts" enum:"every-job,mutable-names,any-branch,pull-requests,no-environment" doc:"Jobs only: what bundle check would advise against, and is meant. Each says whom else the rule is for."`
 		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
 		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's. CI: 1m to 1h, 10m by default."`
 		Lifetime  period `yaml:"lifetime" doc:"CI only: hard end of a job's enrolment, 1m to 24h, 6h by default."`

@@ -112,6 +112,7 @@ type Program struct {
 	grants      []grant      // by rank
 	index       grantIndex
 	tests       []testDocument // by name
+	advice      Findings       // about rules for jobs
 }
 
 // Environment are the environment's settings.
