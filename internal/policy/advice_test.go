@@ -19,7 +19,7 @@ func adviceOf(t testing.TB, files Files) []string {
 }
 
 func TestExamplesNeedNoAdvice(t *testing.T) {
-	for _, name := range []string{"payments"} {
+	for _, name := range []string{"payments", "ci"} {
 		if got := adviceOf(t, exampleNamed(t, name)); len(got) > 0 {
 			t.Errorf("%s: %s", name, strings.Join(got, "\n"))
 		}

@@ -73,7 +73,7 @@ var imprudences = []imprudence{
 		},
 		map[string]example{
 			"github":   {"event_name": "pull_request_target", "environment": absent, "subject": ending + ":pull_request_target"},
-			"gitlab":   {"pipeline_source": "merge_request_event", "ref_protected": "false", "environment_protected": "false", "ref_path": "refs/merge-requests/7/head"},
+			"gitlab":   {"pipeline_source": "merge_request_event", "ref_protected": "false", "environment_protected": "false"},
 			"circleci": {"vcs_ref": "refs/pull/7"},
 		},
 	},

@@ -252,14 +252,16 @@ func speaking(t *testing.T, name string) reader {
 	return r
 }
 
-// The example's page is about its directory.
+// Each example's page is about its directory.
 func TestExampleReadme(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "payments")
-	if err := os.CopyFS(dir, os.DirFS("../../examples/payments")); err != nil {
-		t.Fatal(err)
-	}
-	if err := (reader{bin: program(t), dir: dir}).follow(t, document(t, "examples/payments/README.md")); err != nil {
-		t.Error(err)
+	for _, name := range []string{"payments", "ci"} {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := os.CopyFS(dir, os.DirFS("../../examples/"+name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := (reader{bin: program(t), dir: dir}).follow(t, document(t, "examples/"+name+"/README.md")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -267,7 +269,7 @@ func TestExampleReadme(t *testing.T) {
 // reference is generated.
 func TestNoOtherCommands(t *testing.T) {
 	run := func(path string) bool {
-		return path == "README.md" || path == "examples/payments/README.md" || path == "docs/tutorial.md" || strings.HasPrefix(path, "docs/howto/") || strings.HasPrefix(path, "docs/reference/cli/")
+		return path == "README.md" || path == "examples/payments/README.md" || path == "examples/ci/README.md" || path == "docs/tutorial.md" || strings.HasPrefix(path, "docs/howto/") || strings.HasPrefix(path, "docs/reference/cli/")
 	}
 	for _, path := range pagesOf(t) {
 		if run(path) {
