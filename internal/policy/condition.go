@@ -63,40 +63,21 @@ const (
 	varAction     = "request.action"
 	varSecret     = "request.secret"
 	varPurpose    = "request.purpose"
+	varSecretName = "secret.name"
+	varSecretType = "secret.type"
 	varAssurance  = "assurance"
 	varTime       = "time"
 )
 
-func claimsType() *cel.Type { return cel.MapType(cel.StringType, cel.DynType) }
-
-type declaration struct {
-	name string
-	t    *cel.Type
-}
-
 // grantScope is for a grant's condition.
-func grantScope(more ...cel.EnvOption) (*scope, error) {
-	return newScope(more, []declaration{
-		{varClaims, claimsType()},
-		{varNodeClaims, claimsType()},
-		{varIDPath, cel.StringType},
-		{varIDEnv, cel.StringType},
-		{varIDSegments, cel.ListType(cel.StringType)},
-		{varNodePath, cel.StringType},
-		{varAction, cel.StringType},
-		{varSecret, cel.StringType},
-		{varPurpose, cel.StringType},
-		{varAssurance, cel.IntType},
-		{varTime, cel.TimestampType},
-	})
-}
+func grantScope(more ...cel.EnvOption) (*scope, error) { return newScope(more, declarations(false)) }
 
 // identityScope is for the condition of an identity rule: there is no identity yet.
 func identityScope(more ...cel.EnvOption) (*scope, error) {
-	return newScope(more, []declaration{{varClaims, claimsType()}, {varNodePath, cel.StringType}})
+	return newScope(more, declarations(true))
 }
 
-func newScope(more []cel.EnvOption, variables []declaration) (*scope, error) {
+func newScope(more []cel.EnvOption, variables []attribute) (*scope, error) {
 	s := &scope{cache: map[string]compiled{}}
 	options := append(slices.Clone(more),
 		cel.ParserExpressionSizeLimit(MaxCondition),
@@ -263,9 +244,9 @@ func (sizes) EstimateSize(element cost.AstNode) *cost.SizeEstimate {
 			if limit = identity.MaxSegments; len(path) > 1 {
 				limit = identity.MaxPath
 			}
-		case varAction, varPurpose:
+		case varAction, varPurpose, varSecretType:
 			limit = 64
-		case varSecret:
+		case varSecret, varSecretName:
 			limit = maxSecretBytes
 		}
 	}
@@ -279,7 +260,7 @@ func (sizes) EstimateSize(element cost.AstNode) *cost.SizeEstimate {
 // vars are the variables of one evaluation.
 type vars struct {
 	in   *Input
-	env  string
+	prog *Program
 	from *Claims // of an identity rule, which has no Input
 	node string
 	seen *coverage // nil: nobody wants to know what was evaluated
@@ -304,7 +285,7 @@ func (v *vars) ResolveName(name string) (any, bool) {
 	case varIDPath:
 		return types.String(v.in.Identity), true
 	case varIDEnv:
-		return types.String(v.env), true
+		return types.String(v.prog.environment.Name), true
 	case varIDSegments:
 		return types.NewStringList(types.DefaultTypeAdapter, strings.Split(strings.TrimPrefix(v.in.Identity, "/"), "/")), true
 	case varNodePath:
@@ -315,6 +296,12 @@ func (v *vars) ResolveName(name string) (any, bool) {
 		return types.String(v.in.Secret), true
 	case varPurpose:
 		return types.String(v.in.Purpose), true
+	case varSecretName:
+		s, _ := v.prog.Secret(v.in.Secret)
+		return types.String(s.Pattern.String()), true
+	case varSecretType:
+		s, _ := v.prog.Secret(v.in.Secret)
+		return types.String(s.Type), true
 	case varAssurance:
 		return types.Int(v.in.Assurance), true
 	case varTime:

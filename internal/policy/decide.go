@@ -240,7 +240,7 @@ func (p *Program) Decide(in *Input) Decision { return p.decide(in, nil) }
 
 func (p *Program) decide(in *Input, seen *coverage) Decision {
 	result := verdict{}
-	v := &vars{in: in, env: p.environment.Name, seen: seen}
+	v := &vars{in: in, prog: p, seen: seen}
 	p.index.candidates(in.Identity, in.Secret, func(rank int32) {
 		if g := &p.grants[rank]; result.needed(g) {
 			s, err := g.evaluate(in, v)
@@ -267,7 +267,7 @@ type RuleTrace struct {
 // index, and says how far each one got. The nearest come first.
 func (p *Program) Explain(in *Input) (Decision, []RuleTrace) {
 	result := verdict{}
-	v := &vars{in: in, env: p.environment.Name}
+	v := &vars{in: in, prog: p}
 	rules := make([]RuleTrace, len(p.grants))
 	for i := range p.grants {
 		g := &p.grants[i]

@@ -171,7 +171,7 @@ type (
 		Purposes   []text `yaml:"purposes" doc:"For which purposes a secret may be read. An allow grant for secret.read must name them; in a deny grant none means any. Other actions have no purpose."`
 		Assurance  text   `yaml:"assurance" default:"token" enum:"unbound,token,key,platform,hardware,measured" doc:"The least assurance of the session. Allow grants only."`
 		TTL        period `yaml:"ttl" doc:"No lease by this grant lasts longer. Allow grants for secret.read only."`
-		When       text   `yaml:"when" doc:"A CEL condition over identity, node, claims, node_claims, request, assurance and time."`
+		When       text   `yaml:"when" doc:"A CEL condition over identity, node, claims, node_claims, request, secret, assurance and time: docs/reference/conditions.md."`
 	}
 
 	secretSpec struct {
