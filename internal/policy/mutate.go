@@ -63,12 +63,20 @@ func (p *Program) Mutate(ctx context.Context) (*MutationReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mutation{ctx: ctx, origin: p, p: p.private(), report: &MutationReport{Survivors: []Mutant{}}}
+	m := &mutation{ctx: ctx}
+	if err := m.run(p); err != nil {
+		return nil, err
+	}
+	return m.report, nil
+}
+
+func (m *mutation) run(p *Program) (err error) {
+	m.origin, m.p, m.report = p, p.private(), &MutationReport{Survivors: []Mutant{}}
 	if m.grants, err = newConditionMutator(grantScope); err == nil {
 		m.rules, err = newConditionMutator(identityScope)
 	}
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonInternal, "mutating the bundle")
+		return problem.Wrap(err, problem.ReasonInternal, "mutating the bundle")
 	}
 	m.ask()
 	for i := range p.grants {
@@ -81,9 +89,9 @@ func (p *Program) Mutate(ctx context.Context) (*MutationReport, error) {
 		m.rule(&m.p.workloads[i])
 	}
 	if m.stopped {
-		return nil, problem.Wrap(ctx.Err(), problem.ReasonTooSlow, "mutating the bundle")
+		return problem.Wrap(m.ctx.Err(), problem.ReasonTooSlow, "mutating the bundle")
 	}
-	return m.report, nil
+	return nil
 }
 
 // private is a copy whose rules may be changed one at a time. What they hold is shared.
@@ -107,6 +115,7 @@ type mutation struct {
 	rules   *conditionMutator
 	asked   []asked
 	proofs  []*testCase
+	each    func(*Program) // a test's look at every mutant of a grant; nil otherwise
 }
 
 // asked is a case of which the grants are asked, and what they are.
@@ -154,6 +163,9 @@ func (m *mutation) tryGrant(i int, weak grant, line int32, change, letsIn string
 	g := &m.origin.grants[i]
 	m.p.grants[i] = weak
 	defer func() { m.p.grants[i] = *g }()
+	if m.each != nil {
+		m.each(m.p)
+	}
 	killed := slices.ContainsFunc(m.asked, func(x asked) bool {
 		// What neither of the two is about is answered as before.
 		if !matchAny(weak.identities, x.in.Identity) && !matchAny(g.identities, x.in.Identity) || !matchAny(weak.secrets, x.in.Secret) && !matchAny(g.secrets, x.in.Secret) {
