@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -83,6 +84,7 @@ func (r *realm) change(edit func(policy.Files)) {
 	for _, f := range base.Files() {
 		files[f.Path] = by[f.Digest]
 	}
+	before := maps.Clone(files)
 	edit(files)
 	m, err := policy.BuildManifest(files, policy.Header{
 		Environment: h.Name, Genesis: h.Genesis, Version: base.Header().Version + 1, Previous: base.Digest(),
@@ -93,6 +95,8 @@ func (r *realm) change(edit func(policy.Files)) {
 		Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
 		Nonce: nonce(), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "a test",
 	}
+	text.Rollback, err = policy.RollbackDigest(m, before, files, nil)
+	must(err)
 	ask := &pb.ProposeRequest{
 		Action: "bundle", Manifest: string(m.Text()), Text: text.Text(), Expires: timestamppb.New(text.Expires), Reason: text.Reason,
 		Signature:         &pb.Signature{Sshsig: h.Sign("alice", ceremony.NamespaceChange, text.Text())},

@@ -22,12 +22,12 @@ func (r *run) actOf(ev state.Event) act {
 	case *state.ChangeProposed:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyPropose}
 	case *state.ChangeApproved:
-		return act{&ev.Actor, &ev.Ruling, policy.DutyApprove}
+		return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)}
 	case *state.ChangeRejected:
 		if c, ok := r.state.Changes.Get(ev.Change); ok && c.Proposer == ev.Actor.Identity {
 			return act{&ev.Actor, &ev.Ruling, ""} // taking back one's own
 		}
-		return act{&ev.Actor, &ev.Ruling, policy.DutyApprove}
+		return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)}
 	case *state.TokenCreated:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyAdmit}
 	case *state.SessionOpened:
@@ -37,6 +37,9 @@ func (r *run) actOf(ev state.Event) act {
 	case *state.SecretWritten:
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.SecretMoved:
+		if ev.Change != 0 {
+			return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)} // carried out by its last approver
+		}
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.SecretReleased:
 		return act{&ev.Actor, &ev.Ruling, ""}
@@ -46,7 +49,7 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, nil, ""}
 	case *state.RevocationRecorded:
 		if ev.Change != 0 {
-			return act{&ev.Actor, &ev.Ruling, policy.DutyApprove} // carried out by its last approver
+			return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)} // carried out by its last approver
 		}
 		return act{&ev.Actor, &ev.Ruling, policy.DutyRevoke}
 	case *state.RequestDenied:
@@ -70,15 +73,67 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.FederationRefreshed:
 		return act{nil, &ev.Ruling, ""}
+	case *state.RolloutEnded:
+		return r.rolledBack(&ev.Cause, ev.Change)
+	case *state.BundleInForce:
+		if ev.Cause != nil {
+			return r.rolledBack(ev.Cause, ev.Change)
+		}
 	}
 	return act{}
+}
+
+// dutyOver is the duty that approving a change takes.
+func (r *run) dutyOver(change uint64) policy.Duty {
+	if c, ok := r.state.Changes.Get(change); ok {
+		return policy.DutyToApprove(c.Action)
+	}
+	return policy.DutyApprove
+}
+
+// rolledBack is a person's rollback, of what he proposed or may approve.
+func (r *run) rolledBack(why *state.Cause, change uint64) act {
+	if why.Actor == nil || why.Ruling == nil {
+		return act{}
+	}
+	if c, ok := r.state.Changes.Get(change); ok && c.Proposer == why.Actor.Identity {
+		return act{why.Actor, why.Ruling, policy.DutyPropose}
+	}
+	return act{why.Actor, why.Ruling, r.dutyOver(change)}
+}
+
+// governed checks that a ruling is by what governed: the bundle in force, or in a canary the candidate for what an identity may have.
+func (r *run) governed(a act, ev state.Event) error {
+	bundle, cohort := r.state.Bundle, ""
+	if a.actor != nil && permission(ev, a.ruling) {
+		bundle, cohort = r.state.Governs(a.actor.Identity)
+	}
+	if a.ruling.Generation != r.state.Generation || a.ruling.Bundle != bundle || a.ruling.Cohort != cohort {
+		return fmt.Errorf("it was decided by generation %d, %s, but %d, %s governed it", a.ruling.Generation, a.ruling.Bundle, r.state.Generation, bundle)
+	}
+	return nil
+}
+
+// permission reports whether an entry is about what an identity may have. A refusal may be, or of something else.
+func permission(ev state.Event, ruling *state.Ruling) bool {
+	switch ev := ev.(type) {
+	case *state.SecretMoved:
+		return ev.Change == 0
+	case *state.SecretWritten, *state.SecretReleased, *state.LeaseRenewed:
+		return true
+	case *state.RequestDenied:
+		return ruling.Cohort != ""
+	}
+	return false
 }
 
 // acted checks who acted: in a live session of his own, under the bundle in force, with the duty that it takes.
 func (r *run) acted(index uint64, at state.Millis, ev state.Event) error {
 	a := r.actOf(ev)
-	if a.ruling != nil && (a.ruling.Generation != r.state.Generation || a.ruling.Bundle != r.state.Bundle) {
-		return fmt.Errorf("it was decided by generation %d, but %d was in force", a.ruling.Generation, r.state.Generation)
+	if a.ruling != nil {
+		if err := r.governed(a, ev); err != nil {
+			return err
+		}
 	}
 	if a.actor == nil {
 		return nil

@@ -156,13 +156,16 @@ func (m *memory) bundleBlobs(ctx context.Context, st store.Store, body []byte) e
 	if err != nil {
 		return err
 	}
-	var d state.Digest
 	switch ev := e.Event.(type) {
 	case *state.Genesis:
-		d = ev.Manifest
+		return m.bundleOf(ctx, st, ev.Manifest)
 	case *state.ChangeProposed:
-		d = ev.Manifest
+		return errors.Join(m.bundleOf(ctx, st, ev.Manifest), m.bundleOf(ctx, st, ev.Rollback))
 	}
+	return nil
+}
+
+func (m *memory) bundleOf(ctx context.Context, st store.Store, d state.Digest) error {
 	if d.IsZero() {
 		return nil
 	}
@@ -583,7 +586,7 @@ func TestFaults(t *testing.T) {
 				m.blobs = without(whole.blobs, func(b []byte) bool { return bytes.HasPrefix(b, []byte("A second")) })
 			},
 			audit.Options{},
-			problem.ReasonTampered, "missing or damaged", find("bundle.in_force"),
+			problem.ReasonTampered, "missing or damaged", find("change.proposed"),
 		},
 	}
 	for name, c := range cases {

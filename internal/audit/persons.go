@@ -34,7 +34,17 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 	case *state.ChangeApproved:
 		return r.approved(ev)
 	case *state.BundleInForce:
-		return r.completed(ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest })
+		return r.broughtIntoForce(at, ev)
+	case *state.RolloutMoved:
+		return r.rolled(at, ev)
+	case *state.RolloutEnded:
+		return r.takenBack(at, &ev.Cause)
+	case *state.SecretMoved:
+		if ev.Change != 0 {
+			return r.completed(ev.Change, policy.ActDestroy, func(c *state.Change) bool {
+				return c.Target == state.HoldTarget(ev.Secret, ev.Version) && ev.To == state.Destroyed
+			})
+		}
 	case *state.HoldLifted:
 		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == state.HoldTarget(ev.Scope, ev.Hold) })
 	case *state.EvidenceForgotten:
@@ -135,9 +145,13 @@ func (r *run) proposed(ev *state.ChangeProposed) error {
 	want := ceremony.Change{
 		Scope: r.scope(), Action: ev.Action, Base: ev.Base.String(), Target: ev.Target, Role: ceremony.Proposer,
 		Person: person, Nonce: ev.Nonce, Expires: ev.Expires.Time(), Reason: ev.Reason,
+		Version: max(ev.Version, 1), Rollout: ev.Rollout, Containment: ev.Containment,
 	}
 	if !ev.Manifest.IsZero() {
 		want.New = ev.Manifest.String()
+	}
+	if !ev.Rollback.IsZero() {
+		want.Rollback = ev.Rollback.String()
 	}
 	switch {
 	case want.Text() != ev.Text || ev.Signature.Person != person:
@@ -151,8 +165,8 @@ func (r *run) proposed(ev *state.ChangeProposed) error {
 	if err != nil || prog == nil {
 		return err
 	}
-	if required, self := requiredBy(prog); ev.Required != required || ev.SelfOK != self {
-		return fmt.Errorf("it asks for %d approvals, the bundle in force for %d", ev.Required, required)
+	if need := prog.Environment().Needs(ev.Action); ev.Required != need.Approvals || ev.SelfOK != need.Self {
+		return fmt.Errorf("it asks for %d approvals, the bundle in force for %d", ev.Required, need.Approvals)
 	}
 	if err := r.signed(prog, policy.DutyPropose, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text)); err != nil {
 		return err
@@ -168,6 +182,9 @@ func (r *run) proposed(ev *state.ChangeProposed) error {
 	if h.Environment != r.state.Env.Name || h.Genesis != policy.Digest(r.state.Env.Genesis) || h.Previous != policy.Digest(ev.Base) {
 		return errors.New("the proposed manifest is of another environment, or follows another bundle")
 	}
+	if err := r.rehearsed(ev, prog, m); err != nil {
+		return err
+	}
 	return r.signed(prog, policy.DutyPropose, *ev.Bundle, sshsig.NamespaceBundle, m.Text())
 }
 
@@ -181,9 +198,13 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 	want := ceremony.Change{
 		Scope: r.scope(), Action: c.Action, Base: c.Base.String(), Target: c.Target, Role: ceremony.Approver,
 		Person: person, Number: c.Index, Nonce: ev.Nonce, Expires: c.Expires.Time(), Reason: c.Reason,
+		Version: max(c.Text, 1), Rollout: c.Rollout, Containment: c.Containment,
 	}
 	if !c.Manifest.IsZero() {
 		want.New = c.Manifest.String()
+	}
+	if !c.Rollback.IsZero() {
+		want.Rollback = c.Rollback.String()
 	}
 	switch {
 	case want.Text() != ev.Text || ev.Signature.Person != person:
@@ -197,7 +218,11 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 	if err != nil || prog == nil {
 		return err
 	}
-	return r.signed(prog, policy.DutyApprove, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
+	if op, _ := prog.Operator(person); prog.Environment().Needs(c.Action).Hardware &&
+		!slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == ev.Signature.Key && k.Hardware() }) {
+		return errors.New("it is approved by a key that is not hardware-backed")
+	}
+	return r.signed(prog, policy.DutyToApprove(c.Action), ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
 }
 
 // completed checks that an approved change of this action, and about this, is behind an entry. Approvals of who, or by what, was
@@ -212,15 +237,6 @@ func (r *run) completed(change uint64, action string, about func(*state.Change) 
 
 func (r *run) scope() ceremony.Scope {
 	return ceremony.Scope{Environment: r.state.Env.Name, Genesis: r.state.Env.Genesis, Epoch: r.state.Env.Epoch}
-}
-
-// requiredBy is how many approvals the bundle asks for, and whether the proposer's own may be one of them.
-func requiredBy(prog *policy.Program) (int, bool) {
-	env := prog.Environment()
-	if env.Approvals == 0 && env.Class == policy.Development {
-		return 1, true
-	}
-	return max(env.Approvals, 1), false
 }
 
 // signed checks a person's signature by the keys and duties of the bundle that governed.
@@ -294,7 +310,12 @@ type bundles struct {
 
 	of   state.Digest // the newest that was compiled: bundles govern one after another
 	prog *policy.Program
+	// during a rollout two or three take turns
+	kept map[state.Digest]*policy.Program
 }
+
+// keptPrograms is how many compiled bundles are kept: what is in force, a candidate, and what a change replaces.
+const keptPrograms = 4
 
 func (b *bundles) get(d policy.Digest) ([]byte, error) {
 	data, err := b.blob(b.ctx, store.Digest(d))
@@ -341,6 +362,10 @@ func (b *bundles) program(d state.Digest) (*policy.Program, error) {
 	if m == nil {
 		return nil, nil
 	}
+	if prog, ok := b.kept[d]; ok {
+		b.prog = prog
+		return prog, nil
+	}
 	files, err := m.Fetch(b.get)
 	if err != nil {
 		return nil, documentProblem(err, "bundle "+d.String())
@@ -352,6 +377,10 @@ func (b *bundles) program(d state.Digest) (*policy.Program, error) {
 	if b.prog, err = policy.CompileAccepted(bundle); err != nil {
 		return nil, fmt.Errorf("bundle %s: %w", d, err)
 	}
+	if len(b.kept) >= keptPrograms || b.kept == nil {
+		b.kept = make(map[state.Digest]*policy.Program)
+	}
+	b.kept[d] = b.prog
 	return b.prog, nil
 }
 

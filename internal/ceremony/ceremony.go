@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -67,22 +68,38 @@ const (
 // Change is what proposers and approvers sign, in namespace change@bailment.
 type Change struct {
 	Scope
-	Action  string
-	Base    string // digest of the manifest in force
-	New     string // digest of the proposed manifest; empty for other acts
-	Target  string // what else is acted on: a hold, as SCOPE#ENTRY; empty for a bundle
-	Role    Role
-	Person  string
-	Number  uint64 // of the change; 0 for a proposal, which has none yet
-	Nonce   string // 32 hex digits
-	Expires time.Time
-	Reason  string
+	// Version of the text. Those of version 1 have no Rollout, Rollback and Containment. 0 is the newest, 2.
+	Version     int
+	Action      string
+	Base        string   // digest of the manifest in force
+	New         string   // digest of the proposed manifest; empty for other acts
+	Target      string   // what else is acted on: a hold, as SCOPE#ENTRY; empty for a bundle
+	Rollout     string   // by which rollout of the bundle in force a new one comes into force; empty: at once
+	Rollback    string   // digest of the manifest that the change may be rolled back to; empty: to none
+	Containment []string // files of the bundle that no rollback undoes, in ascending order
+	Role        Role
+	Person      string
+	Number      uint64 // of the change; 0 for a proposal, which has none yet
+	Nonce       string // 32 hex digits
+	Expires     time.Time
+	Reason      string
 }
+
+// changeTitle is the first line of a version of the text. Who has a version from elsewhere may ask for one that there is not: its text is
+// none that ParseChange reads.
+func changeTitle(version int) string { return "bailment change v" + strconv.Itoa(version) }
+
+// newestChange is the version of the texts that are signed now.
+const newestChange = 2
 
 // Text is the text to sign.
 func (c Change) Text() string {
 	var b strings.Builder
-	c.lines(&b, "bailment change v1")
+	version := c.Version
+	if version == 0 {
+		version = newestChange
+	}
+	c.lines(&b, changeTitle(version))
 	line := func(name, value string) {
 		if value == "" {
 			value = "-"
@@ -93,6 +110,15 @@ func (c Change) Text() string {
 	line("base", c.Base)
 	line("new", c.New)
 	line("target", c.Target)
+	if version > 1 {
+		line("rollout", c.Rollout)
+		line("rollback", c.Rollback)
+		files := make([]string, len(c.Containment))
+		for i, path := range c.Containment {
+			files[i] = strconv.QuoteToASCII(path)
+		}
+		line("containment", strings.Join(files, " "))
+	}
 	line("role", string(c.Role))
 	line("person", c.Person)
 	number := ""
@@ -113,7 +139,7 @@ func (c Change) Text() string {
 // maxText is the most bytes a signed text may have.
 const maxText = 8 << 10
 
-// ParseChange reads a text back. It accepts exactly what Text writes.
+// ParseChange reads a text back. It accepts exactly what Text writes, in each version.
 func ParseChange(text string) (Change, error) {
 	var c Change
 	bad := fmt.Errorf("not a change text of this version")
@@ -121,8 +147,19 @@ func ParseChange(text string) (Change, error) {
 		return c, bad
 	}
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	names := []string{"environment", "genesis", "epoch", "action", "base", "new", "target", "role", "person", "change", "nonce", "expires", "reason"}
-	if len(lines) != len(names)+1 || lines[0] != "bailment change v1" {
+	switch lines[0] {
+	case changeTitle(1):
+		c.Version = 1
+	case changeTitle(newestChange):
+		c.Version = newestChange
+	default:
+		return c, bad
+	}
+	names := []string{"environment", "genesis", "epoch", "action", "base", "new", "target", "rollout", "rollback", "containment", "role", "person", "change", "nonce", "expires", "reason"}
+	if c.Version == 1 {
+		names = slices.Delete(names, 7, 10)
+	}
+	if len(lines) != len(names)+1 {
 		return c, bad
 	}
 	v := make(map[string]string, len(names))
@@ -136,33 +173,50 @@ func ParseChange(text string) (Change, error) {
 		}
 		v[name] = value
 	}
-	g, err := hex.DecodeString(v["genesis"])
-	if err != nil || len(g) != len(c.Genesis) {
-		return c, bad
-	}
-	copy(c.Genesis[:], g)
-	c.Environment, c.Action, c.Base, c.New, c.Target = v["environment"], v["action"], v["base"], v["new"], v["target"]
-	c.Role, c.Person, c.Nonce = Role(v["role"]), v["person"], v["nonce"]
-	if c.Epoch, err = strconv.ParseUint(v["epoch"], 10, 64); err != nil {
-		return c, bad
-	}
-	if v["change"] != "" {
-		if c.Number, err = strconv.ParseUint(v["change"], 10, 64); err != nil {
-			return c, bad
-		}
-	}
-	if c.Expires, err = time.Parse(time.RFC3339, v["expires"]); err != nil {
-		return c, bad
-	}
-	if v["reason"] != "" {
-		if c.Reason, err = strconv.Unquote(v["reason"]); err != nil {
-			return c, bad
-		}
-	}
-	if c.Text() != text {
+	if err := c.read(v); err != nil || c.Text() != text {
 		return c, bad
 	}
 	return c, nil
+}
+
+func (c *Change) read(v map[string]string) error {
+	g, err := hex.DecodeString(v["genesis"])
+	if err != nil || len(g) != len(c.Genesis) {
+		return fmt.Errorf("the genesis is not 64 hexadecimal digits")
+	}
+	copy(c.Genesis[:], g)
+	c.Environment, c.Action, c.Base, c.New, c.Target = v["environment"], v["action"], v["base"], v["new"], v["target"]
+	c.Rollout, c.Rollback = v["rollout"], v["rollback"]
+	c.Role, c.Person, c.Nonce = Role(v["role"]), v["person"], v["nonce"]
+	if c.Epoch, err = strconv.ParseUint(v["epoch"], 10, 64); err != nil {
+		return err
+	}
+	if v["change"] != "" {
+		if c.Number, err = strconv.ParseUint(v["change"], 10, 64); err != nil {
+			return err
+		}
+	}
+	if c.Expires, err = time.Parse(time.RFC3339, v["expires"]); err != nil {
+		return err
+	}
+	if v["reason"] != "" {
+		if c.Reason, err = strconv.Unquote(v["reason"]); err != nil {
+			return err
+		}
+	}
+	for rest := v["containment"]; rest != ""; {
+		quoted, err := strconv.QuotedPrefix(rest)
+		if err != nil {
+			return err
+		}
+		path, err := strconv.Unquote(quoted)
+		if err != nil {
+			return err
+		}
+		c.Containment = append(c.Containment, path)
+		rest = strings.TrimPrefix(rest[len(quoted):], " ")
+	}
+	return nil
 }
 
 // Genesis is the founding document. Its SHA-256 over the exact text is what the environment is.

@@ -386,24 +386,62 @@ func (o *proposeOptions) flags(c *cobra.Command) {
 	c.Flags().DurationVar(&o.expires, "expires", 72*time.Hour, "how long it can be approved: 1m to 336h")
 }
 
+// intoForce is how a bundle comes into force.
+type intoForce struct {
+	rollout     string
+	containment []string
+}
+
+// fill completes the text: which rollout, which files are containment, and what it may be rolled back to.
+func (h intoForce) fill(text *ceremony.Change, m *policy.Manifest, base *held, files policy.Files) error {
+	was, err := compile(base.files)
+	if err != nil {
+		return err
+	}
+	text.Containment = slices.Clone(h.containment)
+	if slices.Equal(h.containment, []string{"all"}) {
+		text.Containment = policy.ChangedFiles(base.files, files)
+	}
+	slices.Sort(text.Containment)
+	if text.Rollout = h.rollout; text.Rollout == "" && len(text.Containment) == 0 {
+		if all := was.Rollouts(); len(all) > 0 {
+			if _, ok := was.Rollout(policy.DefaultRollout); !ok {
+				return problem.New(problem.ReasonInvalid, "the bundle in force has %d rollouts, and none is called %s", len(all), policy.DefaultRollout).WithFix("name one with --rollout")
+			}
+			text.Rollout = policy.DefaultRollout
+		}
+	}
+	text.Rollback, err = policy.RollbackDigest(m, base.files, files, text.Containment)
+	return err
+}
+
 func (a *app) bundlePropose() *cobra.Command {
 	var o proposeOptions
+	var how intoForce
 	c := &cobra.Command{
 		Use: "propose [DIR]", Short: "Propose a directory as the next bundle", Args: cobra.MaximumNArgs(1),
 		Long: `Checks the bundle, compares it with the one in force, and proposes it. Two texts are signed
 with your SSH key: the manifest, in the namespace bundle@bailment, and a readable text that
-names action, base, new manifest, nonce and expiry, in the namespace change@bailment. The
-proposal has no effect until it is approved.`,
-		Example: "  bailment bundle propose . --reason \"let the worker read its key\" -i ~/.ssh/id_ed25519",
+names action, base, new manifest, rollout, what it may be rolled back to, nonce and expiry, in the
+namespace change@bailment. The proposal has no effect until it is approved.
+
+Once approved it goes by a rollout of the bundle in force: --rollout names it, and without one it is
+"default" if there is one. Where there are none it is in force at once. What contains an incident
+can't wait for that: --containment marks files (or all that differ) which are in force at once, and
+which no rollback undoes.`,
+		Example: "  bailment bundle propose . --reason \"let the worker read its key\" -i ~/.ssh/id_ed25519\n" +
+			"  bailment bundle propose . --containment grants/leaked.yaml --reason INC-231",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-			return a.proposeBundle(ctx, c, dirOf(args), o)
+			return a.proposeBundle(ctx, c, dirOf(args), how, o)
 		}),
 	}
+	c.Flags().StringVar(&how.rollout, "rollout", "", "the rollout by which it comes into force (default \"default\", if there is one)")
+	c.Flags().StringSliceVar(&how.containment, "containment", nil, "a file that differs and is containment, or `all`; may be repeated")
 	o.flags(c)
 	return c
 }
 
-func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeOptions) error {
+func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, how intoForce, o proposeOptions) error {
 	files, prog, err := readBundle(dir)
 	if err != nil {
 		return err
@@ -427,7 +465,11 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, o proposeO
 	for _, f := range m.Files() {
 		req.Files = append(req.Files, files[f.Path])
 	}
-	return a.propose(ctx, c, base, ceremony.Change{Action: "bundle", New: m.Digest().String()}, req, o, func(s *sshsig.Signer) error {
+	text := ceremony.Change{Action: "bundle", New: m.Digest().String()}
+	if err := how.fill(&text, m, base, files); err != nil {
+		return err
+	}
+	return a.propose(ctx, c, base, text, req, o, func(s *sshsig.Signer) error {
 		signature, err := a.sign(s, ceremony.NamespaceBundle, m.Text())
 		req.ManifestSignature = &v1.Signature{Key: sshsig.Fingerprint(s.PublicKey()), Sshsig: signature}
 		return err

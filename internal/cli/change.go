@@ -2,11 +2,7 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
-	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -27,17 +23,18 @@ func (a *app) changeCommand() *cobra.Command {
 		Long:    "A change is a proposed bundle or sensitive act. It collects approvals, one a person, and takes\neffect with the last one needed.",
 		Example: "  bailment change list --open\n  bailment change approve 97",
 	}
-	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeExport())
+	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeRollback(), a.changeExport())
 	return c
 }
 
 func (a *app) changeList() *cobra.Command {
-	var open bool
+	var open, mine bool
 	c := &cobra.Command{
 		Use: "list", Short: "List changes", Args: cobra.NoArgs,
-		Long: "Lists changes, newest first, with their state and who has approved them.", Example: "  bailment change list --open",
+		Long:    "Lists changes, newest first, with their state and who has approved them. --mine leaves those that\nwait for you: open, not your own, and not approved by you yet.",
+		Example: "  bailment change list --open\n  bailment change list --mine",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
-			r, err := c.Changes.ListChanges(ctx, &v1.ListChangesRequest{OpenOnly: open})
+			r, err := c.Changes.ListChanges(ctx, &v1.ListChangesRequest{OpenOnly: open, Mine: mine})
 			if err != nil {
 				return err
 			}
@@ -50,6 +47,7 @@ func (a *app) changeList() *cobra.Command {
 		}),
 	}
 	c.Flags().BoolVar(&open, "open", false, "only those that can still be approved")
+	c.Flags().BoolVar(&mine, "mine", false, "only those that wait for your approval")
 	return c
 }
 
@@ -115,12 +113,27 @@ func (v *review) compute(t *client.Trust, epoch uint64, person string) error {
 		case h.Previous != v.base.manifest.Digest():
 			return bad("its manifest follows another bundle than its base")
 		}
-		if _, err := compile(v.files); err != nil {
-			return err
-		}
 		v.text.New, v.diff = v.manifest.Digest().String(), differences(v.base.files, v.files)
 	}
 	return v.checkProposal(bad)
+}
+
+// computeRollout fills in how a bundle comes into force: the rollout and what is containment are the proposer's choice, which he signed,
+// and what it may be rolled back to follows from the files.
+func (v *review) computeRollout(signed ceremony.Change, bad func(string, ...any) error) error {
+	v.text.Version = signed.Version
+	if v.manifest == nil {
+		return nil
+	}
+	if _, err := compile(v.files); err != nil || signed.Version == 1 {
+		return err
+	}
+	v.text.Rollout, v.text.Containment = signed.Rollout, signed.Containment
+	var err error
+	if v.text.Rollback, err = policy.RollbackDigest(v.manifest, v.base.files, v.files, signed.Containment); err != nil {
+		return bad("what it can be rolled back to can't be computed: %v", err)
+	}
+	return nil
 }
 
 // checkProposal verifies that what the proposer signed is this, by a key that the base lists for him.
@@ -128,6 +141,9 @@ func (v *review) checkProposal(bad func(string, ...any) error) error {
 	signed, err := ceremony.ParseChange(v.proposal.ProposalText)
 	if err != nil {
 		return bad("its signed text can't be read")
+	}
+	if err := v.computeRollout(signed, bad); err != nil {
+		return err
 	}
 	want := v.text
 	want.Role, want.Number, want.Nonce, want.Person = ceremony.Proposer, 0, signed.Nonce, signed.Person
@@ -180,6 +196,9 @@ signed and, in the unified format, how the files differ from the bundle that it 
 					by = ": " + strings.Join(info.ApprovedBy, ", ")
 				}
 				t.line("change %d is %s, approved by %d of %d%s", n, info.State, len(info.ApprovedBy), info.Required, by)
+				if info.Progress != nil {
+					showProgress(t, info.Progress)
+				}
 				t.line("\n%s", v.proposal.ProposalText)
 				text, left := unified(v.diff)
 				t.line("%s", text)
@@ -271,10 +290,64 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 	}
 	return a.show(r, func(t *rows) {
 		t.line("change %d is %s, approved by %d of %d (entry %d)", n, r.Change.GetState(), len(r.Change.GetApprovedBy()), r.Change.GetRequired(), r.Entry.GetIndex())
-		if r.Generation > 0 {
+		switch {
+		case r.Generation > 0:
 			t.line("generation %d is in force", r.Generation)
+		case r.Change.GetProgress() != nil:
+			showProgress(t, r.Change.Progress)
 		}
 	})
+}
+
+// showProgress says where a rollout is, and what it saw.
+func showProgress(t *rows, p *v1.RolloutInfo) {
+	whom := "everybody"
+	switch {
+	case p.Share > 0:
+		whom = fmt.Sprintf("%d %% of the identities", p.Share)
+	case len(p.Cohort) > 0:
+		whom = strings.Join(p.Cohort, ", ")
+	case p.Stage == policy.StageShadow:
+		whom = "nobody, and is compared for everybody"
+	}
+	t.line("%s, step %d of %d, until %s: it governs %s", p.Stage, p.Step, p.Steps, p.Until.AsTime().Format(time.RFC3339), whom)
+	t.line("%d machines and repositories asked; %d decisions were compared, %d differ", p.Asked, p.Compared, p.Differed)
+	for _, x := range p.Triggers {
+		t.line("trigger: %d %s; at %d, and over %d %%, it is taken back", x.Counted, x.On, x.Sources, x.Share)
+	}
+	for _, d := range p.Differences {
+		now, then := "refused", "allowed"
+		if d.Allowed {
+			now, then = then, now
+		}
+		t.line("  %d times: %s %s on %s: %s, by the other bundle %s (%s)", d.Count, d.Identity, d.Action, d.Secret, now, then, d.Reason)
+	}
+}
+
+func (a *app) changeRollback() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "rollback CHANGE", Short: "Take back a change that is rolled out or in force", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
+		Long: `Takes a change back in one commit. One that is still being rolled out ends there. One that is in
+force gives way to the manifest that its approval pre-authorised: the bundle before it, with the
+operators, the agents' floor, the approvals and what was marked as containment as in the change.
+Nothing older comes back. It takes the duty approve, or to have proposed the change.`,
+		Example: "  bailment change rollback 97 --reason \"INC-231: the workers can't read their key\"",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			n, err := number(args[0], "change")
+			if err != nil {
+				return err
+			}
+			r, err := c.Changes.RollBack(ctx, &v1.RollBackRequest{Change: n, Reason: reason})
+			if err != nil {
+				return err
+			}
+			return a.show(r, func(t *rows) { t.line("change %d is %s (entry %d)", n, r.Change.GetState(), r.Entry.GetIndex()) })
+		}),
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger (required)")
+	must(c.MarkFlagRequired("reason"))
+	return c
 }
 
 func (a *app) changeReject() *cobra.Command {
@@ -296,148 +369,6 @@ func (a *app) changeReject() *cobra.Command {
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
 	return c
-}
-
-// Names of what `change export` writes.
-const (
-	exportText     = "change.txt"
-	exportManifest = "manifest.txt"
-	exportAllowed  = "allowed_signers"
-	exportSigned   = ".sig"
-)
-
-func (a *app) changeExport() *cobra.Command {
-	var dir, files string
-	c := &cobra.Command{
-		Use: "export CHANGE", Short: "Write a change's files, and its signed texts for ssh-keygen", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
-		Long: `With --files it writes the bundle that a change follows and the one that it proposes, every
-file checked against what was signed, to the directories before and after in a new one, for
-diff -r and whatever else reads files.
-
-With --dir it writes what was signed, the signatures, and an allowed_signers file made from the
-bundle that governed, so that plain ssh-keygen verifies them; the commands are printed. The
-manifest's signature is read from the ledger, for which the duty audit is needed.`,
-		Example: "  bailment change export 97 --files change-97 && diff -r change-97/before change-97/after\n  bailment change export 97 --dir change-97",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if dir == "" && files == "" {
-				return usageError{errors.New("give --files, --dir, or both")}
-			}
-			return a.call(func(ctx context.Context, c *conn, args []string) error {
-				n, err := number(args[0], "change")
-				if err != nil {
-					return err
-				}
-				return a.exportChange(ctx, c, n, dir, files)
-			})(cmd, args)
-		},
-	}
-	c.Flags().StringVar(&dir, "dir", "", "directory to make for the signed texts")
-	c.Flags().StringVar(&files, "files", "", "directory to make for the files, before and after")
-	return c
-}
-
-type exportView struct {
-	Dir      string   `json:"dir"`
-	Files    []string `json:"files"`    // in dir
-	Commands []string `json:"commands"` // that verify them
-	Before   string   `json:"before"`   // directory of the bundle that the change follows
-	After    string   `json:"after"`    // directory of the bundle that it proposes
-}
-
-func (a *app) exportChange(ctx context.Context, c *conn, n uint64, dir, files string) error {
-	v, err := c.reviewChange(ctx, n)
-	if err != nil {
-		return err
-	}
-	view := exportView{Files: []string{}, Commands: []string{}}
-	if files != "" {
-		if view.Before, view.After, err = v.writeSides(files); err != nil {
-			return err
-		}
-		a.note("%d files in %s, %d in %s", len(v.base.files), view.Before, len(v.files), view.After)
-	}
-	if dir != "" {
-		texts, commands, err := c.signedTexts(ctx, v, dir)
-		if err != nil {
-			return err
-		}
-		if err := writeNew(dir, texts); err != nil {
-			return err
-		}
-		view.Dir, view.Files, view.Commands = dir, slices.Sorted(maps.Keys(texts)), commands
-	}
-	return a.show(view, func(t *rows) {
-		for _, c := range view.Commands {
-			t.line("%s", c)
-		}
-	})
-}
-
-// writeSides writes the files of both bundles.
-func (v *review) writeSides(dir string) (before, after string, err error) {
-	if v.manifest == nil {
-		return "", "", problem.New(problem.ReasonInvalid, "change %d is %s: it has no files", v.text.Number, v.text.Action).WithFix("see `bailment change show %d`", v.text.Number)
-	}
-	if err := newDir(dir); err != nil {
-		return "", "", err
-	}
-	before, after = filepath.Join(dir, "before"), filepath.Join(dir, "after")
-	if err := writeBundle(before, v.base.files); err != nil {
-		return "", "", err
-	}
-	return before, after, writeBundle(after, v.files)
-}
-
-// signedTexts are what was signed, by the names of files, and the commands that verify them in dir.
-func (c *conn) signedTexts(ctx context.Context, v *review, dir string) (map[string][]byte, []string, error) {
-	prog, err := compile(v.base.files)
-	if err != nil {
-		return nil, nil, err
-	}
-	person := strings.TrimPrefix(v.proposal.Change.Proposer, "/human/")
-	files := map[string][]byte{
-		exportText: []byte(v.proposal.ProposalText), exportText + exportSigned: []byte(v.proposal.ProposalSignature.GetSshsig()),
-		exportAllowed: allowedSigners(prog),
-	}
-	commands := []string{verifyCommand(dir, person, ceremony.NamespaceChange, exportText)}
-	if v.manifest != nil {
-		files[exportManifest] = v.manifest.Text()
-		signature, err := c.manifestSignature(ctx, v.text.Number, v)
-		if err != nil {
-			return nil, nil, err
-		}
-		files[exportManifest+exportSigned] = []byte(signature)
-		commands = append(commands, verifyCommand(dir, person, ceremony.NamespaceBundle, exportManifest))
-	}
-	return files, commands, nil
-}
-
-// verifyCommand is a command for a POSIX shell.
-func verifyCommand(dir, person, namespace, file string) string {
-	path := func(name string) string {
-		return "'" + strings.ReplaceAll(filepath.Join(dir, name), "'", `'\''`) + "'"
-	}
-	return fmt.Sprintf("ssh-keygen -Y verify -f %s -I %s -n %s -s %s < %s", path(exportAllowed), person, namespace, path(file+exportSigned), path(file))
-}
-
-// manifestSignature reads the proposal's own entry: the change's number is its index.
-func (c *conn) manifestSignature(ctx context.Context, n uint64, v *review) (string, error) {
-	r, err := c.Ledger.GetEntries(ctx, &v1.GetEntriesRequest{From: n, Limit: 1})
-	if err != nil {
-		return "", err
-	}
-	if len(r.Entries) != 1 || r.Entries[0].Index != n {
-		return "", problem.New(problem.ReasonNotFound, "the ledger gave no entry %d", n)
-	}
-	e, err := state.Decode(r.Entries[0].Body)
-	if err != nil {
-		return "", err
-	}
-	p, ok := e.Event.(*state.ChangeProposed)
-	if !ok || p.Bundle == nil || p.Text != v.proposal.ProposalText {
-		return "", problem.New(problem.ReasonNotAuthentic, "entry %d is not this proposal", n)
-	}
-	return p.Bundle.SSHSIG, nil
 }
 
 // completionWait bounds what a Tab may cost.

@@ -29,6 +29,8 @@ type proposed struct {
 	base   *held
 	signer ssh.Signer
 	answer *v1.GetChangeResponse
+	// rollback is what the change may be rolled back to; "": nothing.
+	rollback string
 }
 
 func propose(t *testing.T) *proposed {
@@ -70,7 +72,7 @@ func (p *proposed) header() policy.Header {
 func (p *proposed) text(manifest string) ceremony.Change {
 	return ceremony.Change{
 		Scope: ceremony.Scope{Environment: "payments-dev", Genesis: p.trust.Genesis}, Action: "bundle", Base: p.base.manifest.Digest().String(),
-		New: manifest, Role: ceremony.Proposer, Person: "alice", Nonce: strings.Repeat("0", 32), Expires: time.Unix(2e9, 0), Reason: "why",
+		New: manifest, Rollback: p.rollback, Role: ceremony.Proposer, Person: "alice", Nonce: strings.Repeat("0", 32), Expires: time.Unix(2e9, 0), Reason: "why",
 	}
 }
 
@@ -80,6 +82,9 @@ func (p *proposed) show(files policy.Files, h policy.Header) {
 	m, err := policy.BuildManifest(files, h)
 	if err != nil {
 		p.t.Fatal(err)
+	}
+	if p.rollback, err = policy.RollbackDigest(m, p.base.files, files, nil); err != nil {
+		p.rollback = ""
 	}
 	text := p.text(m.Digest().String()).Text()
 	p.answer = &v1.GetChangeResponse{
@@ -128,11 +133,22 @@ func TestReviewOfALyingServer(t *testing.T) {
 		"no manifest":            func(p *proposed) { p.answer.Manifest = "" },
 		"another action":         func(p *proposed) { p.answer.Change.Action = "hold.lift" },
 		"another target":         func(p *proposed) { p.answer.Change.Target = "everything" },
-		"another reason":         func(p *proposed) { p.answer.Change.Reason = "harmless" },
-		"a longer expiry":        func(p *proposed) { p.answer.Change.Expires.Seconds++ },
-		"another proposer":       func(p *proposed) { p.answer.Change.Proposer = "/human/carol" },
-		"no proposal text":       func(p *proposed) { p.answer.ProposalText = "" },
-		"no signature":           func(p *proposed) { p.answer.ProposalSignature = nil },
+		"another way back": func(p *proposed) {
+			p.rollback = p.base.manifest.Digest().String()
+			p.answer.ProposalText = p.text(p.answer.Change.Manifest).Text()
+			p.answer.ProposalSignature = p.sign(p.answer.ProposalText)
+		},
+		"containment of what is not changed": func(p *proposed) {
+			text := p.text(p.answer.Change.Manifest)
+			text.Containment = []string{"operators.yaml"}
+			p.answer.ProposalText = text.Text()
+			p.answer.ProposalSignature = p.sign(p.answer.ProposalText)
+		},
+		"another reason":   func(p *proposed) { p.answer.Change.Reason = "harmless" },
+		"a longer expiry":  func(p *proposed) { p.answer.Change.Expires.Seconds++ },
+		"another proposer": func(p *proposed) { p.answer.Change.Proposer = "/human/carol" },
+		"no proposal text": func(p *proposed) { p.answer.ProposalText = "" },
+		"no signature":     func(p *proposed) { p.answer.ProposalSignature = nil },
 		"a stranger's signature": func(p *proposed) {
 			stranger := propose(t)
 			p.answer.ProposalSignature = stranger.sign(p.answer.ProposalText)

@@ -14,8 +14,11 @@ import (
 	"golang.org/x/term"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/durable"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
 )
 
 func (a *app) secretCommand() *cobra.Command {
@@ -30,7 +33,7 @@ func (a *app) secretCommand() *cobra.Command {
 			"Makes a staged version the current one. The one that was current before stays readable for\nthe time that the secret's declaration says, then it is retired."),
 		a.secretMove("retire", "retired", "End a version's use", "Retires a version: nobody can read it any more. It can still be destroyed."),
 		a.secretMove("destroy", "destroyed", "Remove a version's ciphertext and key for good",
-			"Destroys a version: its ciphertext and its data key are removed. This can't be undone. The\nanswer says when the last backup that could still open it expires, if that is known."),
+			"Destroys a version: its ciphertext and its data key are removed. This can't be undone. The\nanswer says when the last backup that could still open it expires, if that is known. Where\npersons approve each other's changes it takes their approval: --propose asks for it."),
 		a.secretMove("compromise", "compromised", "Mark a version as known to an adversary",
 			"Marks a version as compromised: it is not handed out any more, and the ledger says why. Put\nor generate a new version; whoever holds the old value has it until the target refuses it."),
 	)
@@ -282,8 +285,8 @@ func (a *app) secretHistory() *cobra.Command {
 
 // secretMove is a lifecycle transition.
 func (a *app) secretMove(verb, to, short, long string) *cobra.Command {
-	var reason string
-	var yes bool
+	var o proposeOptions
+	var yes, propose bool
 	c := &cobra.Command{
 		Use: verb + " SECRET VERSION", Short: short, Long: long, Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeArg(0, a.secretNames),
 		Example: "  bailment secret " + verb + " db/password 3 --reason \"ticket 42\"",
@@ -292,12 +295,15 @@ func (a *app) secretMove(verb, to, short, long string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if propose {
+				return a.proposeDestroying(ctx, c, args[0], n, o)
+			}
 			if to == "destroyed" && !yes {
 				if err := a.confirm("destroy version %d of %s for good?", n, args[0]); err != nil {
 					return err
 				}
 			}
-			r, err := c.Secrets.Move(ctx, &v1.MoveRequest{Secret: args[0], Version: n, To: to, Reason: reason})
+			r, err := c.Secrets.Move(ctx, &v1.MoveRequest{Secret: args[0], Version: n, To: to, Reason: o.reason})
 			if err != nil {
 				return err
 			}
@@ -309,11 +315,24 @@ func (a *app) secretMove(verb, to, short, long string) *cobra.Command {
 			})
 		}),
 	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
-	if to == "destroyed" {
-		c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	if to != "destroyed" {
+		c.Flags().StringVar(&o.reason, "reason", "", "why, for the ledger")
+		return c
 	}
+	o.flags(c)
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	c.Flags().BoolVar(&propose, "propose", false, "propose it, for others to approve")
 	return c
+}
+
+// proposeDestroying opens a change about one version.
+func (a *app) proposeDestroying(ctx context.Context, c *conn, secret string, version uint64, o proposeOptions) error {
+	base, err := c.bundle(ctx, "")
+	if err != nil {
+		return err
+	}
+	text := ceremony.Change{Action: policy.ActDestroy, Target: state.HoldTarget(secret, version)}
+	return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
 }
 
 func number(text, what string) (uint64, error) {

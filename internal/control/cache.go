@@ -91,24 +91,28 @@ type asked struct {
 	problem *problem.Problem
 }
 
-// stands says whether the rules of the bundle in force still give the session's identity to what it has proved, and for a
+// stands says whether the rules of the governing bundle give the session's identity to what it has proved, and for a
 // workload the identity of the node that speaks for it as well; nil if so. A session that was opened under this very bundle
 // was judged then, and costs nothing more. Operators are judged by operatorOf.
-func stands(s *state.State, prog *policy.Program, c *claimCache, x *state.Session) *problem.Problem {
-	if x.Generation == s.Generation {
+func stands(s *state.State, by governor, c *claimCache, x *state.Session) *problem.Problem {
+	if x.Generation == s.Generation && by.bundle == s.Bundle {
 		return nil
 	}
-	is := asked{bundle: s.Bundle, session: x}
+	is := asked{bundle: by.bundle, session: x}
 	if x.Node != "" {
 		is.node, _ = s.Identities.Get(x.Node)
 	} else if !strings.HasPrefix(x.Identity, identity.PrefixNode) && !strings.HasPrefix(x.Identity, identity.PrefixCI) {
 		return nil
 	}
-	if was, ok := c.asked.Get(x.Index); ok && was.bundle == is.bundle && was.session == is.session && was.node == is.node {
+	key := x.Index << 1 // during a rollout two bundles are asked, and neither's answer displaces the other's
+	if by.bundle != s.Bundle {
+		key++
+	}
+	if was, ok := c.asked.Get(key); ok && was.bundle == is.bundle && was.session == is.session && was.node == is.node {
 		return was.problem
 	}
-	is.problem = problem.As(c.ask(prog, x, is.node))
-	c.asked.Put(x.Index, is)
+	is.problem = problem.As(c.ask(by.prog, x, is.node))
+	c.asked.Put(key, is)
 	return is.problem
 }
 

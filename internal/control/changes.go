@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -12,15 +13,17 @@ import (
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
 )
 
-// Actions that need approval: the closed set so far.
+// Actions that need approval: see policy.Acts.
 const (
-	ActionBundle     = "bundle"             // a new bundle
-	ActionLiftHold   = "hold.lift"          // end a hold
-	ActionConfirmCut = "revocation.confirm" // make a provisional hold a cutoff and hold without end
-	ActionForget     = "evidence.forget"    // let evidence of first use be used once more
-	ActionEnd        = "identity.decommission"
+	ActionBundle     = policy.ActBundle
+	ActionLiftHold   = policy.ActLiftHold
+	ActionConfirmCut = policy.ActConfirmCut
+	ActionForget     = policy.ActForget
+	ActionEnd        = policy.ActDecommission
+	ActionDestroy    = policy.ActDestroy
 )
 
 // Limits on changes.
@@ -60,8 +63,9 @@ type proposal struct {
 	sig      state.Signature
 	bundle   *state.Signature
 	base     state.Digest
-	retry    bool  // its key had its first effect already: nothing was prepared
-	bad      error // why it is refused: the decision enters that
+	retry    bool     // its key had its first effect already: nothing was prepared
+	rollout  *rollout // of a bundle
+	bad      error    // why it is refused: the decision enters that
 }
 
 // Propose opens a change. It has no effect until it is approved.
@@ -129,7 +133,7 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	}
 	p.manifest = m
 	h := m.Header()
-	base, _, err := e.bundleFiles(ctx, s.Bundle)
+	base, before, err := e.bundleFiles(ctx, s.Bundle)
 	if err != nil {
 		return err
 	}
@@ -164,16 +168,17 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if err := compiled.LowersAgents(prog); err != nil {
 		return err
 	}
-	return CheckBundle(e.cfg.Methods, compiled)
+	if err := CheckBundle(e.cfg.Methods, compiled); err != nil {
+		return err
+	}
+	p.rollout, err = e.prepareRollout(before, r.Files, prog, compiled, m, p.text)
+	return err
 }
 
-// required says how many approvals a change needs, and whether the proposer's own may be one of them.
-func required(prog *policy.Program) (int, bool) {
-	env := prog.Environment()
-	if env.Approvals == 0 && env.Class == policy.Development {
-		return 1, true
-	}
-	return max(env.Approvals, 1), false
+// required says how many approvals an act needs, and whether the proposer's own may be one of them.
+func required(prog *policy.Program, act string) (int, bool) {
+	need := prog.Environment().Needs(act)
+	return need.Approvals, need.Self
 }
 
 func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.IdemKey) (*Proposal, error) {
@@ -204,6 +209,9 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	}
 	expires := state.At(p.text.Expires)
 	want := p.text
+	if p.rollout != nil && p.rollout.rollback != nil {
+		want.Rollback = p.rollout.rollback.Digest().String()
+	}
 	want.Scope, want.Role, want.Person, want.Base, want.Number = t.e.scope(t.s), ceremony.Proposer, op.Name, t.s.Bundle.String(), 0
 	if p.manifest != nil {
 		want.New = state.Digest(p.manifest.Digest()).String()
@@ -222,17 +230,27 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 	if err := t.signingKeys(op, &p.sig, p.bundle); err != nil {
 		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
-	if err := t.checkAct(p); err != nil {
+	if err := t.checkAct(p, x); err != nil {
 		return nil, &denied{problem: without(err), action: "change.propose", target: p.text.Action, session: x}
 	}
 	ev := &state.ChangeProposed{
 		Action: p.text.Action, Base: t.s.Bundle, Target: p.text.Target, Expires: expires, Reason: p.text.Reason, Text: r.Text,
 		Signature: p.sig, Bundle: p.bundle, Nonce: p.text.Nonce, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
 	}
-	ev.Required, ev.SelfOK = required(t.prog)
+	ev.Required, ev.SelfOK = required(t.prog, p.text.Action)
+	if p.text.Version > 1 {
+		ev.Version, ev.Rollout, ev.Containment = p.text.Version, p.text.Rollout, p.text.Containment
+	}
+	if p.rollout != nil && p.rollout.rollback != nil {
+		ev.Rollback = state.Digest(p.rollout.rollback.Digest())
+	}
 	if p.manifest != nil {
 		ev.Manifest = state.Digest(p.manifest.Digest())
 		t.draft.Blobs = bundleBlobs(p.manifest, r.Files)
+		if x := p.rollout.rollback; x != nil {
+			// Its files are those of the two bundles, which are stored.
+			t.draft.Blobs = append(t.draft.Blobs, store.Blob{Digest: store.Digest(x.Digest()), Data: x.Text()})
+		}
 	}
 	index, err := t.enter(ev)
 	return &Proposal{Index: index}, err
@@ -257,6 +275,10 @@ func differs(want, got ceremony.Change) string {
 		return "change"
 	case !want.Expires.Equal(got.Expires):
 		return "expires"
+	case want.Rollout != got.Rollout || want.Rollback != got.Rollback || !slices.Equal(want.Containment, got.Containment):
+		return "rollout, rollback or containment"
+	case want.Version != got.Version:
+		return "the version of the text"
 	}
 	return "reason"
 }
@@ -310,10 +332,10 @@ func (t *turn) signingKeys(op policy.Operator, signatures ...*state.Signature) e
 }
 
 // checkAct refuses an act that makes no sense at the head.
-func (t *turn) checkAct(p *proposal) error {
+func (t *turn) checkAct(p *proposal, x *state.Session) error {
 	switch p.text.Action {
 	case ActionBundle:
-		if p.manifest == nil || p.text.Target != "" {
+		if p.manifest == nil || p.rollout == nil || p.text.Target != "" {
 			return problem.New(problem.ReasonInvalid, "a bundle is proposed by its manifest")
 		}
 		if t.s.Bundle == state.Digest(p.manifest.Digest()) {
@@ -321,14 +343,14 @@ func (t *turn) checkAct(p *proposal) error {
 		}
 		return nil
 	case ActionLiftHold, ActionConfirmCut:
-		if p.text.New != "" {
-			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
+		if err := actAlone(p.text); err != nil {
+			return err
 		}
 		_, err := t.holdOf(p.text.Target)
 		return err
 	case ActionForget, ActionEnd:
-		if p.text.New != "" {
-			return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", p.text.Action)
+		if err := actAlone(p.text); err != nil {
+			return err
 		}
 		if p.text.Action == ActionForget {
 			return t.usedBefore(p.text.Target)
@@ -336,7 +358,21 @@ func (t *turn) checkAct(p *proposal) error {
 		_, err := t.endable(p.text.Target)
 		return err
 	}
+	if p.text.Action == ActionDestroy {
+		if err := actAlone(p.text); err != nil {
+			return err
+		}
+		return t.destroyable(x, p.text.Target)
+	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
+}
+
+// actAlone checks that an act which is not a bundle names none.
+func actAlone(text ceremony.Change) error {
+	if text.New != "" || text.Rollout != "" || text.Rollback != "" || len(text.Containment) > 0 {
+		return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", text.Action)
+	}
+	return nil
 }
 
 // without is a refusal as it is entered and told: with its way out, without its cause.
@@ -417,7 +453,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	if err != nil {
 		return nil, err
 	}
-	op, err := t.duty(x, policy.DutyApprove)
+	op, err := t.duty(x, policy.DutyToApprove(a.text.Action)) // that the change is about this act is in the text
 	if err != nil {
 		return nil, err
 	}
@@ -434,9 +470,13 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	want := ceremony.Change{
 		Scope: t.e.scope(t.s), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: op.Name,
 		Number: ch.Index, Nonce: a.text.Nonce, Expires: ch.Expires.Time(), Reason: ch.Reason,
+		Version: max(ch.Text, 1), Rollout: ch.Rollout, Containment: ch.Containment,
 	}
 	if !ch.Manifest.IsZero() {
 		want.New = ch.Manifest.String()
+	}
+	if !ch.Rollback.IsZero() {
+		want.Rollback = ch.Rollback.String()
 	}
 	// The text has whole seconds; the proposal's expiry came from such a text.
 	switch {
@@ -459,6 +499,9 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		if _, p := checkRevoked(t.s, x, t.now); p != nil {
 			return nil, refuse(p.Reason, "what %s proposed no longer counts: %s", ch.Proposer, p.Message)
 		}
+	}
+	if t.prog.Environment().Needs(ch.Action).Hardware && !byHardware(op, a.sig.Key) {
+		return nil, refuse(problem.ReasonSeparation, "%s is approved by hardware-backed keys only, and %s is none", ch.Action, a.sig.Key)
 	}
 	if err := t.signingKeys(op, &a.sig); err != nil {
 		return nil, &denied{problem: without(err), action: "change.approve", target: a.text.Action, session: x}
@@ -483,6 +526,19 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	return out, t.carryOut(ch, x, out)
 }
 
+// byHardware reports whether a key of the person is hardware-backed.
+func byHardware(op policy.Operator, fingerprint string) bool {
+	return slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == fingerprint && k.Hardware() })
+}
+
+// dutyOver is the duty that ending a change takes; the whole one if there is no such change, so that nobody learns of others'.
+func dutyOver(ch *state.Change) policy.Duty {
+	if ch == nil {
+		return policy.DutyApprove
+	}
+	return policy.DutyToApprove(ch.Action)
+}
+
 // carryOut does what a complete change says, in the commit of its last approval.
 func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error {
 	switch ch.Action {
@@ -490,11 +546,7 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		if _, ok := t.e.programs.get(ch.Manifest); !ok {
 			return errStale
 		}
-		out.Generation = t.s.Generation + 1
-		_, err := t.enter(&state.BundleInForce{
-			Generation: out.Generation, Manifest: ch.Manifest, Previous: t.s.Bundle, Change: ch.Index, How: "change",
-		})
-		return err
+		return t.begin(ch, out)
 	case ActionLiftHold:
 		h, err := t.holdOf(ch.Target)
 		if err != nil {
@@ -529,6 +581,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		return err
 	case ActionEnd:
 		return t.decommission(ch)
+	case ActionDestroy:
+		return t.destroy(ch, x)
 	}
 	return problem.New(problem.ReasonInternal, "there is no action %q", ch.Action)
 }
@@ -545,7 +599,7 @@ func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reaso
 		}
 		ch, ok := t.s.Changes.Get(change)
 		if !ok || ch.Proposer != x.Identity {
-			if _, err := t.duty(x, policy.DutyApprove); err != nil { // first: which changes there are is not for everybody
+			if _, err := t.duty(x, dutyOver(ch)); err != nil { // first: which changes there are is not for everybody
 				return nil, err
 			}
 		}
@@ -584,18 +638,35 @@ type ChangeView struct {
 	Now state.ChangeState
 }
 
+// ChangeFilter says which changes are listed.
+type ChangeFilter struct {
+	Open bool // that can still be approved
+	Mine bool // that the caller could approve now
+}
+
 // ListChanges lists changes for operators, newest first.
-func (e *Environment) ListChanges(_ context.Context, c Caller, openOnly bool) ([]ChangeView, error) {
+func (e *Environment) ListChanges(_ context.Context, c Caller, f ChangeFilter) ([]ChangeView, error) {
 	s := e.log.State()
 	now := state.At(e.cfg.Now())
-	if err := e.anyOperator(s, c, now); err != nil {
+	x, err := e.judge(s, c, now)
+	if err != nil {
 		return nil, err
+	}
+	prog, err := e.inForce(s)
+	if err != nil {
+		return nil, err
+	}
+	op, p := operatorOf(prog, x)
+	if p != nil {
+		return nil, e.unanswered(x, c, now, p)
 	}
 	var out []ChangeView
 	s.Changes.All(func(_ uint64, ch *state.Change) bool {
 		v := ChangeView{ch, ch.StateAt(now)}
 		// What was made for another bundle can't be approved any more, and is not asked for.
-		if !openOnly || v.Now == state.Proposed && ch.Base == s.Bundle {
+		open := v.Now == state.Proposed && ch.Base == s.Bundle
+		mine := op.Has(policy.DutyToApprove(ch.Action)) && (ch.Proposer != op.Path() || ch.SelfOK) && s.MayApprove(ch, op.Name, now)
+		if (!f.Open && !f.Mine || open) && (!f.Mine || mine) {
 			out = append(out, v)
 		}
 		return true
@@ -622,9 +693,18 @@ func (e *Environment) anyOperator(s *state.State, c Caller, now state.Millis) er
 // ChangeDetail is all that an approver's own command line needs.
 type ChangeDetail struct {
 	ChangeView
-	Proposal *state.ChangeProposed
-	Manifest *policy.Manifest // nil for other acts
-	Files    policy.Files
+	Proposal  *state.ChangeProposed
+	Approvals []ApprovalView
+	Manifest  *policy.Manifest // nil for other acts
+	Files     policy.Files
+}
+
+// ApprovalView is an approval as it was entered.
+type ApprovalView struct {
+	Index     uint64
+	Text      string
+	Signature state.Signature
+	Counts    bool // nothing behind it was revoked since
 }
 
 // GetChange reads a change, its proposal as entered, and the proposed bundle's files.
@@ -642,6 +722,13 @@ func (e *Environment) GetChange(ctx context.Context, c Caller, change uint64) (*
 	var err error
 	if d.Proposal, err = readEvent[*state.ChangeProposed](ctx, e, change); err != nil {
 		return nil, e.storeProblem(err, "reading the proposal")
+	}
+	for _, a := range ch.Approvals {
+		ev, err := readEvent[*state.ChangeApproved](ctx, e, a.Index)
+		if err != nil {
+			return nil, e.storeProblem(err, "reading an approval")
+		}
+		d.Approvals = append(d.Approvals, ApprovalView{a.Index, ev.Text, ev.Signature, s.Stands(a.Derives(), now)})
 	}
 	if ch.Action == ActionBundle {
 		d.Manifest, d.Files, err = e.bundleFiles(ctx, ch.Manifest)

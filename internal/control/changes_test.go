@@ -203,10 +203,7 @@ func TestSignatureByHeldKey(t *testing.T) {
 	b.revoke("alice", b.key("spare"))
 
 	ch := b.propose("alice", "x")
-	c := ceremony.Change{
-		Scope: b.Scope(), Action: ch.Action, Base: ch.Base.String(), Role: ceremony.Approver, Person: "bob",
-		Number: ch.Index, Nonce: controltest.Nonce(), Expires: ch.Expires.Time(), Reason: ch.Reason, New: ch.Manifest.String(),
-	}
+	c := b.Approval("bob", ch)
 	_, err = b.Env.Approve(context.Background(), b.by["bob"].Caller, control.ApproveRequest{Change: ch.Index, Text: c.Text(), SSHSIG: b.Sign("spare", ceremony.NamespaceChange, c.Text())})
 	b.refused(err, problem.ReasonHeld)
 
@@ -249,12 +246,9 @@ func TestProposalRetriedAfterItsEffect(t *testing.T) {
 	b := newBoard(t, 1, "alice", "bob")
 	ctx := context.Background()
 	alice := b.by["alice"]
-	base, _, _, err := b.Env.Bundle(ctx, alice.Caller, state.Digest{})
-	b.must(err)
 	files := b.with("README.md", "x")
-	m, err := policy.BuildManifest(files, policy.Header{Environment: controltest.EnvName, Genesis: policy.Digest(b.Genesis), Version: 2, Previous: base.Digest()})
-	b.must(err)
-	text := b.Change("alice", control.ActionBundle, "", m).Text()
+	m, c := b.NextBundle(alice, "alice", files)
+	text := c.Text()
 	req := control.ProposeRequest{
 		Text: text, SSHSIG: b.Sign("alice", ceremony.NamespaceChange, text), Manifest: m.Text(), Files: files,
 		ManifestSignature: b.Sign("alice", ceremony.NamespaceBundle, string(m.Text())), Key: "k",
@@ -312,7 +306,7 @@ func TestRoomForChanges(t *testing.T) {
 	if ch := b.propose("alice", "once more"); ch.State != state.Proposed {
 		t.Errorf("%+v", ch)
 	}
-	if open, err := b.Env.ListChanges(context.Background(), b.by["bob"].Caller, true); err != nil || !slices.ContainsFunc(open, func(v control.ChangeView) bool { return v.Proposer == "/human/alice" }) {
+	if open, err := b.Env.ListChanges(context.Background(), b.by["bob"].Caller, control.ChangeFilter{Open: true}); err != nil || !slices.ContainsFunc(open, func(v control.ChangeView) bool { return v.Proposer == "/human/alice" }) {
 		t.Errorf("%v %v", open, err)
 	}
 }

@@ -248,6 +248,11 @@ func (e *Environment) provide(ctx context.Context, ev state.Event) error {
 		manifest = ev.Manifest
 	case *state.BundleInForce:
 		manifest = ev.Manifest
+	case *state.RolloutMoved:
+		if ev.Step != 0 {
+			return nil
+		}
+		manifest = ev.Manifest
 	default:
 		return nil
 	}

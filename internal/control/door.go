@@ -37,6 +37,10 @@ type turn struct {
 	now   state.Millis
 	prog  *policy.Program
 	draft ledger.Draft
+	// by is what governs the decision of a permission, once one was asked for; before it, and for all else, it is the bundle in force.
+	by governor
+	// beside is what the other bundle of a rollout said to it.
+	beside beside
 	// raised: the draft raises the protocol.
 	raised bool
 }
@@ -62,8 +66,15 @@ func (t *turn) enter(ev state.Event) (uint64, error) {
 
 // ruling says what governed the decision.
 func (t *turn) ruling(grant string) state.Ruling {
-	return state.Ruling{Generation: t.s.Generation, Bundle: t.s.Bundle, Grant: grant, Evaluator: evaluator}
+	r := state.Ruling{Generation: t.s.Generation, Bundle: t.s.Bundle, Grant: grant, Evaluator: evaluator}
+	if t.by.prog != nil {
+		r.Bundle, r.Cohort = t.by.bundle, t.by.cohort
+	}
+	return r
 }
+
+// inForce is the bundle in force as a governor.
+func (t *turn) inForce() governor { return governor{prog: t.prog, bundle: t.s.Bundle} }
 
 // errStale tells the door to prepare again: what was prepared is not what is to be given now.
 var errStale = errors.New("stale: prepare again")
@@ -77,6 +88,10 @@ type outcome[R any] struct {
 	err   error
 	sum   *denial // a refusal that is only counted
 	after uint64  // entries of the draft that stand before its own
+	// beside is what is kept of a rollout's comparison, for which change.
+	beside beside
+	change uint64
+	minute int64
 }
 
 // do is the way through the one door: prepare outside, decide at the head, and again if what was
@@ -86,7 +101,7 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 	var zero R
 	for range prepareAttempts {
 		s := e.log.State()
-		if _, err := e.program(ctx, s.Bundle); err != nil {
+		if err := e.load(ctx, s); err != nil {
 			return zero, nil, err
 		}
 		prepared, err := prepare(ctx, s)
@@ -100,17 +115,24 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 			}
 			t := &turn{e: e, s: s, at: at, now: state.At(at.Time), prog: prog}
 			value, err := decide(t, prepared)
+			out := outcome[R]{err: err, beside: t.beside, minute: int64(t.now) / 60_000}
+			if r := s.Rollout(t.now); r != nil {
+				out.change = r.Change
+			}
 			var d *denied
 			switch {
 			case errors.As(err, &d):
 				draft := t.deny(d)
-				return draft, outcome[R]{err: d.problem, sum: t.sumOf(d), after: before(draft)}, nil
+				out.err, out.sum, out.after = d.problem, t.sumOf(d), before(draft)
+				return draft, out, nil
 			case err != nil:
 				// Entries that were proposed with the error stand: a fork that holds a node, say.
 				draft := keepIf(err, t.draft)
-				return draft, outcome[R]{err: err, after: before(draft)}, nil
+				out.after = before(draft)
+				return draft, out, nil
 			}
-			return t.draft, outcome[R]{value: value, after: before(t.draft)}, nil
+			out.value, out.after = value, before(t.draft)
+			return t.draft, out, nil
 		})
 		if err != nil {
 			return zero, nil, err
@@ -120,6 +142,9 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 		}
 		if errors.Is(out.err, errStale) {
 			continue
+		}
+		if out.beside.compared {
+			e.differences.add(out.change, out.minute, out.beside)
 		}
 		if out.after > 0 {
 			own := *proof
@@ -188,6 +213,8 @@ type denied struct {
 	purpose string
 	grant   string
 	session *state.Session
+	// permission: the refusal is a decision about a secret, which a rollout may have brought about.
+	permission bool
 }
 
 func (d *denied) Error() string { return d.problem.Error() }
@@ -207,11 +234,14 @@ func (t *turn) deny(d *denied) ledger.Draft {
 	if d.session == nil || !t.whole(d.session.Identity) {
 		return t.draft
 	}
-	_, err := t.enter(&state.RequestDenied{
+	ev := &state.RequestDenied{
 		Action: d.action, Target: limitText(d.target), Purpose: limitText(d.purpose), Reason: string(d.problem.Reason),
 		Actor: actorOf(d.session), Ruling: t.ruling(d.grant),
-	})
-	if err != nil {
+	}
+	if x := t.beside.differs; d.permission && x != nil && !x.Allowed {
+		ev.Beside, ev.Version, ev.Undecided = state.BesideAllowed, x.Version, x.Undecided
+	}
+	if _, err := t.enter(ev); err != nil {
 		t.draft = ledger.Draft{}
 	}
 	return t.draft
@@ -303,33 +333,42 @@ func heldBy(h *state.Hold) *problem.Problem {
 // permit decides whether the session may do the action, by revocations and by the grants of the
 // bundle in force. Every release, write and listing comes through here.
 func (t *turn) permit(x *state.Session, action policy.Action, secret, purpose string) (policy.Decision, error) {
-	d, p := decidePermit(t.s, t.prog, t.e.claims, x, action, secret, purpose, t.now)
+	by, ok := t.e.governing(t.s, x.Identity)
+	if !ok {
+		return policy.Decision{}, errStale
+	}
+	t.by, t.prog = by, by.prog
+	d, p := decidePermit(t.s, by, t.e.claims, x, action, secret, purpose, t.now)
+	var err error
+	if t.beside, err = t.compare(x, action, secret, purpose, d, p); err != nil {
+		return d, err
+	}
 	if p != nil {
-		return d, &denied{problem: p, action: string(action), target: secret, purpose: purpose, grant: d.Grant, session: x}
+		return d, &denied{problem: p, action: string(action), target: secret, purpose: purpose, grant: d.Grant, session: x, permission: true}
 	}
 	return d, nil
 }
 
 // decidePermit is the one decision: the door, Explain and replay use it.
-func decidePermit(s *state.State, prog *policy.Program, claims *claimCache, x *state.Session, action policy.Action, secret, purpose string, now state.Millis) (policy.Decision, *problem.Problem) {
+func decidePermit(s *state.State, by governor, claims *claimCache, x *state.Session, action policy.Action, secret, purpose string, now state.Millis) (policy.Decision, *problem.Problem) {
 	subject := state.SubjectOf(x)
 	subject.Secret = secret
 	if h, held := s.HoldOver(subject, now); held {
 		return policy.Decision{}, heldBy(h)
 	}
 	if strings.HasPrefix(x.Identity, identity.PrefixHuman) {
-		if _, p := operatorOf(prog, x); p != nil {
+		if _, p := operatorOf(by.prog, x); p != nil {
 			return policy.Decision{}, p
 		}
 	}
-	if p := stands(s, prog, claims, x); p != nil {
+	if p := stands(s, by, claims, x); p != nil {
 		return policy.Decision{}, p
 	}
 	in, err := inputOf(s, claims, x, action, secret, purpose, now)
 	if err != nil {
 		return policy.Decision{}, problem.Wrap(err, problem.ReasonCondition, "reading the session's claims")
 	}
-	d := prog.Decide(in)
+	d := by.prog.Decide(in)
 	if !d.Allow {
 		return d, problem.New(d.Reason, "%s", d.Message)
 	}

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,6 +85,9 @@ type Environment struct {
 	values       *cache.Cache[uint64, store.Sealed]
 	openers      *cache.Cache[string, *rate.Limiter]
 	denials      denialSums
+	differences  differences
+	rolloutWake  chan struct{} // holds one: a rollout has something due
+	rolloutAt    atomic.Uint64 // which change and step was published last
 	docs         *documents
 	watchers     watchers
 	arrivals     watchers // of entries, whatever they are
@@ -108,7 +112,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1)}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
 	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())
@@ -153,6 +157,7 @@ func (e *Environment) start(ctx context.Context) error {
 	e.background.Go(func() { e.flushLoop(e.run) })
 	e.background.Go(func() { e.keysLoop(e.run) })
 	e.background.Go(func() { e.tokensLoop(e.run) })
+	e.background.Go(func() { e.rolloutLoop(e.run) })
 	e.startChecks()
 	e.started.Store(true)
 	return nil
@@ -164,7 +169,7 @@ func (e *Environment) Close(ctx context.Context) error {
 	e.arrivals.close()
 	e.stop()
 	e.background.Wait()
-	flushErr := e.FlushDenials(ctx)
+	flushErr := errors.Join(e.FlushDenials(ctx), e.observe(ctx, 1<<62))
 	e.started.Store(false) // no further snapshot begins; one under way is waited for below
 	if s := e.log.State(); s.Next-s.Root.Index > closeSnapshotAfter {
 		if err := e.Snapshot(ctx); err != nil {
@@ -268,6 +273,12 @@ func (e *Environment) published(s *state.State) {
 		default:
 		}
 	}
+	if due, _ := s.RolloutDue(s.Time); due != state.NothingDue || e.begun(s) {
+		select {
+		case e.rolloutWake <- struct{}{}:
+		default:
+		}
+	}
 	if e.started.Load() && s.Next-s.Root.Index >= max(e.cfg.SnapshotEvery, uint64(s.Rows()/4)) && e.snapping.CompareAndSwap(false, true) {
 		go func() {
 			defer e.snapping.Store(false)
@@ -293,7 +304,7 @@ func (p *programs) get(d state.Digest) (*policy.Program, bool) {
 	return x, ok
 }
 
-func (p *programs) put(d state.Digest, x *policy.Program, keep state.Digest) {
+func (p *programs) put(d state.Digest, x *policy.Program, keep []state.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.m == nil {
@@ -303,7 +314,7 @@ func (p *programs) put(d state.Digest, x *policy.Program, keep state.Digest) {
 		if len(p.m) < keepPrograms {
 			break
 		}
-		if old != keep {
+		if !slices.Contains(keep, old) {
 			delete(p.m, old)
 		}
 	}
@@ -317,7 +328,7 @@ func (e *Environment) program(ctx context.Context, manifest state.Digest) (*poli
 	}
 	p, err := e.compile(ctx, manifest)
 	if err == nil {
-		e.programs.put(manifest, p, e.log.State().Bundle)
+		e.programs.put(manifest, p, bundlesOf(e.log.State()))
 	}
 	return p, err
 }
@@ -337,7 +348,7 @@ func (e *Environment) candidate(ctx context.Context, manifest state.Digest) erro
 	if err := CheckBundle(e.cfg.Methods, p); err != nil {
 		return err
 	}
-	e.programs.put(manifest, p, e.log.State().Bundle)
+	e.programs.put(manifest, p, bundlesOf(e.log.State()))
 	return nil
 }
 

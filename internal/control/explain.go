@@ -35,6 +35,7 @@ type Explanation struct {
 	Checks     []Check
 	Rules      []policy.RuleTrace
 	Generation uint64
+	Cohort     string // of a rollout, if its candidate governs the identity; else ""
 }
 
 // Explain decides as the door would, by the same functions, and writes nothing. Everybody may ask about himself, which is the session
@@ -56,6 +57,10 @@ func (e *Environment) Explain(ctx context.Context, c Caller, r ExplainRequest) (
 	if err != nil {
 		return nil, err
 	}
+	by, err := e.governingNow(ctx, s, r.Identity)
+	if err != nil {
+		return nil, err
+	}
 	q := question{ExplainRequest: r, all: mayInspect(prog, caller) == nil}
 	if r.Identity == caller.Identity && (r.Node == "" || r.Node == caller.Node) {
 		q.self = caller
@@ -65,7 +70,7 @@ func (e *Environment) Explain(ctx context.Context, c Caller, r ExplainRequest) (
 	if err := q.valid(); err != nil {
 		return nil, err
 	}
-	return explain(s, prog, q, now)
+	return explain(s, by, q, now)
 }
 
 // question is what is to be explained, and to whom.
@@ -97,8 +102,8 @@ func (q *question) valid() error {
 }
 
 // explain is pure: state, program, question and time in, explanation out.
-func explain(s *state.State, prog *policy.Program, q question, now state.Millis) (*Explanation, error) {
-	out := &Explanation{Generation: s.Generation}
+func explain(s *state.State, by governor, q question, now state.Millis) (*Explanation, error) {
+	out := &Explanation{Generation: s.Generation, Cohort: by.cohort}
 	check := func(name string, p *problem.Problem, detail string) {
 		if p != nil {
 			detail = p.Message
@@ -114,22 +119,22 @@ func explain(s *state.State, prog *policy.Program, q question, now state.Millis)
 	check("revocation", p, "no cutoff or hold covers the identity")
 
 	claims := newClaimCache()
-	check("identity", stands(s, prog, claims, x), "by the bundle in force it is who it says")
+	check("identity", stands(s, by, claims, x), "by the governing bundle it is who it says")
 	in, err := inputOf(s, claims, x, q.Action, q.Secret, q.Purpose, now)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the claims")
 	}
 	var rules []policy.RuleTrace
-	out.Decision, rules = prog.Explain(in)
+	out.Decision, rules = by.prog.Explain(in)
 	for _, t := range rules {
 		if q.all || t.Named {
 			out.Rules = append(out.Rules, t)
 		}
 	}
-	_, p = decidePermit(s, prog, claims, x, q.Action, q.Secret, q.Purpose, now)
+	_, p = decidePermit(s, by, claims, x, q.Action, q.Secret, q.Purpose, now)
 	check("grants", p, "permitted by "+out.Decision.Grant)
 	if q.all || p == nil && q.Claims == nil { // claims that were not proved open nothing
-		explainSecret(s, prog, q, check)
+		explainSecret(s, by.prog, q, check)
 	}
 	if out.Problem != nil {
 		subject := state.SubjectOf(x)

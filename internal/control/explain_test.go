@@ -121,7 +121,7 @@ func TestUnlistedKeyReadsNothing(t *testing.T) {
 	_, err = b.Approve(b.by["alice"], "alice", p.Change)
 	b.must(err)
 	ctx, bob := context.Background(), b.by["bob"].Caller
-	_, err = b.Env.ListChanges(ctx, bob, false)
+	_, err = b.Env.ListChanges(ctx, bob, control.ChangeFilter{})
 	b.refused(err, problem.ReasonDuty)
 	_, err = b.Env.GetChange(ctx, bob, p.Change.Index)
 	b.refused(err, problem.ReasonDuty)

@@ -111,37 +111,27 @@ func checkOperators(prog *policy.Program) error {
 	return nil
 }
 
-// quorum refuses operators among whom no change could ever be approved: it takes a free one who may propose, and beside him as
-// many free approvers as a change needs. In every class: by the same rule as changes are (required).
+// quorum refuses operators among whom no bundle could be changed any more, and no hold lifted. In every class: by the same rule as changes
+// are approved.
 func quorum(prog *policy.Program, free func(policy.Operator) bool) *problem.Problem {
-	need, self := required(prog)
-	approvers := 0
-	var proposers []policy.Operator
-	for _, op := range prog.Operators() {
-		if !free(op) {
+	for _, act := range []string{ActionBundle, ActionLiftHold} {
+		if policy.Quorum(prog, act, free) {
 			continue
 		}
-		if op.Has(policy.DutyApprove) {
-			approvers++
+		need, self := required(prog, act)
+		who := "besides who approve"
+		if self {
+			who = "who approve, which may be the same"
 		}
-		if op.Has(policy.DutyPropose) {
-			proposers = append(proposers, op)
+		left := 0
+		for _, op := range prog.Operators() {
+			if free(op) {
+				left++
+			}
 		}
+		return problem.New(problem.ReasonLastQuorum, "no change could be approved any more (%s): %d operators would be left, and it takes one who proposes and %d %s", act, left, need, who)
 	}
-	for _, op := range proposers {
-		others := approvers
-		if op.Has(policy.DutyApprove) && !self {
-			others--
-		}
-		if others >= need {
-			return nil
-		}
-	}
-	who := "besides who approve"
-	if self {
-		who = "who approve, which may be the same"
-	}
-	return problem.New(problem.ReasonLastQuorum, "no change could be approved any more: %d operators could propose and %d approve, and it takes one who proposes and %d %s", len(proposers), approvers, need, who)
+	return nil
 }
 
 func genesisDocument(prog *policy.Program, manifest *policy.Manifest, m *custody.Founding, f Founding) (string, error) {

@@ -188,7 +188,7 @@ func TestQuestionsCompileTheBundle(t *testing.T) {
 		"secrets":    func() error { _, _, err := w.Env.ListSecrets(ctx, alice.Caller, "", control.Page{}); return err },
 		"leases":     func() error { _, _, err := w.Env.ListLeases(ctx, alice.Caller, "*", control.Page{}); return err },
 		"identities": func() error { _, _, err := w.Env.ListIdentities(ctx, alice.Caller, "", control.Page{}); return err },
-		"changes":    func() error { _, err := w.Env.ListChanges(ctx, alice.Caller, false); return err },
+		"changes":    func() error { _, err := w.Env.ListChanges(ctx, alice.Caller, control.ChangeFilter{}); return err },
 		"entries":    func() error { return w.Env.Inspect(alice.Caller) },
 		"generate": func() error {
 			_, err := w.Env.Generate(ctx, alice.Caller, control.GenerateRequest{Secret: "db/a"})

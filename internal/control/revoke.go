@@ -193,7 +193,7 @@ const maxProvisional = 4
 // provisional refuses a hold beyond the blast limit by who set it before, or set many: whether they ran out or were lifted, one
 // person doesn't stop things for longer by setting them again.
 func (t *turn) provisional(person, scope string) *problem.Problem {
-	if _, self := required(t.prog); self {
+	if _, self := required(t.prog, ActionConfirmCut); self {
 		return nil // he is the quorum that could confirm it
 	}
 	var p *problem.Problem

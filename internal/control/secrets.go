@@ -131,11 +131,11 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 	}
 	row, cached := e.values.Get(v.Sealed)
 	if !cached {
-		prog, ok := e.programs.get(s.Bundle)
+		by, ok := e.governing(s, x.Identity)
 		if !ok {
 			return nil, nil
 		}
-		if _, p := decidePermit(s, prog, e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {
+		if _, p := decidePermit(s, by, e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {
 			return nil, nil
 		}
 		if row, err = e.sealed(ctx, v); problem.Is(err, problem.ReasonNotFound) {
@@ -574,6 +574,13 @@ func (t *turn) move(c Caller, r MoveRequest) (*Moved, error) {
 	if err := state.CheckMove(from, r.To); err != nil {
 		return nil, refuse(problem.ReasonLifecycle, "%s", problem.As(err).Message)
 	}
+	if r.To == state.Destroyed && t.prog.Environment().Takes(ActionDestroy) {
+		// A grant permits one person to ask for it; what can't be undone takes others as well.
+		need, _ := required(t.prog, ActionDestroy)
+		p := problem.New(problem.ReasonQuorum, "destroying a version takes %d approval(s)", need).
+			WithFix("propose it: `bailment secret destroy --propose %s %d`", r.Secret, r.Version)
+		return nil, &denied{problem: p, action: string(action), target: r.Secret, grant: grant.Grant, session: x}
+	}
 	ev := &state.SecretMoved{
 		Secret: r.Secret, Version: r.Version, From: from, To: r.To, Reason: r.Reason, Actor: actorOf(x), Ruling: t.ruling(grant.Grant),
 	}
@@ -623,7 +630,7 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 	if err != nil {
 		return nil, "", err
 	}
-	prog, err := e.inForce(s)
+	by, err := e.governingNow(e.run, s, x.Identity)
 	if err != nil {
 		return nil, "", err
 	}
@@ -643,7 +650,7 @@ func (e *Environment) ListSecrets(_ context.Context, c Caller, prefix string, pa
 		}
 		scanned++
 		last = path
-		if _, p := decidePermit(s, prog, e.claims, x, policy.ListSecret, path, "", now); p == nil {
+		if _, p := decidePermit(s, by, e.claims, x, policy.ListSecret, path, "", now); p == nil {
 			out = append(out, sec)
 		}
 		return true
@@ -676,4 +683,45 @@ func standing(s *state.State, c Caller, now state.Millis) (*state.Session, *prob
 	}
 	_, p := checkRevoked(s, state.SubjectOf(x), now)
 	return x, p
+}
+
+// destroyable says why a change can't be about destroying a version, as PATH#VERSION. Who proposes it must be permitted to.
+func (t *turn) destroyable(x *state.Session, target string) error {
+	path, number, ok := state.ParseHoldTarget(target)
+	if !ok {
+		return problem.New(problem.ReasonInvalid, "the target %s is not SECRET#VERSION", limitText(target))
+	}
+	if _, err := t.permit(x, policy.DestroySecret, path, ""); err != nil {
+		return err
+	}
+	_, _, err := t.destructible(path, number)
+	return err
+}
+
+// destructible is the version, and the state that it is in.
+func (t *turn) destructible(path string, number uint64) (*state.Version, state.VersionState, error) {
+	sec, ok := t.s.Secrets.Get(path)
+	if !ok {
+		return nil, "", problem.New(problem.ReasonNotFound, "there is no secret %s", path)
+	}
+	v := sec.Find(number)
+	if v == nil {
+		return nil, "", problem.New(problem.ReasonNotFound, "%s has no version %d", path, number)
+	}
+	from := v.StateAt(t.now)
+	return v, from, state.CheckMove(from, state.Destroyed)
+}
+
+// destroy carries out an approved change.
+func (t *turn) destroy(ch *state.Change, x *state.Session) error {
+	path, number, _ := state.ParseHoldTarget(ch.Target)
+	v, from, err := t.destructible(path, number)
+	if err != nil {
+		return err
+	}
+	t.draft.Shred = append(t.draft.Shred, v.Sealed)
+	_, err = t.enter(&state.SecretMoved{
+		Secret: path, Version: number, From: from, To: state.Destroyed, Reason: limitText(ch.Reason), Change: ch.Index, Actor: actorOf(x), Ruling: t.ruling(""),
+	})
+	return err
 }

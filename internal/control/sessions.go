@@ -144,7 +144,7 @@ func (e *Environment) AttestWorkload(ctx context.Context, c Caller, r WorkloadRe
 		if !strings.HasPrefix(node.Identity, identity.PrefixNode) {
 			return nil, refuse(problem.New(problem.ReasonForeignNode, "%s is not a node", node.Identity))
 		}
-		if p := stands(t.s, t.prog, t.e.claims, node); p != nil {
+		if p := stands(t.s, t.inForce(), t.e.claims, node); p != nil {
 			return nil, refuse(p)
 		}
 		match, err := t.prog.IdentifyWorkload(node.Identity, prepared, r.Want)

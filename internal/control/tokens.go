@@ -112,7 +112,7 @@ func (t *turn) issue(c Caller, r JWTRequest, k *custody.Keys) (issuance, error) 
 		return issuance{}, refuse(problem.New(problem.ReasonNoIdentity, "%s is a person or a server, and those have no JWT-SVIDs", x.Identity).
 			WithFix("ask as the workload, CI job or machine that needs the token"))
 	}
-	if p := stands(t.s, t.prog, t.e.claims, x); p != nil {
+	if p := stands(t.s, t.inForce(), t.e.claims, x); p != nil {
 		return issuance{}, refuse(p)
 	}
 	settings := t.prog.Environment().SPIFFE

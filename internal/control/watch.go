@@ -150,7 +150,7 @@ func (e *Environment) deadNow(s *state.State, x *state.Session, now state.Millis
 	if err != nil {
 		return nil, err
 	}
-	return stands(s, prog, e.claims, x), nil
+	return stands(s, governor{prog: prog, bundle: s.Bundle}, e.claims, x), nil
 }
 
 // forEver says whether nothing brings back a session that is dead for this.

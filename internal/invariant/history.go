@@ -113,6 +113,7 @@ func legal(from, to state.VersionState) bool {
 
 func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleSPIFFE(st, fail)
+	c.rolls(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -141,10 +142,6 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		}
 	case *state.ChangeRejected:
 		c.open(e.Change, fail)
-	case *state.BundleInForce:
-		if ch := c.complete(e.Change, "bundle", fail); ch != nil && ch.manifest != e.Manifest {
-			fail("change %d is about another bundle", e.Change)
-		}
 	case *state.EvidenceForgotten:
 		if ch := c.complete(e.Change, "evidence.forget", fail); ch != nil && ch.target != e.Use {
 			fail("change %d is about other evidence", e.Change)
@@ -243,6 +240,12 @@ func (c *Checker) lifecycleMove(st *step, e *state.SecretMoved, fail failure) {
 		fail("a version that is %s can't become %s", from, e.To)
 	}
 	c.lifecycleRetire(st, sec, e.To == state.Current, e.Retires, fail)
+	if e.Change == 0 {
+		return
+	}
+	if ch := c.complete(e.Change, policy.ActDestroy, fail); ch != nil && (ch.target != target(e.Secret, e.Version) || e.To != state.Destroyed) {
+		fail("change %d is not about version %d of %s", e.Change, e.Version, e.Secret)
+	}
 }
 
 // open checks that a change is open.
@@ -297,12 +300,26 @@ func (c *Checker) separated(st *step, fail failure) {
 		if ch.proposer == e.Actor.Identity && (!ch.selfOK || c.m.class != string(policy.Development)) {
 			fail("%s approves his own change %d", e.Actor.Identity, e.Change)
 		}
+		if st.prog != nil && st.prog.Environment().Needs(ch.action).Hardware {
+			op, _ := st.prog.Operator(e.Signature.Person)
+			if !slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == e.Signature.Key && k.Hardware() }) {
+				fail("%s approves change %d by the key %s, which is not hardware-backed", e.Signature.Person, e.Change, e.Signature.Key)
+			}
+		}
 		before, again := ch.approvers[e.Signature.Person]
 		if again && c.over(st, e.Actor.Identity, before) == "" && c.counted(st, ch) < ch.required {
 			fail("%s approves change %d again", e.Signature.Person, e.Change)
 		}
 	case *state.BundleInForce:
 		c.enough(e.Change, fail)
+	case *state.RolloutMoved:
+		c.enough(e.Change, fail)
+	case *state.SecretMoved:
+		if e.Change != 0 {
+			c.enough(e.Change, fail)
+		} else if e.To == state.Destroyed && c.m.protocol >= 3 && st.prog != nil && st.prog.Environment().Takes(policy.ActDestroy) {
+			fail("version %d of %s is destroyed without the approvals that it takes", e.Version, e.Secret)
+		}
 	case *state.HoldLifted:
 		c.enough(e.Change, fail)
 	case *state.EvidenceForgotten:
@@ -346,17 +363,11 @@ func (c *Checker) lastQuorum(st *step, e *state.RevocationRecorded, fail failure
 	if !touched {
 		return
 	}
-	env := st.prog.Environment()
-	for _, proposer := range can {
-		n := 0
-		for _, op := range can {
-			if op.Has(policy.DutyApprove) && (op.Name != proposer.Name || (env.Approvals == 0 && env.Class == policy.Development)) {
-				n++
-			}
-		}
-		if proposer.Has(policy.DutyPropose) && n >= max(env.Approvals, 1) {
-			return
-		}
+	left := func(op policy.Operator) bool {
+		return slices.ContainsFunc(can, func(o policy.Operator) bool { return o.Name == op.Name })
+	}
+	if policy.Quorum(st.prog, policy.ActBundle, left) && policy.Quorum(st.prog, policy.ActLiftHold, left) {
+		return
 	}
 	fail("it holds %s, and the %d operators who are left can change nothing", e.Scope, len(can))
 }
@@ -372,8 +383,8 @@ func (c *Checker) separatedQuorum(st *step, e *state.ChangeProposed, fail failur
 	if st.prog == nil {
 		return
 	}
-	if need := st.prog.Environment().Approvals; e.Required < need || (e.SelfOK && need > 0) {
-		fail("it needs %d approvals (by the proposer: %t), the bundle in force asks for %d by others", e.Required, e.SelfOK, need)
+	if need := st.prog.Environment().Needs(e.Action); e.Required < need.Approvals || e.SelfOK && !need.Self {
+		fail("it needs %d approvals (by the proposer: %t), the bundle in force asks for %d by others", e.Required, e.SelfOK, need.Approvals)
 	}
 }
 
@@ -392,6 +403,16 @@ func (c *Checker) enough(index uint64, fail failure) {
 	}
 	if others < ch.required || others == 0 {
 		fail("change %d has the approval of %d persons, and needs %d", index, others, ch.required)
+	}
+}
+
+// nextGeneration checks that who governs changes with a generation, and a generation with who governs.
+func (c *Checker) nextGeneration(g uint64, changes bool, fail failure) {
+	switch {
+	case changes && g != c.m.generation+1:
+		fail("generation %d follows %d", g, c.m.generation)
+	case !changes && g != 0:
+		fail("it begins generation %d, and nobody is governed by anything else", g)
 	}
 }
 
@@ -415,6 +436,13 @@ func (c *Checker) monotonic(st *step, fail failure) {
 			fail("it replaces %s by %s, and %s is in force", e.Previous, e.Manifest, c.m.bundle)
 		}
 		c.monotonicAgents(st, e, fail)
+	case *state.RolloutMoved:
+		canary := e.Plan == nil && c.m.staged() != nil && e.Step < len(c.m.way.plan.Steps) && c.m.way.plan.Steps[e.Step].Stage == policy.StageCanary ||
+			e.Plan != nil && len(e.Plan.Steps) > 0 && e.Plan.Steps[0].Stage == policy.StageCanary
+		c.nextGeneration(e.Generation, canary, fail)
+	case *state.RolloutEnded:
+		r := c.m.staged()
+		c.nextGeneration(e.Generation, r != nil && r.canary, fail)
 	case *state.SecretWritten:
 		last := uint64(0)
 		if sec := c.m.secrets[e.Secret]; sec != nil {

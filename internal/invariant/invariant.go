@@ -178,7 +178,9 @@ type step struct {
 	at    state.Millis
 	event state.Event
 	deed
-	prog     *policy.Program // in force before this entry
+	prog     *policy.Program // that governs it: the one in force before this entry, or a candidate
+	bundle   state.Digest    // its manifest
+	cohort   string
 	decision *policy.Decision
 	match    *policy.Match
 	matchErr error
@@ -187,8 +189,9 @@ type step struct {
 // Feed judges the next entry and takes it into the model, whatever was found.
 func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 	c.m.prune(e.Time)
-	st := &step{index: index, at: e.Time, event: e.Event, prog: c.m.prog}
+	st := &step{index: index, at: e.Time, event: e.Event}
 	st.deed = c.m.deedOf(e.Event)
+	st.bundle, st.cohort, st.prog = c.governing(st)
 	c.judge(st)
 	var out []Violation
 	var name Name
@@ -201,6 +204,7 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 		}
 	}
 	c.m.learn(st)
+	out = append(out, c.learnCandidate(index, e.Event)...)
 	if d, changed := manifestOf(e.Event); changed {
 		c.m.prog = nil
 		if c.opts.Program != nil {

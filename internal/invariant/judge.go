@@ -39,24 +39,31 @@ func (c *Checker) judge(st *step) {
 	if x == nil {
 		return // "attested" says so
 	}
-	in := &policy.Input{
-		Action: st.action, Identity: st.actor.Identity, Node: st.actor.Node, Secret: st.secret, Purpose: st.purpose, Time: st.at.Time(),
+	in, err := c.input(st, x, st.action, st.secret, st.purpose)
+	if err != nil {
+		return
 	}
+	d := st.prog.Decide(in)
+	st.decision = &d
+}
+
+// input is the question that the entry's actor asked.
+func (c *Checker) input(st *step, x *session, action policy.Action, secret, purpose string) (*policy.Input, error) {
+	in := &policy.Input{Action: action, Identity: st.actor.Identity, Node: st.actor.Node, Secret: secret, Purpose: purpose, Time: st.at.Time()}
 	var err error
 	if in.Assurance, err = identity.ParseAssurance(x.assurance); err != nil {
-		return
+		return nil, err
 	}
 	if in.Claims, err = x.proved(); err != nil {
-		return
+		return nil, err
 	}
 	// Both identities of a workload are in its decision: the node by its newest proof.
 	if node := c.m.enrolments[st.actor.Node]; node != nil {
 		if in.NodeClaims, err = node.proof.proved(); err != nil {
-			return
+			return nil, err
 		}
 	}
-	d := st.prog.Decide(in)
-	st.decision = &d
+	return in, nil
 }
 
 // identify derives a session's identity again by the bundle's rules.
@@ -100,7 +107,7 @@ func (c *Checker) gone(prog *policy.Program, x *session) string {
 	} else if !strings.HasPrefix(x.identity, "/node/") && !strings.HasPrefix(x.identity, "/ci/") {
 		return ""
 	}
-	if of := (askedOf{c.m.generation, proof.index}); x.asked != of {
+	if of := (askedOf{c.m.generation, proof.index, prog}); x.asked != of {
 		x.asked, x.gone = of, ask(prog, x, proof)
 	}
 	return x.gone
@@ -302,8 +309,8 @@ func (c *Checker) attestedToken(st *step, e *state.SessionOpened, enrolled *enro
 func (c *Checker) permitted(st *step, fail failure) {
 	c.permittedSPIFFE(st, fail)
 	if r := st.ruling; r != nil {
-		if r.Generation != c.m.generation || r.Bundle != c.m.bundle {
-			fail("it was ruled by generation %d (%s), and generation %d (%s) is in force", r.Generation, r.Bundle, c.m.generation, c.m.bundle)
+		if r.Generation != c.m.generation || r.Bundle != st.bundle || r.Cohort != st.cohort {
+			fail("it was ruled by generation %d (%s), and generation %d (%s) governs it", r.Generation, r.Bundle, c.m.generation, st.bundle)
 		}
 		if r.Evaluator != evaluator {
 			fail("evaluator %d is not known", r.Evaluator)
@@ -411,7 +418,15 @@ func (c *Checker) revoked(st *step, fail failure) {
 			c.revokedSigning(st, ch.proposer, ch.proposal, fail)
 		}
 	case *state.BundleInForce:
+		if e.How != state.ByRollback { // it undoes what they approved, and was approved with it
+			c.revokedChange(st, e.Change, fail)
+		}
+	case *state.RolloutMoved:
 		c.revokedChange(st, e.Change, fail)
+	case *state.SecretMoved:
+		if e.Change != 0 {
+			c.revokedChange(st, e.Change, fail)
+		}
 	case *state.HoldLifted:
 		c.revokedChange(st, e.Change, fail)
 	case *state.EvidenceForgotten:

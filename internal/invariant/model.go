@@ -59,8 +59,12 @@ type model struct {
 	stopped    map[string]map[string]state.Millis // person → scope of a provisional hold that he set → until when that counts
 	denials    map[string]*denials
 	roots      []state.StateRootSet
-	inForce    uint64 // the change that brought the bundle into force
-	due        dueQueue
+	inForce    uint64                  // the change that brought the bundle into force
+	way        *onItsWay               // the rollout; nil: none
+	served     map[string]state.Millis // who was given what (identity, NUL, secret) → when last, at the latest
+	// superseding is the entry that must bring another bundle into force, since it ended a rollout; 0: none must.
+	superseding uint64
+	due         dueQueue
 
 	tokensOut tokenState
 }
@@ -88,9 +92,10 @@ type generation struct {
 	closed bool         // one of them was given back
 }
 
-// askedOf is what an answer of the rules holds for: a bundle, and the newest proof of the node.
+// askedOf is what an answer of the rules holds for: a generation, a bundle of it, and the newest proof of the node.
 type askedOf struct {
 	generation, proof uint64
+	by                *policy.Program
 }
 
 // enrolment is the newest proof of a node.
@@ -146,7 +151,8 @@ func (t *token) maker() subject {
 
 type change struct {
 	action, target, proposer string
-	manifest, base           state.Digest
+	manifest, base, rollback state.Digest
+	rollout                  string
 	required                 int
 	selfOK                   bool
 	expires                  state.Millis
@@ -210,7 +216,7 @@ func newModel() *model {
 	return &model{
 		sessions: map[uint64]*session{}, enrolments: map[string]*enrolment{}, leases: map[uint64]*lease{},
 		secrets: map[string]*secret{}, tokens: map[string]*token{}, uses: map[string]*used{}, gone: map[string]uint64{}, changes: map[uint64]*change{},
-		holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
+		served: map[string]state.Millis{}, holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
 		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{}, tokensOut: newTokenState(),
 	}
@@ -218,7 +224,7 @@ func newModel() *model {
 
 func (m *model) rows() int {
 	return len(m.sessions) + len(m.enrolments) + len(m.leases) + len(m.secrets) + len(m.tokens) + len(m.uses) + len(m.gone) + len(m.changes) + len(m.cuts) +
-		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.vouching) + len(m.stopped) + len(m.roots) + len(m.due)
+		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.vouching) + len(m.stopped) + len(m.served) + len(m.roots) + len(m.due)
 }
 
 // deed is what an entry has in common with others: who did it, by what ruling, and what it asks to be allowed.
@@ -239,9 +245,9 @@ func (m *model) deedOf(e state.Event) deed {
 	case *state.ChangeProposed:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyPropose}
 	case *state.ChangeApproved:
-		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyApprove}
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)}
 	case *state.ChangeRejected:
-		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyApprove}
+		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)}
 		if ch := m.changes[e.Change]; ch != nil && ch.proposer == e.Actor.Identity {
 			d.duty = "" // taking back one's own needs no duty
 		}
@@ -259,6 +265,9 @@ func (m *model) deedOf(e state.Event) deed {
 		}
 		return d
 	case *state.SecretMoved:
+		if e.Change != 0 {
+			return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)} // carried out by its last approver
+		}
 		d := deed{actor: &e.Actor, ruling: &e.Ruling, action: policy.PromoteSecret, secret: e.Secret}
 		if e.To == state.Destroyed {
 			d.action = policy.DestroySecret
@@ -280,7 +289,7 @@ func (m *model) deedOf(e state.Event) deed {
 		}
 		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyRevoke}
 		if e.Change != 0 {
-			d.duty = policy.DutyApprove // carried out by its last approver
+			d.duty = m.dutyOver(e.Change) // carried out by its last approver
 		}
 		return d
 	case *state.NodeQuarantined:
@@ -304,8 +313,34 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{actor: &e.Actor, ruling: &e.Ruling}
 	case *state.FederationRefreshed:
 		return deed{ruling: &e.Ruling}
+	case *state.RolloutEnded:
+		return m.deedOfCause(&e.Cause, e.Change)
+	case *state.BundleInForce:
+		if e.Cause != nil {
+			return m.deedOfCause(e.Cause, e.Change)
+		}
 	}
 	return deed{}
+}
+
+// dutyOver is the duty that approving a change takes.
+func (m *model) dutyOver(change uint64) policy.Duty {
+	if ch := m.changes[change]; ch != nil {
+		return policy.DutyToApprove(ch.action)
+	}
+	return policy.DutyApprove
+}
+
+// deedOfCause is a person's rollback.
+func (m *model) deedOfCause(why *state.Cause, change uint64) deed {
+	if why.By != state.ByPerson || why.Actor == nil || why.Ruling == nil {
+		return deed{}
+	}
+	d := deed{actor: why.Actor, ruling: why.Ruling, duty: m.dutyOver(change)}
+	if ch := m.changes[change]; ch != nil && ch.proposer == why.Actor.Identity {
+		d.duty = policy.DutyPropose
+	}
+	return d
 }
 
 // fork recognises the one revocation that nobody asks for: a node whose enrolment has two holders is cut off and held in
@@ -339,13 +374,11 @@ func (m *model) learn(st *step) {
 			m.learnKey(&e.Keys[i])
 		}
 	case *state.BundleInForce:
-		m.finish(m.inForce, "superseded", st.at)
-		m.generation, m.bundle, m.inForce = e.Generation, e.Manifest, e.Change
-		m.finish(e.Change, "in force", st.at)
+		m.learnBundle(st, e)
 	case *state.ChangeProposed:
 		m.changes[st.index] = &change{
 			action: e.Action, target: e.Target, proposer: e.Actor.Identity, manifest: e.Manifest, base: e.Base, required: e.Required,
-			selfOK: e.SelfOK, expires: e.Expires, approvers: map[string]signing{},
+			selfOK: e.SelfOK, expires: e.Expires, rollback: e.Rollback, rollout: e.Rollout, approvers: map[string]signing{},
 			proposal: m.signing(st.index, &e.Actor, &e.Signature, e.Bundle),
 		}
 		m.proposed[proposerOf(e)] = append(m.ofDay(e, st.at), st.at)
@@ -403,8 +436,20 @@ func (m *model) learn(st *step) {
 			m.learnSecret(st)
 		}
 	}
+	m.learnRollout(st)
 	m.learnSPIFFE(st)
 	m.learnIdem(st)
+}
+
+func (m *model) learnBundle(st *step, e *state.BundleInForce) {
+	if e.How == state.ByRollback {
+		m.finish(e.Change, overBack, st.at)
+	} else {
+		m.finish(m.inForce, "superseded", st.at)
+		m.finish(e.Change, overInto, st.at)
+	}
+	m.generation, m.bundle, m.inForce = e.Generation, e.Manifest, e.Change
+	m.rolledInto(e)
 }
 
 func (m *model) learnSession(st *step, e *state.SessionOpened) {
@@ -617,7 +662,7 @@ func (m *model) finish(index uint64, how string, _ state.Millis) {
 		return
 	}
 	ch.over = how
-	if how != "in force" {
+	if how != overInto {
 		m.later(ch.expires, 'c', index, "")
 	}
 }

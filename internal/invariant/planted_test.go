@@ -133,6 +133,14 @@ func (s *scene) limit(n int) {
 func (s *scene) ruling() state.Ruling {
 	r, b := s.write().Ruling, last[*state.BundleInForce](s, nil)
 	r.Generation, r.Bundle = b.Generation, b.Manifest
+	for _, x := range s.entries { // a canary begins one, and so does its end
+		switch e := x.Event.(type) {
+		case *state.RolloutMoved:
+			r.Generation = max(r.Generation, e.Generation)
+		case *state.RolloutEnded:
+			r.Generation = max(r.Generation, e.Generation)
+		}
+	}
 	return r
 }
 
@@ -153,6 +161,8 @@ func (s *scene) propose(action, target string) *state.ChangeProposed {
 	e.Action, e.Target, e.Nonce = action, target, fmt.Sprintf("nonce-%d", len(s.entries))
 	e.Expires = s.entries[len(s.entries)-1].Time + 3_600_000
 	e.Actor = state.Actor{Identity: "/human/alice", Session: s.r.cast.Alice.Opened.Index}
+	e.Ruling = s.ruling()
+	e.Base = e.Ruling.Bundle
 	return e
 }
 
@@ -163,6 +173,7 @@ func (s *scene) approve(change uint64) *state.ChangeApproved {
 	e := last[*state.ChangeApproved](s, nil)
 	e.Change, e.Nonce = change, fmt.Sprintf("nonce-%d", len(s.entries))
 	e.Actor = state.Actor{Identity: "/human/bob", Session: s.r.cast.Bob.Opened.Index}
+	e.Ruling = s.ruling()
 	return e
 }
 

@@ -70,7 +70,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	for _, d := range b.docs {
 		c.byKind[d.kind] = append(c.byKind[d.kind], d)
 	}
-	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret, kindFederation, kindTest} {
+	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret, kindFederation, kindRollout, kindTest} {
 		c.uniqueNames(c.byKind[kind])
 	}
 	c.environment()
@@ -80,6 +80,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	c.federations()
 	c.identities()
 	c.grants()
+	c.rollouts()
 	c.tests()
 	if list := c.found.findings(); len(list) > 0 {
 		return nil, invalid(list)

@@ -39,6 +39,7 @@ func (c *compiler) settings(s *environmentSpec) {
 		least, what = 1, "approvals.required in the class production"
 	}
 	e.Approvals = c.count(s.Approvals.Required, what, least, least, maxApprovals)
+	c.approvals(s)
 	e.Sessions = Sessions{
 		Node:     c.duration(s.Sessions.Node, "sessions.node", defaultNodeSession, minPeriod, maxNodeSession),
 		Workload: c.duration(s.Sessions.Workload, "sessions.workload", defaultWorkloadSession, minPeriod, maxWorkloadSession),
@@ -84,6 +85,7 @@ func (c *compiler) authorities(s *environmentSpec) {
 
 var allDuties = []string{
 	string(DutyPropose), string(DutyApprove), string(DutyRevoke), string(DutyAdmit), string(DutyKeys), string(DutyAudit),
+	string(DutyApproveBundles), string(DutyApproveContainment), string(DutyApproveSecrets),
 }
 
 func (c *compiler) operators() {
@@ -163,41 +165,17 @@ func (c *compiler) operator(s operatorSpec, owners map[string]string) {
 		}
 		given[duty.value] = true
 	}
+	for _, duty := range s.Duties {
+		if strings.HasPrefix(duty.value, string(DutyApprove)+"-") && given[string(DutyApprove)] {
+			c.found.add(duty.at, "the duty approve contains %s", duty.value)
+		}
+	}
 	for _, duty := range allDuties {
 		if given[duty] {
 			o.Duties = append(o.Duties, Duty(duty))
 		}
 	}
 	c.program.operators = append(c.program.operators, o)
-}
-
-// quorum refuses a bundle under which no change could ever be approved again.
-func (c *compiler) quorum(at Pos) {
-	approvers := 0
-	for _, o := range c.program.operators {
-		if o.Has(DutyApprove) {
-			approvers++
-		}
-	}
-	proposers := false
-	for _, o := range c.program.operators {
-		if !o.Has(DutyPropose) {
-			continue
-		}
-		proposers = true
-		others := approvers
-		if o.Has(DutyApprove) {
-			others--
-		}
-		if others >= c.program.environment.Approvals {
-			return
-		}
-	}
-	if !proposers {
-		c.found.add(at, "nobody has the duty propose: this environment could never be changed again")
-		return
-	}
-	c.found.add(at, "no change could ever be approved: it takes %d person(s) with the duty approve besides the proposer", c.program.environment.Approvals)
 }
 
 // parseOperatorKey reads one authorized_keys line without options.

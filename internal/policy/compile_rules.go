@@ -334,8 +334,10 @@ func (c *compiler) grants() {
 		c.grantSecrets(s)
 		c.grantLimits(s, &g)
 		g.when, g.whenText = c.condition(c.grantScope, s.When, d.source), s.When.value
-		g.lines = lines{when: lineOf(s.When), assurance: int32(s.Assurance.at.Line), ttl: int32(s.TTL.at.Line),
-			lists: firstLines(s.Identities, s.Secrets)}
+		g.lines = lines{
+			when: lineOf(s.When), assurance: int32(s.Assurance.at.Line), ttl: int32(s.TTL.at.Line),
+			lists: firstLines(s.Identities, s.Secrets),
+		}
 		c.grantToEverybody(s, &g)
 		if c.pairs += len(g.identities) * len(g.secrets); c.pairs > maxIndexed {
 			c.found.add(d.at, "the grants have more than %d pairs of an identity and a secret: use subtrees", maxIndexed)

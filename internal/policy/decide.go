@@ -74,6 +74,8 @@ type Decision struct {
 	Grant   string         // the grant that decided, or that came nearest; "" if none did
 	TTL     time.Duration  // the longest lease by this grant; 0: the grant doesn't say
 	Message string         // why not, for people; "" if allowed
+	// Undecided: the condition of the grant that refuses, or would have allowed, could not be told.
+	Undecided bool
 }
 
 // Err is nil for an allowed request, and otherwise the refusal in the vocabulary.
@@ -201,7 +203,7 @@ func (v *verdict) decision(in *Input) Decision {
 		if v.err != nil {
 			message += " (its condition can't be told: " + v.err.Error() + ")"
 		}
-		return Decision{Reason: problem.ReasonDenied, Grant: v.deny.name, Message: message}
+		return Decision{Reason: problem.ReasonDenied, Grant: v.deny.name, Message: message, Undecided: v.err != nil}
 	case v.allow != nil:
 		return Decision{Allow: true, Grant: v.allow.name, TTL: v.allow.ttl}
 	case v.nearest == nil:
@@ -218,7 +220,7 @@ func (v *verdict) decision(in *Input) Decision {
 	default:
 		d.Reason = problem.ReasonCondition
 		d.Message = "the condition of the grant " + d.Grant + " is not met: " + describe(in)
-		if v.err != nil {
+		if d.Undecided = v.err != nil; d.Undecided {
 			d.Message += " (it can't be told: " + v.err.Error() + ")"
 		}
 	}

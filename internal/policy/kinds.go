@@ -32,13 +32,14 @@ var places = map[string]place{
 	"grants":      {kindGrant, false, "permissions and prohibitions"},
 	"secrets":     {kindSecret, false, "the secrets that exist"},
 	"federation":  {kindFederation, false, "relations with other trust domains"},
+	"rollouts":    {kindRollout, false, "by which steps a change comes into force, and what brings the earlier bundle back"},
 	"tests":       {kindTest, false, "what the rules must and must not permit"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
 // is silently ignored is worse than none.
 var unready = map[string]string{
-	"engines": "Engine", "rollouts": "Rollout", "alerts": "Alert", "risks": "Risk",
+	"engines": "Engine", "alerts": "Alert", "risks": "Risk",
 }
 
 // ignoredExtensions are files that may accompany a bundle. They are in the manifest.
@@ -56,7 +57,9 @@ type (
 		At        Pos
 		Class     text `yaml:"class" need:"true" enum:"development,production" doc:"What kind of environment this is, for ever. Development allows one operator and a root key in a file."`
 		Approvals struct {
-			Required number `yaml:"required" doc:"How many distinct persons other than the proposer must approve a change. Production: 1 or more, and 1 by default. Development: 0 by default."`
+			Required number    `yaml:"required" doc:"How many distinct persons other than the proposer must approve a change. Production: 1 or more, and 1 by default. Development: 0 by default."`
+			Keys     text      `yaml:"keys" enum:"any,hardware" default:"any" doc:"hardware: approvals count by hardware-backed keys (sk-) only, which a person touches for each signature."`
+			Acts     []actSpec `yaml:"acts" doc:"What some acts ask for beyond that."`
 		} `yaml:"approvals" doc:"What a change needs to come into force."`
 		Sessions struct {
 			Node     period `yaml:"node" default:"1h" doc:"Lifetime of a node's session, 1m to 24h."`
@@ -86,6 +89,13 @@ type (
 		} `yaml:"agents" doc:"Which agents may run."`
 		SPIFFE      spiffeSpec  `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
 		Authorities []rootsSpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
+	}
+
+	actSpec struct {
+		At       Pos
+		Act      text   `yaml:"act" need:"true" enum:"bundle,hold.lift,revocation.confirm,evidence.forget,identity.decommission,secret.destroy" doc:"Which act."`
+		Required number `yaml:"required" doc:"How many approvals it takes; not fewer than approvals.required."`
+		Keys     text   `yaml:"keys" enum:"any,hardware" doc:"hardware: by hardware-backed keys only."`
 	}
 
 	rootsSpec struct {
@@ -143,7 +153,7 @@ type (
 		At     Pos
 		Name   text   `yaml:"name" need:"true" doc:"The person; the identity is /human/NAME."`
 		Keys   []text `yaml:"keys" need:"true" doc:"SSH public keys, as in authorized_keys: ed25519, ecdsa (nistp256, nistp384), rsa of 3072 to 8192 bits, or hardware-backed (sk-)."`
-		Duties []text `yaml:"duties" need:"true" enum:"propose,approve,revoke,admit,keys,audit" doc:"What the person may do with the environment itself. Access to secrets needs grants."`
+		Duties []text `yaml:"duties" need:"true" enum:"propose,approve,revoke,admit,keys,audit,approve-bundles,approve-containment,approve-secrets" doc:"What the person may do with the environment itself. Access to secrets needs grants. approve is about every act; its parts are about some."`
 	}
 
 	identitySpec struct {

@@ -43,79 +43,98 @@ func TestMutants(t *testing.T) {
 		kill      string // cases (or identities:, after which they follow) that kill it
 	}{
 		{
-			"condition", []string{other, "Grant g " + base + "when: claims.uid == 1"},
+			"condition",
+			[]string{other, "Grant g " + base + "when: claims.uid == 1"},
 			"grants/with1.yaml:4 the grant g: without its condition: requests for which this is false, or can't be told: claims.uid == 1", api + nobody,
 		},
 		{
-			"conjunct", []string{other, "Grant g " + base + "when: claims.uid == 1 && claims.gid == 2"},
+			"conjunct",
+			[]string{other, "Grant g " + base + "when: claims.uid == 1 && claims.gid == 2"},
 			"grants/with1.yaml:4 the grant g: with `claims.gid == 2` taken for true: requests for which `claims.gid == 2` is false", api + "claims: {uid: 1, gid: 3}, " + nobody,
 		},
 		{
-			"negation", []string{other, "Grant g " + base + "when: claims.uid == 1 && !(claims.gid == 2 || claims.gid == 3)"},
+			"negation",
+			[]string{other, "Grant g " + base + "when: claims.uid == 1 && !(claims.gid == 2 || claims.gid == 3)"},
 			"grants/with1.yaml:4 the grant g: with `claims.gid == 3` taken for false: requests for which `claims.gid == 3` is true", api + "claims: {uid: 1, gid: 3}, " + nobody,
 		},
 		{
-			"choice", []string{other, "Grant g " + base + "when: 'claims.uid == 1 ? claims.gid == 2 : claims.gid == 3'"},
+			"choice",
+			[]string{other, "Grant g " + base + "when: 'claims.uid == 1 ? claims.gid == 2 : claims.gid == 3'"},
 			"grants/with1.yaml:4 the grant g: with `claims.uid == 1` taken for true: requests for which `claims.uid == 1` is false", api + "claims: {uid: 2, gid: 2}, " + nobody,
 		},
 		{
-			"macro", []string{other, "Grant g " + base + "when: 'claims.groups.exists(g, g == \"a\") && claims.uid > 0'"},
+			"macro",
+			[]string{other, "Grant g " + base + "when: 'claims.groups.exists(g, g == \"a\") && claims.uid > 0'"},
 			"grants/with1.yaml:4 the grant g: with `claims.groups.exists(g, g == \"a\")` taken for true: requests for which `claims.groups.exists(g, g == \"a\")` is false", api + "claims: {uid: 1, groups: [b]}, " + nobody,
 		},
 		{
-			"guard of something else", []string{other, "Grant g " + base + "when: 'has(claims.a) && claims.b == 1'"},
+			"guard of something else",
+			[]string{other, "Grant g " + base + "when: 'has(claims.a) && claims.b == 1'"},
 			"grants/with1.yaml:4 the grant g: with `has(claims.a)` taken for true: requests for which `has(claims.a)` is false", api + "claims: {b: 1}, " + nobody,
 		},
 		{
-			"assurance", []string{other, "Grant g actions: [secret.read], identities: [/workload/payments-api], secrets: [other/a], purposes: [p], assurance: key"},
+			"assurance",
+			[]string{other, "Grant g actions: [secret.read], identities: [/workload/payments-api], secrets: [other/a], purposes: [p], assurance: key"},
 			"grants/with1.yaml:4 the grant g: assurance token instead of key: sessions of assurance token", api + nobody,
 		},
 		{
-			"purposes", []string{other, "Grant g " + base},
+			"purposes",
+			[]string{other, "Grant g " + base},
 			"grants/with1.yaml:1 the grant g: for any purpose: requests for purposes other than p", "identity: /workload/payments-api, secret: other/a, " + nobody,
 		},
 		{
-			"identities", []string{other, "Grant g " + base},
+			"identities",
+			[]string{other, "Grant g " + base},
 			"grants/with1.yaml:4 the grant g: /workload/* instead of /workload/payments-api: identities below /workload/*", "identity: /workload/payments-db, secret: other/a, purpose: p, " + nobody,
 		},
 		{
-			"secrets", []string{other, "Secret other/b type: opaque", "Grant g " + base},
+			"secrets",
+			[]string{other, "Secret other/b type: opaque", "Grant g " + base},
 			"grants/with2.yaml:4 the grant g: other/* instead of other/a: secrets below other/*", "identity: /workload/payments-api, secret: other/b, purpose: p, " + nobody,
 		},
 		{
-			"secrets above", []string{other, "Secret more type: opaque", "Grant g actions: [secret.list], identities: [/workload/payments-api], secrets: [more]"},
+			"secrets above",
+			[]string{other, "Secret more type: opaque", "Grant g actions: [secret.list], identities: [/workload/payments-api], secrets: [more]"},
 			"grants/with2.yaml:4 the grant g: * instead of more: secrets below *", "identity: /workload/payments-api, action: secret.list, secret: other/a, " + nobody,
 		},
 		{
-			"ttl", []string{other, "Grant g " + base + "ttl: 5m"},
+			"ttl",
+			[]string{other, "Grant g " + base + "ttl: 5m"},
 			"grants/with1.yaml:4 the grant g: without its ttl: leases of more than 5m", api + "expect: allow, ttl: 5m",
 		},
 		{
-			"deny", []string{other, "Grant g " + base, "Grant d effect: deny, actions: [secret.read], identities: [/workload/*], secrets: [other/*]"},
+			"deny",
+			[]string{other, "Grant g " + base, "Grant d effect: deny, actions: [secret.read], identities: [/workload/*], secrets: [other/*]"},
 			"grants/with2.yaml:1 the grant d: without it: what it denies: secret.read on other/* to /workload/*", api + nobody,
 		},
 		{
-			"deny's condition", []string{other, "Grant g " + base, "Grant d effect: deny, actions: [secret.read], identities: [/workload/*], secrets: [other/*], when: claims.a == 1 || claims.b == 1"},
+			"deny's condition",
+			[]string{other, "Grant g " + base, "Grant d effect: deny, actions: [secret.read], identities: [/workload/*], secrets: [other/*], when: claims.a == 1 || claims.b == 1"},
 			"grants/with2.yaml:4 the grant d: with `claims.b == 1` taken for false: requests for which `claims.b == 1` is true", api + "claims: {a: 2, b: 1}, by: d, " + nobody,
 		},
 		{
-			"deny's lists", []string{other, "Grant d effect: deny, actions: [secret.read, secret.list], identities: [/workload/payments-api, /human/*], secrets: [other/a, db/*], purposes: [p, q]"},
+			"deny's lists",
+			[]string{other, "Grant d effect: deny, actions: [secret.read, secret.list], identities: [/workload/payments-api, /human/*], secrets: [other/a, db/*], purposes: [p, q]"},
 			"grants/with1.yaml:1 the grant d: without the purpose q: requests for the purpose q", "identity: /workload/payments-api, secret: other/a, purpose: q, by: d, " + nobody,
 		},
 		{
-			"identity's condition", []string{"Identity i method: join-token, path: '/node/join-token/{claims.name}/x', when: 'claims.name == \"a\" && claims.token == \"b\"'"},
+			"identity's condition",
+			[]string{"Identity i method: join-token, path: '/node/join-token/{claims.name}/x', when: 'claims.name == \"a\" && claims.token == \"b\"'"},
 			"identities/with0.yaml:4 the identity i: with `claims.token == \"b\"` taken for true: machines for which `claims.token == \"b\"` is false", "identities: token: t, claims: {token: c}, expect: /node/join-token/a",
 		},
 		{
-			"identity's require", []string{"Identity i method: join-token, path: '/node/join-token/{claims.name}', require: 'claims.token == \"b\"', otherwise: quarantine"},
+			"identity's require",
+			[]string{"Identity i method: join-token, path: '/node/join-token/{claims.name}', require: 'claims.token == \"b\"', otherwise: quarantine"},
 			"identities/with0.yaml:4 the identity i: without what it requires: machines for which this is false, or can't be told: claims.token == \"b\"", "identities: token: t, claims: {token: c}, expect: quarantine",
 		},
 		{
-			"quarantine", []string{"Identity i method: join-token, path: '/node/join-token/{claims.name}', require: 'claims.token == \"b\"', otherwise: quarantine"},
+			"quarantine",
+			[]string{"Identity i method: join-token, path: '/node/join-token/{claims.name}', require: 'claims.token == \"b\"', otherwise: quarantine"},
 			"identities/with0.yaml:4 the identity i: refusing instead of quarantining: machines that are not as required stay enrolled", "identities: token: t, claims: {token: c}, expect: quarantine",
 		},
 		{
-			"nodes", []string{"Identity i method: workload, path: /workload/i, nodes: [/node/join-token/a], when: claims.i == true"},
+			"nodes",
+			[]string{"Identity i method: workload, path: /workload/i, nodes: [/node/join-token/a], when: claims.i == true"},
 			"identities/with0.yaml:4 the identity i: with nodes /node/join-token/* instead of /node/join-token/a: processes of nodes below /node/join-token/*", "identities: token: w, asks: /workload/i, expect: refuse, reason: foreign-node",
 		},
 	} {

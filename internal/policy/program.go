@@ -25,7 +25,9 @@ type Environment struct {
 	Name         string
 	Description  string
 	Class        Class
-	Approvals    int // distinct persons other than the proposer
+	Approvals    int  // distinct persons other than the proposer, for every act: see Needs
+	Hardware     bool // approvals count by hardware-backed keys only, in every act
+	acts         []actNeed
 	Sessions     Sessions
 	Leases       LeaseTimes
 	BlastLimit   int // identities one operator may cut off at once without a quorum
@@ -51,11 +53,16 @@ type Duty string
 // The closed set of duties.
 const (
 	DutyPropose Duty = "propose" // propose changes
-	DutyApprove Duty = "approve" // approve what somebody else proposed
+	DutyApprove Duty = "approve" // approve what somebody else proposed, whatever it is
 	DutyRevoke  Duty = "revoke"  // cut off and hold
 	DutyAdmit   Duty = "admit"   // create join tokens
 	DutyKeys    Duty = "keys"    // rotate the environment's keys
 	DutyAudit   Duty = "audit"   // read the ledger
+
+	// Parts of the duty approve: see Acts.
+	DutyApproveBundles     Duty = "approve-bundles"
+	DutyApproveContainment Duty = "approve-containment"
+	DutyApproveSecrets     Duty = "approve-secrets"
 )
 
 // Operator is a person.
@@ -68,8 +75,14 @@ type Operator struct {
 // Path is the operator's identity.
 func (o Operator) Path() string { return identity.PrefixHuman + o.Name }
 
-// Has reports whether the operator has the duty.
-func (o Operator) Has(d Duty) bool { return slices.Contains(o.Duties, d) }
+// Has reports whether the operator has the duty, or one that contains it.
+func (o Operator) Has(d Duty) bool {
+	switch d {
+	case DutyApproveBundles, DutyApproveContainment, DutyApproveSecrets:
+		return slices.Contains(o.Duties, d) || slices.Contains(o.Duties, DutyApprove)
+	}
+	return slices.Contains(o.Duties, d)
+}
 
 // OperatorKey is an SSH public key of a person.
 type OperatorKey struct {
@@ -109,6 +122,7 @@ type Program struct {
 	workloads   []identityRule
 	byWorkload  map[string][]int
 	federations []Federation // by name
+	rollouts    []Rollout    // by name
 	grants      []grant      // by rank
 	index       grantIndex
 	tests       []testDocument // by name

@@ -93,7 +93,7 @@ func filesOf(text string, contents [][]byte) (policy.Files, error) {
 
 func (s changes) ListChanges(ctx context.Context, r *pb.ListChangesRequest) (*pb.ListChangesResponse, error) {
 	c := callOf(ctx)
-	all, err := c.conn.site.Env.ListChanges(ctx, c.conn.caller, r.OpenOnly)
+	all, err := c.conn.site.Env.ListChanges(ctx, c.conn.caller, control.ChangeFilter{Open: r.OpenOnly, Mine: r.Mine})
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,10 @@ func (s changes) GetChange(ctx context.Context, r *pb.GetChangeRequest) (*pb.Get
 	out := &pb.GetChangeResponse{Change: changeInfo(c.conn.site.Env, x.Change)}
 	if p := x.Proposal; p != nil {
 		out.ProposalText = p.Text
-		out.ProposalSignature = &pb.Signature{Person: p.Signature.Person, Key: p.Signature.Key, Sshsig: p.Signature.SSHSIG}
+		out.ProposalSignature, out.ManifestSignature = signature(&p.Signature), signature(p.Bundle)
+	}
+	for _, a := range x.Approvals {
+		out.Approvals = append(out.Approvals, &pb.ApprovalInfo{Entry: a.Index, Text: a.Text, Signature: signature(&a.Signature), Counts: a.Counts})
 	}
 	if x.Manifest != nil {
 		out.Manifest, out.Files = string(x.Manifest.Text()), contentsOf(x.Manifest, x.Files)
@@ -154,6 +157,23 @@ func (s changes) Reject(ctx context.Context, r *pb.RejectRequest) (*pb.RejectRes
 	return &pb.RejectResponse{Entry: entry(env, p.Index)}, nil
 }
 
+func signature(x *state.Signature) *pb.Signature {
+	if x == nil {
+		return nil
+	}
+	return &pb.Signature{Person: x.Person, Key: x.Key, Sshsig: x.SSHSIG}
+}
+
+func (s changes) RollBack(ctx context.Context, r *pb.RollBackRequest) (*pb.RollBackResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	p, err := env.RollBack(ctx, c.conn.caller, control.RollbackRequest{Change: r.Change, Reason: r.Reason})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.RollBackResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
+}
+
 func (s changes) GetBundle(ctx context.Context, r *pb.GetBundleRequest) (*pb.GetBundleResponse, error) {
 	c := callOf(ctx)
 	var digest state.Digest
@@ -182,6 +202,36 @@ func changeInfo(env *control.Environment, x *state.Change) *pb.ChangeInfo {
 	if !x.Manifest.IsZero() {
 		out.Manifest = x.Manifest.String()
 	}
+	if !x.Rollback.IsZero() {
+		out.Rollback = x.Rollback.String()
+	}
+	out.Rollout, out.Containment, out.TextVersion = x.Rollout, x.Containment, int32(max(x.Text, 1))
 	out.ApprovedBy = env.ApprovedBy(x)
+	if r := env.State().Rollout(state.At(time.Now())); r != nil && r.Change == x.Index {
+		out.Progress = progress(r)
+	}
+	return out
+}
+
+// progress is where a rollout is.
+func progress(r *state.Rollout) *pb.RolloutInfo {
+	out := &pb.RolloutInfo{
+		Stage: r.Stage(), Step: int32(r.Step + 1), Steps: int32(len(r.Plan.Steps)), Until: millis(r.Until), Compared: r.Compared, Differed: r.Differed,
+		Asked: int32(r.Asked),
+	}
+	if r.Step < len(r.Plan.Steps) {
+		out.Share, out.Cohort = int32(r.Plan.Steps[r.Step].Share), r.Plan.Steps[r.Step].Cohort
+	} else {
+		out.Step = out.Steps
+	}
+	for i, t := range r.Plan.Triggers {
+		out.Triggers = append(out.Triggers, &pb.TriggerInfo{On: t.On, Counted: int32(r.Hits[i]), Sources: int32(t.Sources), Share: int32(t.Share)})
+	}
+	for _, d := range r.Differences {
+		out.Differences = append(out.Differences, &pb.DifferenceInfo{
+			Identity: d.Identity, Node: d.Node, Action: d.Action, Secret: d.Secret, Purpose: d.Purpose, Allowed: d.Allowed, Reason: d.Reason,
+			Grant: d.Grant, Count: d.Count,
+		})
+	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -242,6 +243,7 @@ func change(t *testing.T, h *servertest.House, alice *servertest.Clients) {
 	for _, f := range base.Files() {
 		files[f.Path] = by[f.Digest]
 	}
+	before := maps.Clone(files)
 	files["secrets/app.yaml"] = append(bytes.Clone(files["secrets/app.yaml"]), []byte("# once more\n")...)
 	m, err := policy.BuildManifest(files, policy.Header{
 		Environment: h.Name, Genesis: h.Genesis, Version: base.Header().Version + 1, Previous: base.Digest(),
@@ -253,6 +255,9 @@ func change(t *testing.T, h *servertest.House, alice *servertest.Clients) {
 		Scope: ceremony.Scope{Environment: h.Name, Genesis: h.Genesis, Epoch: h.Env().State().Env.Epoch}, Action: "bundle",
 		Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
 		Nonce: nonce(t), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "a test",
+	}
+	if text.Rollback, err = policy.RollbackDigest(m, before, files, nil); err != nil {
+		t.Fatal(err)
 	}
 	ask := &pb.ProposeRequest{
 		Action: "bundle", Manifest: string(m.Text()), Text: text.Text(), Expires: timestamppb.New(text.Expires), Reason: text.Reason,

@@ -362,6 +362,13 @@ func bring(t *testing.T, h *servertest.House, extra policy.Files) {
 	must(err)
 	base, err := policy.ParseManifest([]byte(now.Manifest))
 	must(err)
+	before, by := make(policy.Files), make(map[policy.Digest][]byte)
+	for _, b := range now.Files {
+		by[sha256.Sum256(b)] = b
+	}
+	for _, f := range base.Files() {
+		before[f.Path] = by[f.Digest]
+	}
 	files := with(extra)(h.Name, h.People)
 	m, err := policy.BuildManifest(files, policy.Header{Environment: h.Name, Genesis: h.Genesis, Version: base.Header().Version + 1, Previous: base.Digest()})
 	must(err)
@@ -371,6 +378,8 @@ func bring(t *testing.T, h *servertest.House, extra policy.Files) {
 		Base: base.Digest().String(), New: m.Digest().String(), Role: ceremony.Proposer, Person: "alice",
 		Nonce: nonce(), Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second), Reason: "a test",
 	}
+	text.Rollback, err = policy.RollbackDigest(m, before, files, nil)
+	must(err)
 	ask := &pb.ProposeRequest{
 		Action: "bundle", Manifest: string(m.Text()), Text: text.Text(), Expires: timestamppb.New(text.Expires), Reason: text.Reason,
 		Signature:         &pb.Signature{Sshsig: h.Sign("alice", ceremony.NamespaceChange, text.Text())},

@@ -93,10 +93,12 @@ func (e *BundleInForce) apply(s *State, m Meta) error {
 		return fmt.Errorf("it replaces another bundle than the one in force")
 	}
 	c, ok := s.Changes.Get(e.Change)
-	if !ok || !s.Complete(c, m.Time) || c.State != Proposed || c.Manifest != e.Manifest {
-		return fmt.Errorf("change %d does not bring this bundle into force", e.Change)
+	if !ok {
+		return fmt.Errorf("there is no change %d", e.Change)
 	}
-	s.setChange(c, InForce)
+	if err := e.comes(s, c, m); err != nil {
+		return err
+	}
 	s.Changes.All(func(_ uint64, c *Change) bool {
 		if c.State == InForce && c.Index != e.Change {
 			s.setChange(c, Superseded)
@@ -140,17 +142,58 @@ func (s *State) answer(challenge string, until Millis) error {
 	return nil
 }
 
+// newestText is the newest version of the text that proposers sign (see package ceremony).
+const newestText = 2
+
 func (e *ChangeProposed) apply(s *State, m Meta) error {
+	if e.Version < 2 && (e.Version != 0 || e.Rollout != "" || !e.Rollback.IsZero() || len(e.Containment) > 0) {
+		return fmt.Errorf("a text of version 1 has no rollout, rollback or containment")
+	}
+	if e.Version > newestText {
+		return fmt.Errorf("there is no text of version %d", e.Version)
+	}
 	if err := s.spend(e.Nonce, e.Expires); err != nil {
 		return err
 	}
 	s.Changes.set(m.Index, &Change{
 		Index: m.Index, Action: e.Action, State: Proposed, Manifest: e.Manifest, Base: e.Base,
 		Target: e.Target, Proposer: e.Actor.Identity, Anchors: s.vouched(e.Actor, &e.Signature, e.Bundle), Required: e.Required, SelfOK: e.SelfOK,
-		Created: m.Time, Expires: e.Expires, Reason: e.Reason,
+		Created: m.Time, Expires: e.Expires, Reason: e.Reason, Text: e.Version, Rollout: e.Rollout, Rollback: e.Rollback, Containment: e.Containment,
 	})
 	s.enqueue(e.Expires+keepChange, qChange, indexKey(m.Index))
 	s.remember(e.Actor, e.Idem, m, Idempotent{})
+	return nil
+}
+
+// comes checks that a bundle may come into force in the way that the entry says, and moves its change.
+func (e *BundleInForce) comes(s *State, c *Change, m Meta) error {
+	r := s.Staged()
+	switch e.How {
+	case ByChange:
+		if r != nil || !s.Complete(c, m.Time) || c.State != Proposed || c.Manifest != e.Manifest || e.Watch != 0 || e.Cause != nil {
+			return fmt.Errorf("change %d does not bring this bundle into force", e.Change)
+		}
+		s.endRollout()
+	case ByRollout:
+		if r == nil || r.Change != e.Change || r.Manifest != e.Manifest || r.Step+1 != len(r.Plan.Steps) || m.Time < r.Until || !s.Complete(c, m.Time) {
+			return fmt.Errorf("the rollout of change %d does not bring this bundle into force", e.Change)
+		}
+		n := *r
+		n.Step, n.Since, n.Until = len(n.Plan.Steps), m.Time, e.Watch
+		if err := s.setRollout(&n); err != nil {
+			return err
+		}
+	case ByRollback:
+		if r != nil || c.State != InForce || c.Manifest != s.Bundle || c.Rollback.IsZero() || c.Rollback != e.Manifest || e.Cause == nil {
+			return fmt.Errorf("change %d can't be rolled back to this bundle", e.Change)
+		}
+		s.endRollout()
+		s.setChange(c, RolledBack)
+		return nil
+	default:
+		return fmt.Errorf("a bundle can't come into force by %.40q", e.How)
+	}
+	s.setChange(c, InForce)
 	return nil
 }
 
@@ -402,6 +445,11 @@ func (e *SecretMoved) apply(s *State, m Meta) error {
 	if e.Retires != 0 && e.To != Current {
 		return fmt.Errorf("version %d of %s is retired and nothing takes its place", e.Retires, e.Secret)
 	}
+	if e.Change != 0 {
+		if err := s.carryOut(e.Change, HoldTarget(e.Secret, e.Version), m); err != nil {
+			return err
+		}
+	}
 	sec := *old
 	sec.Versions = append([]*Version(nil), old.Versions...)
 	found := false
@@ -458,6 +506,8 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 	} else if l, ok := s.Leases.Get(e.Lease); !ok || l.Expires != e.Expires || !l.Live(m.Time) {
 		return fmt.Errorf("lease %d is not as the release says", e.Lease)
 	}
+	s.serve(e.Actor.Identity, e.Secret, e.Ruling.Grant, m.Time)
+	s.countAsked(e.Actor.Identity, e.Actor.Node, m.Time)
 	if e.Idem != nil && e.Idem.First == 0 {
 		lease := e.Lease
 		if lease == 0 {
@@ -589,6 +639,11 @@ func (e *RequestDenied) apply(s *State, m Meta) error {
 		d.Count = old.Count + 1
 	}
 	s.Denials.set(e.Actor.Identity, d)
+	if e.Beside == BesideAllowed {
+		s.countRefusal(e.Actor.Identity, e.Actor.Node, e.Target, e.Version, e.Purpose, e.Undecided, m.Time)
+	} else {
+		s.countAsked(e.Actor.Identity, e.Actor.Node, m.Time)
+	}
 	return nil
 }
 

@@ -223,6 +223,7 @@ func consistent(t testing.TB, s *State) {
 	s.Tokens.All(func(k string, _ *Token) bool { need(qToken, k); return true })
 	s.Identities.All(func(k string, _ *Identity) bool { need(qIdentity, k); return true })
 	s.Changes.All(func(k uint64, _ *Change) bool { need(qChange, indexKey(k)); return true })
+	s.Served.All(func(k string, _ *Served) bool { need(qServed, k); return true })
 	s.Holds.All(func(k string, h *Hold) bool {
 		if h.Until != 0 {
 			need(qHold, k)
@@ -505,7 +506,7 @@ func TestBundlesSupersede(t *testing.T) {
 	for g := uint64(2); g < 6; g++ {
 		ch := f.must(&ChangeProposed{Action: "bundle", Manifest: Digest{byte(g)}, Nonce: fmt.Sprint("n", g), Expires: f.now + 1000, Required: 1})
 		f.must(&ChangeApproved{Change: ch, Nonce: fmt.Sprint("m", g), Signature: Signature{Person: "bob"}})
-		f.must(&BundleInForce{Generation: g, Previous: Digest{byte(g - 1)}, Manifest: Digest{byte(g)}, Change: ch})
+		f.must(&BundleInForce{Generation: g, Previous: Digest{byte(g - 1)}, Manifest: Digest{byte(g)}, Change: ch, How: ByChange})
 		changes = append(changes, ch)
 		for i, c := range changes {
 			want := Superseded
@@ -521,7 +522,7 @@ func TestBundlesSupersede(t *testing.T) {
 		t.Fatalf("%+v", f.s)
 	}
 	// A change that is done does nothing again.
-	if err := f.apply(&BundleInForce{Generation: 6, Previous: Digest{5}, Manifest: Digest{4}, Change: changes[2]}); err == nil {
+	if err := f.apply(&BundleInForce{Generation: 6, Previous: Digest{5}, Manifest: Digest{4}, Change: changes[2], How: ByChange}); err == nil {
 		t.Fatal("a superseded change came back")
 	}
 }

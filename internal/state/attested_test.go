@@ -163,10 +163,15 @@ func TestSweepUses(t *testing.T) {
 func later(t testing.TB) *State {
 	t.Helper()
 	f, session := evidence(t)
-	f.must(&EvidenceUsed{Use: "tpm:m1", Key: Digest{1}, Session: session, Identity: "/node/tpm/m1", Until: f.now + 60_000})
+	f.must(&EvidenceUsed{Use: "tpm:m1", Key: Digest{1}, Session: session, Identity: "/node/tpm/m1", Until: f.now + 600_000})
 	f.must(&EvidenceUsed{Use: "tpm:m2", Key: Digest{1}, Session: session, Identity: "/node/tpm/m1"})
 	f.must(&IdentityDecommissioned{Identity: "/node/tpm/m0", Change: f.complete("identity.decommission", "/node/tpm/m0")})
 	f.must(&FederationRefreshed{Name: "partner", TrustDomain: "partner.example", Document: Digest{1}, Pin: Digest{2}})
+	f.must(&ProtocolRaised{Version: protocolRollout})
+	f.reads("/node/x/n0")
+	f.now += 1000
+	f.into(1)
+	f.loses("/node/x/n0")
 	return f.s
 }
 
@@ -208,12 +213,16 @@ func TestLaterTablesAreWrittenWithRows(t *testing.T) {
 		}
 	}
 	// Each alone, and each left out.
+	if n := len(old.s.laterTables()); n != 6 {
+		t.Fatalf("there are %d later tables, and the test knows six", n)
+	}
 	for i, one := range later(t).laterTables() {
 		for _, alone := range []bool{true, false} {
 			s := later(t)
 			for j, table := range []func(){
 				func() { s.Uses = newTable[string, *Use]() }, func() { s.Gone = newTable[string, uint64]() },
-				func() { s.Federations = newTable[string, *Federated]() },
+				func() { s.Federations = newTable[string, *Federated]() }, func() { s.rollouts = newTable[string, *Rollout]() },
+				func() { s.sources = newTable[string, *RolloutSource]() }, func() { s.Served = newTable[string, *Served]() },
 			} {
 				if (i == j) != alone {
 					table()

@@ -113,6 +113,9 @@ func (r Ruling) append(b []byte) []byte {
 		b = appendText(append(b, `,"grant":`...), r.Grant)
 	}
 	b = strconv.AppendInt(append(b, `,"evaluator":`...), int64(r.Evaluator), 10)
+	if r.Cohort != "" {
+		b = appendText(append(b, `,"cohort":`...), r.Cohort)
+	}
 	return append(b, '}')
 }
 

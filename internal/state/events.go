@@ -14,6 +14,7 @@ type Ruling struct {
 	Bundle     Digest `json:"bundle"`
 	Grant      string `json:"grant,omitempty"`
 	Evaluator  int    `json:"evaluator"`
+	Cohort     string `json:"cohort,omitempty"` // of a rollout; then Bundle is its candidate
 }
 
 // IdemKey is the idempotency key of the request, pinned to a keyed digest of it.
@@ -55,7 +56,9 @@ type BundleInForce struct {
 	Manifest   Digest `json:"manifest"`
 	Previous   Digest `json:"previous"`
 	Change     uint64 `json:"change"`
-	How        string `json:"how"` // change | rollback
+	How        string `json:"how"`             // ByChange, ByRollout or ByRollback
+	Watch      Millis `json:"watch,omitempty"` // until when the triggers of its rollout may take it back
+	Cause      *Cause `json:"cause,omitempty"` // of a rollback
 }
 
 // ChangeProposed opens a change. Text is what the proposer signed, byte for byte.
@@ -75,6 +78,12 @@ type ChangeProposed struct {
 	Actor     Actor      `json:"actor"`
 	Ruling    Ruling     `json:"ruling"`
 	Idem      *IdemKey   `json:"idem,omitempty"`
+	// Of a text of version 2: by which rollout of the bundle in force it comes into force, none: at once; what manifest it may be rolled
+	// back to; and the files that no rollback undoes.
+	Version     int      `json:"text_version,omitempty"`
+	Rollout     string   `json:"rollout,omitempty"`
+	Rollback    Digest   `json:"rollback,omitzero"`
+	Containment []string `json:"containment,omitempty"`
 }
 
 // ChangeApproved adds one person's approval: an SSHSIG over Text.
@@ -164,6 +173,7 @@ type SecretMoved struct {
 	Until   Millis       `json:"until,omitempty"`
 	Retires uint64       `json:"retires,omitempty"` // on promotion: what was current before
 	Reason  string       `json:"reason,omitempty"`
+	Change  uint64       `json:"change,omitempty"` // that approved it, if it took one
 	Actor   Actor        `json:"actor"`
 	Ruling  Ruling       `json:"ruling"`
 }
@@ -228,6 +238,10 @@ type RequestDenied struct {
 	Reason  string `json:"reason"`
 	Actor   Actor  `json:"actor"`
 	Ruling  Ruling `json:"ruling"`
+	Beside  string `json:"beside,omitempty"`  // during a rollout: "allowed" if the bundle beside the governing one allows it
+	Version uint64 `json:"version,omitempty"` // that is current, if it was to be read
+	// Undecided: the condition that kept a grant from allowing it could not be told.
+	Undecided bool `json:"undecided,omitempty"`
 }
 
 // DenialsSummed is what was not entered whole: by identity beyond 60 a minute, or unproved.
@@ -270,23 +284,55 @@ type ProtocolRaised struct {
 
 // The kinds of the events, in the order of Types.
 func (*Genesis) Kind() Kind            { return Kind{"environment.genesis", 1} }
-func (*BundleInForce) Kind() Kind      { return Kind{"bundle.in_force", 1} }
-func (*ChangeProposed) Kind() Kind     { return Kind{"change.proposed", 1} }
 func (*ChangeApproved) Kind() Kind     { return Kind{"change.approved", 1} }
 func (*ChangeRejected) Kind() Kind     { return Kind{"change.rejected", 1} }
 func (*TokenCreated) Kind() Kind       { return Kind{"token.created", 1} }
 func (*SessionOpened) Kind() Kind      { return Kind{"session.opened", 1} }
 func (*SessionClosed) Kind() Kind      { return Kind{"session.closed", 1} }
-func (*SecretWritten) Kind() Kind      { return Kind{"secret.written", 1} }
-func (*SecretMoved) Kind() Kind        { return Kind{"secret.moved", 1} }
-func (*SecretReleased) Kind() Kind     { return Kind{"secret.released", 1} }
-func (*LeaseRenewed) Kind() Kind       { return Kind{"lease.renewed", 1} }
 func (*LeaseReturned) Kind() Kind      { return Kind{"lease.returned", 1} }
 func (*RevocationRecorded) Kind() Kind { return Kind{"revocation.recorded", 1} }
 func (*HoldLifted) Kind() Kind         { return Kind{"hold.lifted", 1} }
-func (*RequestDenied) Kind() Kind      { return Kind{"request.denied", 1} }
 func (*DenialsSummed) Kind() Kind      { return Kind{"denials.summed", 1} }
 func (*KeyAdded) Kind() Kind           { return Kind{"key.added", 1} }
 func (*KeysRewrapped) Kind() Kind      { return Kind{"keys.rewrapped", 1} }
 func (*StateRootSet) Kind() Kind       { return Kind{"state.root", 1} }
 func (*ProtocolRaised) Kind() Kind     { return Kind{"protocol.raised", 1} }
+
+// These have a second version, which is the first with what rollouts add to it. An entry that makes no use of that is of the first, so
+// that what can be said in either way is said in one.
+
+// Kind is version 2 for what a change alone can't do.
+func (e *BundleInForce) Kind() Kind {
+	return versionOf("bundle.in_force", e.How != ByChange || e.Watch != 0 || e.Cause != nil)
+}
+
+// Kind is version 2 for a text of version 2.
+func (e *ChangeProposed) Kind() Kind {
+	return versionOf("change.proposed", e.Version != 0 || e.Rollout != "" || !e.Rollback.IsZero() || len(e.Containment) > 0)
+}
+
+// Kind is version 2 in a canary.
+func (e *SecretWritten) Kind() Kind { return versionOf("secret.written", e.Ruling.Cohort != "") }
+
+// Kind is version 2 in a canary, and by an approved change.
+func (e *SecretMoved) Kind() Kind {
+	return versionOf("secret.moved", e.Ruling.Cohort != "" || e.Change != 0)
+}
+
+// Kind is version 2 in a canary.
+func (e *SecretReleased) Kind() Kind { return versionOf("secret.released", e.Ruling.Cohort != "") }
+
+// Kind is version 2 in a canary.
+func (e *LeaseRenewed) Kind() Kind { return versionOf("lease.renewed", e.Ruling.Cohort != "") }
+
+// Kind is version 2 where a rollout has something to say about it.
+func (e *RequestDenied) Kind() Kind {
+	return versionOf("request.denied", e.Ruling.Cohort != "" || e.Beside != "" || e.Version != 0 || e.Undecided)
+}
+
+func versionOf(name string, second bool) Kind {
+	if second {
+		return Kind{name, 2}
+	}
+	return Kind{name, 1}
+}

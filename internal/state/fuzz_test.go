@@ -24,6 +24,20 @@ func FuzzDecode(f *testing.F) {
 	for range 200 {
 		full.step()
 	}
+	full.must(&ProtocolRaised{Version: protocolRollout})
+	ch := full.into(1)
+	for _, ev := range []Event{ // what may come next
+		full.moved(ch, 2), &RolloutEnded{Change: ch, Generation: full.s.Generation + 1, Cause: Cause{By: ByTrigger, Figure: &Figure{Named: []string{"/node/x/n0"}}}},
+		&RolloutObserved{Change: ch, Compared: 2, Differences: []Difference{{Identity: "/node/x/n0", Secret: "db/a", Allowed: true, Count: 1}}},
+		&RequestDenied{Action: "secret.read", Target: "db/a", Actor: Actor{Identity: "/node/x/n0"}, Beside: BesideAllowed, Ruling: Ruling{Cohort: CohortCanary}},
+		&BundleInForce{Generation: full.s.Generation + 1, Manifest: rolloutCandidate, Previous: full.s.Bundle, Change: ch, How: ByRollout, Watch: full.now},
+	} {
+		b, err := Encode(&Entry{Time: full.now, Event: ev})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := Decode(b)
 		if err != nil {

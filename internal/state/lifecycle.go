@@ -45,17 +45,20 @@ func CheckMove(from, to VersionState) error {
 	return problem.New(problem.ReasonLifecycle, "a version that is %s can't become %s, but only %s", from, to, strings.Join(legal, " or "))
 }
 
-// ChangeState is the lifecycle state of a change. Shadow and canary join with staged rollouts.
+// ChangeState is the lifecycle state of a change.
 type ChangeState string
 
-// The states of a change so far.
+// The states of a change.
 const (
 	Proposed   ChangeState = "proposed"
 	Approved   ChangeState = "approved"
+	Shadow     ChangeState = "shadow"
+	Canary     ChangeState = "canary"
 	InForce    ChangeState = "in force"
 	Done       ChangeState = "done" // an act that is not a bundle was carried out
 	Superseded ChangeState = "superseded"
 	Rejected   ChangeState = "rejected"
+	RolledBack ChangeState = "rolled back"
 	Expired    ChangeState = "expired" // computed, never entered
 )
 

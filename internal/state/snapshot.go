@@ -238,7 +238,8 @@ func (s *State) tables() []tableIO {
 // laterTables are those that came after the first version, in the order of the snapshot. They are written if they have rows: so the root of a
 // state that makes no use of them is the same as ever.
 func (s *State) laterTables() []tableIO {
-	return []tableIO{tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations)}
+	return []tableIO{tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
+		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served)}
 }
 
 // readIfThere reads the table if it is the next one. A table that is there without rows was not written by Snapshot.
@@ -352,8 +353,15 @@ func readRow[K cmp.Ordered, V any](line []byte, key *K, value *V) error {
 	if v := reflect.ValueOf(got.Value); v.Kind() == reflect.Pointer && v.IsNil() {
 		return fmt.Errorf("a row has no value")
 	}
-	if l, ok := any(got.Value).(*Lease); ok {
-		l.intern()
+	switch v := any(got.Value).(type) {
+	case *Lease:
+		v.intern()
+	case *Served:
+		v.Identity, v.Secret, v.Grant = shared(v.Identity), shared(v.Secret), shared(v.Grant)
+	case *Rollout:
+		if err := v.prepare(); err != nil {
+			return err
+		}
 	}
 	*value = got.Value
 	switch p := any(key).(type) {

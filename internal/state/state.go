@@ -52,6 +52,10 @@ type State struct {
 	queue      Table[string, struct{}]   // what to sweep when, see expire.go
 
 	Federations Table[string, *Federated] // by the relation's name
+
+	rollouts Table[string, *Rollout]       // at most one: see Rollout
+	sources  Table[string, *RolloutSource] // of its present step
+	Served   Table[string, *Served]        // who was given what, by ServedKey
 }
 
 // Env is what genesis says for ever.
@@ -132,9 +136,11 @@ type Lease struct {
 // intern lets leases share their texts: a million of them have a few thousand different ones.
 func (l *Lease) intern() {
 	for _, text := range []*string{&l.Identity, &l.Node, &l.Anchor, &l.Secret, &l.Purpose, &l.Grant} {
-		*text = unique.Make(*text).Value()
+		*text = shared(*text)
 	}
 }
+
+func shared(text string) string { return unique.Make(text).Value() }
 
 // Live reports whether the lease is active at a moment, revocations aside.
 func (l *Lease) Live(now Millis) bool { return l.Returned == 0 && now < l.Expires }
@@ -226,6 +232,12 @@ type Change struct {
 	Created   Millis      `json:"created"`
 	Expires   Millis      `json:"expires"`
 	Reason    string      `json:"reason,omitempty"`
+	// Of a bundle: by which rollout it comes into force, and what it may be rolled back to.
+	Rollout  string `json:"rollout,omitempty"`
+	Rollback Digest `json:"rollback,omitzero"`
+	// Text is the version of what was signed, which approvals are of too; 0: the first.
+	Text        int      `json:"text,omitempty"`
+	Containment []string `json:"containment,omitempty"`
 }
 
 // Approval is one person's yes.
@@ -306,12 +318,13 @@ func New() *State {
 		Keys: newTable[string, *PublicKey](), Manifests: newTable[string, uint64](),
 		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
 		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
+		rollouts: newTable[string, *Rollout](), sources: newTable[string, *RolloutSource](), Served: newTable[string, *Served](),
 	}
 }
 
 // Rows is the number of rows of the large tables: what a snapshot takes its time for.
 func (s *State) Rows() int {
-	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.Uses.Len() + s.SeenKeys.Len() + s.queue.Len()
+	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.Uses.Len() + s.SeenKeys.Len() + s.queue.Len() + s.Served.Len()
 }
 
 // Fork is an isolated copy in O(1). The original must not be written by anybody else meanwhile.
@@ -325,6 +338,7 @@ func (s *State) Fork() *State {
 	f.Manifests, f.queue = s.Manifests.fork(), s.queue.fork()
 	f.Uses, f.Gone = s.Uses.fork(), s.Gone.fork()
 	f.Federations = s.Federations.fork()
+	f.rollouts, f.sources, f.Served = s.rollouts.fork(), s.sources.fork(), s.Served.fork()
 	return &f
 }
 

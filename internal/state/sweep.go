@@ -35,6 +35,7 @@ const (
 	qChange   queueKind = 'c'
 	qHold     queueKind = 'h'
 	qUse      queueKind = 'u'
+	qServed   queueKind = 'v'
 )
 
 func queueKey(at Millis, kind queueKind, key string) string {
@@ -63,7 +64,7 @@ func (s *State) sweep(now Millis) {
 		}
 		s.queue.del(first)
 		kind, key := queueKind(first[8]), first[9:]
-		if due := s.due(kind, key); due > now {
+		if due := s.due(kind, key, now); due > now {
 			s.enqueue(due, kind, key)
 		} else if due >= 0 {
 			s.remove(kind, key)
@@ -71,8 +72,8 @@ func (s *State) sweep(now Millis) {
 	}
 }
 
-// due is when the row may go; -1 if it is gone already.
-func (s *State) due(kind queueKind, key string) Millis {
+// due is when the row may go, as far as is known now; -1 if it is gone already.
+func (s *State) due(kind queueKind, key string, now Millis) Millis {
 	switch kind {
 	case qSession:
 		if x, ok := s.Sessions.Get(indexOf(key)); ok {
@@ -108,7 +109,7 @@ func (s *State) due(kind queueKind, key string) Millis {
 		}
 	case qChange:
 		if x, ok := s.Changes.Get(indexOf(key)); ok {
-			return x.Expires + keepChange
+			return max(x.Expires, s.rolledUntil(x.Index, now)) + keepChange
 		}
 	case qHold:
 		if x, ok := s.Holds.Get(key); ok && x.Until != 0 {
@@ -117,6 +118,10 @@ func (s *State) due(kind queueKind, key string) Millis {
 	case qUse:
 		if x, ok := s.Uses.Get(key); ok && x.Until != 0 {
 			return x.Until
+		}
+	case qServed:
+		if x, ok := s.Served.Get(key); ok {
+			return x.Last + keepServed
 		}
 	}
 	return -1
@@ -152,6 +157,8 @@ func (s *State) remove(kind queueKind, key string) {
 		s.Holds.del(key)
 	case qUse:
 		s.Uses.del(key)
+	case qServed:
+		s.Served.del(key)
 	}
 }
 

@@ -34,7 +34,7 @@ type Type struct {
 }
 
 // Protocol is the newest protocol version that this program writes and reads.
-const Protocol = 2
+const Protocol = 3
 
 // MayWrite reports whether the table allows the event's type under the protocol that was raised.
 func (s *State) MayWrite(ev Event) bool {
@@ -78,6 +78,16 @@ var Types = []Type{
 	{Kind{"key.withdrawn", 1}, func() Event { return new(KeyWithdrawn) }, "others were told to trust a key, and those before it, no more", 2},
 	{Kind{"jwt.issued", 1}, func() Event { return new(JWTIssued) }, "a JWT-SVID was issued", 2},
 	{Kind{"federation.refreshed", 1}, func() Event { return new(FederationRefreshed) }, "the trust bundle of another trust domain was fetched anew", 2},
+	{Kind{"rollout.moved", 1}, func() Event { return new(RolloutMoved) }, "an approved bundle went to the next step of its rollout", 3},
+	{Kind{"rollout.ended", 1}, func() Event { return new(RolloutEnded) }, "a rollout was taken back before its bundle was in force", 3},
+	{Kind{"rollout.observed", 1}, func() Event { return new(RolloutObserved) }, "what the candidate of a rollout would have decided otherwise, summed", 3},
+	{Kind{"bundle.in_force", 2}, func() Event { return new(BundleInForce) }, "the same: after a rollout, or again, by a rollback", 3},
+	{Kind{"change.proposed", 2}, func() Event { return new(ChangeProposed) }, "the same, with how it comes into force and what it may be rolled back to", 3},
+	{Kind{"secret.written", 2}, func() Event { return new(SecretWritten) }, "the same, decided by the candidate of a rollout", 3},
+	{Kind{"secret.moved", 2}, func() Event { return new(SecretMoved) }, "the same, decided by the candidate of a rollout, or by an approved change", 3},
+	{Kind{"secret.released", 2}, func() Event { return new(SecretReleased) }, "the same, decided by the candidate of a rollout", 3},
+	{Kind{"lease.renewed", 2}, func() Event { return new(LeaseRenewed) }, "the same, decided by the candidate of a rollout", 3},
+	{Kind{"request.denied", 2}, func() Event { return new(RequestDenied) }, "the same, during a rollout: with what the bundle beside it says", 3},
 }
 
 var typeIndex = func() map[Kind]func() Event {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -34,6 +35,7 @@ func (s *Site) Propose(ctx context.Context, admin *client.Client, edit func(poli
 	for _, f := range base.Files() {
 		files[f.Path] = by[f.Digest]
 	}
+	before := maps.Clone(files)
 	edit(files)
 	m, err := policy.BuildManifest(files, policy.Header{Environment: s.Name, Genesis: policy.Digest(s.Genesis), Version: base.Header().Version + 1, Previous: base.Digest()})
 	if err != nil {
@@ -48,7 +50,11 @@ func (s *Site) Propose(ctx context.Context, admin *client.Client, edit func(poli
 		return nil, err
 	}
 	ask.ManifestSignature = &bailmentv1.Signature{Sshsig: sig}
-	return s.propose(ctx, admin, ceremony.Change{Action: "bundle", Base: base.Digest().String(), New: m.Digest().String()}, ask)
+	text := ceremony.Change{Action: "bundle", Base: base.Digest().String(), New: m.Digest().String()}
+	if text.Rollback, err = policy.RollbackDigest(m, before, files, nil); err != nil {
+		return nil, err
+	}
+	return s.propose(ctx, admin, text, ask)
 }
 
 // propose completes and signs a proposal, sends it, and signs the approval of it.

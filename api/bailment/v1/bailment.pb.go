@@ -3438,6 +3438,7 @@ func (x *ProposeResponse) GetGeneration() uint64 {
 type ListChangesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OpenOnly      bool                   `protobuf:"varint,1,opt,name=open_only,json=openOnly,proto3" json:"open_only,omitempty"`
+	Mine          bool                   `protobuf:"varint,2,opt,name=mine,proto3" json:"mine,omitempty"` // only those that the caller could approve now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3475,6 +3476,13 @@ func (*ListChangesRequest) Descriptor() ([]byte, []int) {
 func (x *ListChangesRequest) GetOpenOnly() bool {
 	if x != nil {
 		return x.OpenOnly
+	}
+	return false
+}
+
+func (x *ListChangesRequest) GetMine() bool {
+	if x != nil {
+		return x.Mine
 	}
 	return false
 }
@@ -3537,6 +3545,11 @@ type ChangeInfo struct {
 	Created       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created,proto3" json:"created,omitempty"`
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=expires,proto3" json:"expires,omitempty"`
 	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
+	Rollout       string                 `protobuf:"bytes,13,opt,name=rollout,proto3" json:"rollout,omitempty"`                             // by which it comes into force; empty: at once
+	Rollback      string                 `protobuf:"bytes,14,opt,name=rollback,proto3" json:"rollback,omitempty"`                           // digest of the manifest that it may be rolled back to
+	Containment   []string               `protobuf:"bytes,15,rep,name=containment,proto3" json:"containment,omitempty"`                     // files that no rollback undoes
+	TextVersion   int32                  `protobuf:"varint,16,opt,name=text_version,json=textVersion,proto3" json:"text_version,omitempty"` // of what is signed
+	Progress      *RolloutInfo           `protobuf:"bytes,17,opt,name=progress,proto3" json:"progress,omitempty"`                           // if it is being rolled out, or is watched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3655,6 +3668,344 @@ func (x *ChangeInfo) GetReason() string {
 	return ""
 }
 
+func (x *ChangeInfo) GetRollout() string {
+	if x != nil {
+		return x.Rollout
+	}
+	return ""
+}
+
+func (x *ChangeInfo) GetRollback() string {
+	if x != nil {
+		return x.Rollback
+	}
+	return ""
+}
+
+func (x *ChangeInfo) GetContainment() []string {
+	if x != nil {
+		return x.Containment
+	}
+	return nil
+}
+
+func (x *ChangeInfo) GetTextVersion() int32 {
+	if x != nil {
+		return x.TextVersion
+	}
+	return 0
+}
+
+func (x *ChangeInfo) GetProgress() *RolloutInfo {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// Where a rollout is.
+type RolloutInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stage         string                 `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"` // shadow | canary | in force
+	Step          int32                  `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`  // from 1
+	Steps         int32                  `protobuf:"varint,3,opt,name=steps,proto3" json:"steps,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`        // the step's end, or the end of the watch
+	Share         int32                  `protobuf:"varint,5,opt,name=share,proto3" json:"share,omitempty"`       // percent of the identities
+	Cohort        []string               `protobuf:"bytes,6,rep,name=cohort,proto3" json:"cohort,omitempty"`      // instead of a share
+	Compared      uint64                 `protobuf:"varint,7,opt,name=compared,proto3" json:"compared,omitempty"` // decisions of shadows
+	Differed      uint64                 `protobuf:"varint,8,opt,name=differed,proto3" json:"differed,omitempty"`
+	Asked         int32                  `protobuf:"varint,9,opt,name=asked,proto3" json:"asked,omitempty"` // machines and repositories that asked in this step
+	Triggers      []*TriggerInfo         `protobuf:"bytes,10,rep,name=triggers,proto3" json:"triggers,omitempty"`
+	Differences   []*DifferenceInfo      `protobuf:"bytes,11,rep,name=differences,proto3" json:"differences,omitempty"` // some
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutInfo) Reset() {
+	*x = RolloutInfo{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutInfo) ProtoMessage() {}
+
+func (x *RolloutInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutInfo.ProtoReflect.Descriptor instead.
+func (*RolloutInfo) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RolloutInfo) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RolloutInfo) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *RolloutInfo) GetSteps() int32 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *RolloutInfo) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *RolloutInfo) GetShare() int32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *RolloutInfo) GetCohort() []string {
+	if x != nil {
+		return x.Cohort
+	}
+	return nil
+}
+
+func (x *RolloutInfo) GetCompared() uint64 {
+	if x != nil {
+		return x.Compared
+	}
+	return 0
+}
+
+func (x *RolloutInfo) GetDiffered() uint64 {
+	if x != nil {
+		return x.Differed
+	}
+	return 0
+}
+
+func (x *RolloutInfo) GetAsked() int32 {
+	if x != nil {
+		return x.Asked
+	}
+	return 0
+}
+
+func (x *RolloutInfo) GetTriggers() []*TriggerInfo {
+	if x != nil {
+		return x.Triggers
+	}
+	return nil
+}
+
+func (x *RolloutInfo) GetDifferences() []*DifferenceInfo {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+// What a trigger counts, and when it fires.
+type TriggerInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	On            string                 `protobuf:"bytes,1,opt,name=on,proto3" json:"on,omitempty"` // denied | undecided
+	Counted       int32                  `protobuf:"varint,2,opt,name=counted,proto3" json:"counted,omitempty"`
+	Sources       int32                  `protobuf:"varint,3,opt,name=sources,proto3" json:"sources,omitempty"` // at least so many
+	Share         int32                  `protobuf:"varint,4,opt,name=share,proto3" json:"share,omitempty"`     // and more than so many percent of those that asked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TriggerInfo) Reset() {
+	*x = TriggerInfo{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TriggerInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TriggerInfo) ProtoMessage() {}
+
+func (x *TriggerInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TriggerInfo.ProtoReflect.Descriptor instead.
+func (*TriggerInfo) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *TriggerInfo) GetOn() string {
+	if x != nil {
+		return x.On
+	}
+	return ""
+}
+
+func (x *TriggerInfo) GetCounted() int32 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *TriggerInfo) GetSources() int32 {
+	if x != nil {
+		return x.Sources
+	}
+	return 0
+}
+
+func (x *TriggerInfo) GetShare() int32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+// A decision that the candidate would have made otherwise.
+type DifferenceInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	Secret        string                 `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`
+	Purpose       string                 `protobuf:"bytes,5,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Allowed       bool                   `protobuf:"varint,6,opt,name=allowed,proto3" json:"allowed,omitempty"` // by what governs; the other bundle says the opposite
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Grant         string                 `protobuf:"bytes,8,opt,name=grant,proto3" json:"grant,omitempty"`
+	Count         uint64                 `protobuf:"varint,9,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DifferenceInfo) Reset() {
+	*x = DifferenceInfo{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DifferenceInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DifferenceInfo) ProtoMessage() {}
+
+func (x *DifferenceInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DifferenceInfo.ProtoReflect.Descriptor instead.
+func (*DifferenceInfo) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *DifferenceInfo) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *DifferenceInfo) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *DifferenceInfo) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type GetChangeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Change        uint64                 `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
@@ -3664,7 +4015,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +4027,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[51]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +4040,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{51}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetChangeRequest) GetChange() uint64 {
@@ -3706,13 +4057,15 @@ type GetChangeResponse struct {
 	ProposalSignature *Signature             `protobuf:"bytes,3,opt,name=proposal_signature,json=proposalSignature,proto3" json:"proposal_signature,omitempty"`
 	Manifest          string                 `protobuf:"bytes,4,opt,name=manifest,proto3" json:"manifest,omitempty"`
 	Files             [][]byte               `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	Approvals         []*ApprovalInfo        `protobuf:"bytes,6,rep,name=approvals,proto3" json:"approvals,omitempty"`
+	ManifestSignature *Signature             `protobuf:"bytes,7,opt,name=manifest_signature,json=manifestSignature,proto3" json:"manifest_signature,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +4077,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[52]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +4090,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{52}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetChangeResponse) GetChange() *ChangeInfo {
@@ -3775,6 +4128,89 @@ func (x *GetChangeResponse) GetFiles() [][]byte {
 	return nil
 }
 
+func (x *GetChangeResponse) GetApprovals() []*ApprovalInfo {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
+func (x *GetChangeResponse) GetManifestSignature() *Signature {
+	if x != nil {
+		return x.ManifestSignature
+	}
+	return nil
+}
+
+// One person's approval as it was entered.
+type ApprovalInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         uint64                 `protobuf:"varint,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Signature     *Signature             `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	Counts        bool                   `protobuf:"varint,4,opt,name=counts,proto3" json:"counts,omitempty"` // neither the person nor the key was revoked since
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApprovalInfo) Reset() {
+	*x = ApprovalInfo{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApprovalInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApprovalInfo) ProtoMessage() {}
+
+func (x *ApprovalInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApprovalInfo.ProtoReflect.Descriptor instead.
+func (*ApprovalInfo) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ApprovalInfo) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
+}
+
+func (x *ApprovalInfo) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ApprovalInfo) GetSignature() *Signature {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *ApprovalInfo) GetCounts() bool {
+	if x != nil {
+		return x.Counts
+	}
+	return false
+}
+
 type ApproveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Change        uint64                 `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
@@ -3786,7 +4222,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3798,7 +4234,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[53]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3811,7 +4247,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{53}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApproveRequest) GetChange() uint64 {
@@ -3846,7 +4282,7 @@ type ApproveResponse struct {
 
 func (x *ApproveResponse) Reset() {
 	*x = ApproveResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +4294,7 @@ func (x *ApproveResponse) String() string {
 func (*ApproveResponse) ProtoMessage() {}
 
 func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[54]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +4307,7 @@ func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
 func (*ApproveResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{54}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApproveResponse) GetChange() *ChangeInfo {
@@ -3905,7 +4341,7 @@ type RejectRequest struct {
 
 func (x *RejectRequest) Reset() {
 	*x = RejectRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4353,7 @@ func (x *RejectRequest) String() string {
 func (*RejectRequest) ProtoMessage() {}
 
 func (x *RejectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[55]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4366,7 @@ func (x *RejectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{55}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RejectRequest) GetChange() uint64 {
@@ -3956,7 +4392,7 @@ type RejectResponse struct {
 
 func (x *RejectResponse) Reset() {
 	*x = RejectResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4404,7 @@ func (x *RejectResponse) String() string {
 func (*RejectResponse) ProtoMessage() {}
 
 func (x *RejectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[56]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4417,7 @@ func (x *RejectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectResponse.ProtoReflect.Descriptor instead.
 func (*RejectResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{56}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RejectResponse) GetEntry() *EntryRef {
@@ -3989,6 +4425,118 @@ func (x *RejectResponse) GetEntry() *EntryRef {
 		return x.Entry
 	}
 	return nil
+}
+
+type RollBackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        uint64                 `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackRequest) Reset() {
+	*x = RollBackRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackRequest) ProtoMessage() {}
+
+func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
+func (*RollBackRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *RollBackRequest) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+func (x *RollBackRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RollBackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        *ChangeInfo            `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	Entry         *EntryRef              `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"` // 0: the candidate governed nobody yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackResponse) Reset() {
+	*x = RollBackResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackResponse) ProtoMessage() {}
+
+func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
+func (*RollBackResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *RollBackResponse) GetChange() *ChangeInfo {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *RollBackResponse) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *RollBackResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
 }
 
 type GetBundleRequest struct {
@@ -4000,7 +4548,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4560,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[57]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4573,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{57}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetBundleRequest) GetDigest() string {
@@ -4047,7 +4595,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4607,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[58]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4620,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{58}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetBundleResponse) GetManifest() string {
@@ -4117,7 +4665,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4129,7 +4677,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[59]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4142,7 +4690,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{59}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExplainRequest) GetIdentity() string {
@@ -4204,7 +4752,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4216,7 +4764,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[60]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4229,7 +4777,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{60}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExplainResponse) GetAllowed() bool {
@@ -4308,7 +4856,7 @@ type RuleTrace struct {
 
 func (x *RuleTrace) Reset() {
 	*x = RuleTrace{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4320,7 +4868,7 @@ func (x *RuleTrace) String() string {
 func (*RuleTrace) ProtoMessage() {}
 
 func (x *RuleTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[61]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4333,7 +4881,7 @@ func (x *RuleTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleTrace.ProtoReflect.Descriptor instead.
 func (*RuleTrace) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{61}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RuleTrace) GetGrant() string {
@@ -4382,7 +4930,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4394,7 +4942,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[62]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4407,7 +4955,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{62}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Check) GetName() string {
@@ -4439,7 +4987,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4451,7 +4999,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4464,7 +5012,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
 }
 
 type GetCheckpointResponse struct {
@@ -4476,7 +5024,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4488,7 +5036,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4501,7 +5049,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -4521,7 +5069,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +5081,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +5094,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -4575,7 +5123,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4587,7 +5135,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4600,7 +5148,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -4641,7 +5189,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4653,7 +5201,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4666,7 +5214,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -4692,7 +5240,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4704,7 +5252,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4717,7 +5265,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -4736,7 +5284,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +5296,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +5309,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -4781,7 +5329,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4793,7 +5341,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4806,7 +5354,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -4834,7 +5382,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4846,7 +5394,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4859,7 +5407,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -4892,7 +5440,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4904,7 +5452,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4917,7 +5465,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -4935,7 +5483,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4947,7 +5495,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4960,7 +5508,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
 }
 
 type ListKeysResponse struct {
@@ -4972,7 +5520,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4984,7 +5532,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4997,7 +5545,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -5020,7 +5568,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5032,7 +5580,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5045,7 +5593,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -5092,7 +5640,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5104,7 +5652,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5117,7 +5665,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -5137,7 +5685,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5149,7 +5697,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5162,7 +5710,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -5187,7 +5735,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5199,7 +5747,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5212,7 +5760,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
 }
 
 type RewrapProgress struct {
@@ -5226,7 +5774,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5238,7 +5786,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5251,7 +5799,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -5284,7 +5832,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5296,7 +5844,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5309,7 +5857,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -5333,7 +5881,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5345,7 +5893,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5358,7 +5906,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -5419,7 +5967,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5979,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5992,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Problem) GetKind() string {
@@ -5777,11 +6325,12 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x05entry\x18\x04 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x05 \x01(\x04R\n" +
-	"generation\"1\n" +
+	"generation\"E\n" +
 	"\x12ListChangesRequest\x12\x1b\n" +
-	"\topen_only\x18\x01 \x01(\bR\bopenOnly\"H\n" +
+	"\topen_only\x18\x01 \x01(\bR\bopenOnly\x12\x12\n" +
+	"\x04mine\x18\x02 \x01(\bR\x04mine\"H\n" +
 	"\x13ListChangesResponse\x121\n" +
-	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\"\xf7\x02\n" +
+	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\"\xa8\x04\n" +
 	"\n" +
 	"ChangeInfo\x12\x16\n" +
 	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x16\n" +
@@ -5797,15 +6346,55 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\acreated\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\aexpires\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x16\n" +
-	"\x06reason\x18\f \x01(\tR\x06reason\"*\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x12\x18\n" +
+	"\arollout\x18\r \x01(\tR\arollout\x12\x1a\n" +
+	"\brollback\x18\x0e \x01(\tR\brollback\x12 \n" +
+	"\vcontainment\x18\x0f \x03(\tR\vcontainment\x12!\n" +
+	"\ftext_version\x18\x10 \x01(\x05R\vtextVersion\x124\n" +
+	"\bprogress\x18\x11 \x01(\v2\x18.bailment.v1.RolloutInfoR\bprogress\"\xf0\x02\n" +
+	"\vRolloutInfo\x12\x14\n" +
+	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\x05R\x04step\x12\x14\n" +
+	"\x05steps\x18\x03 \x01(\x05R\x05steps\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x14\n" +
+	"\x05share\x18\x05 \x01(\x05R\x05share\x12\x16\n" +
+	"\x06cohort\x18\x06 \x03(\tR\x06cohort\x12\x1a\n" +
+	"\bcompared\x18\a \x01(\x04R\bcompared\x12\x1a\n" +
+	"\bdiffered\x18\b \x01(\x04R\bdiffered\x12\x14\n" +
+	"\x05asked\x18\t \x01(\x05R\x05asked\x124\n" +
+	"\btriggers\x18\n" +
+	" \x03(\v2\x18.bailment.v1.TriggerInfoR\btriggers\x12=\n" +
+	"\vdifferences\x18\v \x03(\v2\x1b.bailment.v1.DifferenceInfoR\vdifferences\"g\n" +
+	"\vTriggerInfo\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\tR\x02on\x12\x18\n" +
+	"\acounted\x18\x02 \x01(\x05R\acounted\x12\x18\n" +
+	"\asources\x18\x03 \x01(\x05R\asources\x12\x14\n" +
+	"\x05share\x18\x04 \x01(\x05R\x05share\"\xe8\x01\n" +
+	"\x0eDifferenceInfo\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
+	"\x06secret\x18\x04 \x01(\tR\x06secret\x12\x18\n" +
+	"\apurpose\x18\x05 \x01(\tR\apurpose\x12\x18\n" +
+	"\aallowed\x18\x06 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
+	"\x05grant\x18\b \x01(\tR\x05grant\x12\x14\n" +
+	"\x05count\x18\t \x01(\x04R\x05count\"*\n" +
 	"\x10GetChangeRequest\x12\x16\n" +
-	"\x06change\x18\x01 \x01(\x04R\x06change\"\xe2\x01\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\"\xe2\x02\n" +
 	"\x11GetChangeResponse\x12/\n" +
 	"\x06change\x18\x01 \x01(\v2\x17.bailment.v1.ChangeInfoR\x06change\x12#\n" +
 	"\rproposal_text\x18\x02 \x01(\tR\fproposalText\x12E\n" +
 	"\x12proposal_signature\x18\x03 \x01(\v2\x16.bailment.v1.SignatureR\x11proposalSignature\x12\x1a\n" +
 	"\bmanifest\x18\x04 \x01(\tR\bmanifest\x12\x14\n" +
-	"\x05files\x18\x05 \x03(\fR\x05files\"r\n" +
+	"\x05files\x18\x05 \x03(\fR\x05files\x127\n" +
+	"\tapprovals\x18\x06 \x03(\v2\x19.bailment.v1.ApprovalInfoR\tapprovals\x12E\n" +
+	"\x12manifest_signature\x18\a \x01(\v2\x16.bailment.v1.SignatureR\x11manifestSignature\"\x86\x01\n" +
+	"\fApprovalInfo\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\x04R\x05entry\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x124\n" +
+	"\tsignature\x18\x03 \x01(\v2\x16.bailment.v1.SignatureR\tsignature\x12\x16\n" +
+	"\x06counts\x18\x04 \x01(\bR\x06counts\"r\n" +
 	"\x0eApproveRequest\x12\x16\n" +
 	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x124\n" +
@@ -5820,7 +6409,16 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"=\n" +
 	"\x0eRejectResponse\x12+\n" +
-	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"*\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"A\n" +
+	"\x0fRollBackRequest\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x90\x01\n" +
+	"\x10RollBackResponse\x12/\n" +
+	"\x06change\x18\x01 \x01(\v2\x17.bailment.v1.ChangeInfoR\x06change\x12+\n" +
+	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\"*\n" +
 	"\x10GetBundleRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xac\x01\n" +
 	"\x11GetBundleResponse\x12\x1a\n" +
@@ -5961,13 +6559,14 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\vReturnLease\x12\x1f.bailment.v1.ReturnLeaseRequest\x1a .bailment.v1.ReturnLeaseResponse2\xb4\x01\n" +
 	"\x11RevocationService\x12A\n" +
 	"\x06Revoke\x12\x1a.bailment.v1.RevokeRequest\x1a\x1b.bailment.v1.RevokeResponse\x12\\\n" +
-	"\x0fListRevocations\x12#.bailment.v1.ListRevocationsRequest\x1a$.bailment.v1.ListRevocationsResponse2\xc8\x03\n" +
+	"\x0fListRevocations\x12#.bailment.v1.ListRevocationsRequest\x1a$.bailment.v1.ListRevocationsResponse2\x91\x04\n" +
 	"\rChangeService\x12D\n" +
 	"\aPropose\x12\x1b.bailment.v1.ProposeRequest\x1a\x1c.bailment.v1.ProposeResponse\x12P\n" +
 	"\vListChanges\x12\x1f.bailment.v1.ListChangesRequest\x1a .bailment.v1.ListChangesResponse\x12J\n" +
 	"\tGetChange\x12\x1d.bailment.v1.GetChangeRequest\x1a\x1e.bailment.v1.GetChangeResponse\x12D\n" +
 	"\aApprove\x12\x1b.bailment.v1.ApproveRequest\x1a\x1c.bailment.v1.ApproveResponse\x12A\n" +
-	"\x06Reject\x12\x1a.bailment.v1.RejectRequest\x1a\x1b.bailment.v1.RejectResponse\x12J\n" +
+	"\x06Reject\x12\x1a.bailment.v1.RejectRequest\x1a\x1b.bailment.v1.RejectResponse\x12G\n" +
+	"\bRollBack\x12\x1c.bailment.v1.RollBackRequest\x1a\x1d.bailment.v1.RollBackResponse\x12J\n" +
 	"\tGetBundle\x12\x1d.bailment.v1.GetBundleRequest\x1a\x1e.bailment.v1.GetBundleResponse2V\n" +
 	"\x0eExplainService\x12D\n" +
 	"\aExplain\x12\x1b.bailment.v1.ExplainRequest\x1a\x1c.bailment.v1.ExplainResponse2\x9e\x03\n" +
@@ -6000,7 +6599,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -6054,190 +6653,207 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*ListChangesRequest)(nil),      // 49: bailment.v1.ListChangesRequest
 	(*ListChangesResponse)(nil),     // 50: bailment.v1.ListChangesResponse
 	(*ChangeInfo)(nil),              // 51: bailment.v1.ChangeInfo
-	(*GetChangeRequest)(nil),        // 52: bailment.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),       // 53: bailment.v1.GetChangeResponse
-	(*ApproveRequest)(nil),          // 54: bailment.v1.ApproveRequest
-	(*ApproveResponse)(nil),         // 55: bailment.v1.ApproveResponse
-	(*RejectRequest)(nil),           // 56: bailment.v1.RejectRequest
-	(*RejectResponse)(nil),          // 57: bailment.v1.RejectResponse
-	(*GetBundleRequest)(nil),        // 58: bailment.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 59: bailment.v1.GetBundleResponse
-	(*ExplainRequest)(nil),          // 60: bailment.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 61: bailment.v1.ExplainResponse
-	(*RuleTrace)(nil),               // 62: bailment.v1.RuleTrace
-	(*Check)(nil),                   // 63: bailment.v1.Check
-	(*GetCheckpointRequest)(nil),    // 64: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 65: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 66: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 67: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 68: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 69: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 70: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 71: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 72: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 73: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 74: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 75: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 76: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 77: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 78: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 79: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 80: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 81: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 82: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 83: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 84: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 85: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 86: google.protobuf.Duration
+	(*RolloutInfo)(nil),             // 52: bailment.v1.RolloutInfo
+	(*TriggerInfo)(nil),             // 53: bailment.v1.TriggerInfo
+	(*DifferenceInfo)(nil),          // 54: bailment.v1.DifferenceInfo
+	(*GetChangeRequest)(nil),        // 55: bailment.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),       // 56: bailment.v1.GetChangeResponse
+	(*ApprovalInfo)(nil),            // 57: bailment.v1.ApprovalInfo
+	(*ApproveRequest)(nil),          // 58: bailment.v1.ApproveRequest
+	(*ApproveResponse)(nil),         // 59: bailment.v1.ApproveResponse
+	(*RejectRequest)(nil),           // 60: bailment.v1.RejectRequest
+	(*RejectResponse)(nil),          // 61: bailment.v1.RejectResponse
+	(*RollBackRequest)(nil),         // 62: bailment.v1.RollBackRequest
+	(*RollBackResponse)(nil),        // 63: bailment.v1.RollBackResponse
+	(*GetBundleRequest)(nil),        // 64: bailment.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 65: bailment.v1.GetBundleResponse
+	(*ExplainRequest)(nil),          // 66: bailment.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 67: bailment.v1.ExplainResponse
+	(*RuleTrace)(nil),               // 68: bailment.v1.RuleTrace
+	(*Check)(nil),                   // 69: bailment.v1.Check
+	(*GetCheckpointRequest)(nil),    // 70: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 71: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 72: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 73: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 74: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 75: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 76: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 77: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 78: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 79: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 80: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 81: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 82: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 83: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 84: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 85: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 86: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 87: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 88: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 89: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 90: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 91: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 92: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	84,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	90,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	85,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	91,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	85,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	84,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	91,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	90,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	85,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	84,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	84,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	91,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	90,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	90,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	84,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	86,  // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	84,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	90,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	92,  // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	90,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	84,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	84,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	84,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	84,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	90,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	90,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	90,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	90,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	84,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	90,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	84,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	84,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	90,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	90,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	84,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	84,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	84,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	84,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	90,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	90,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	90,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	90,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	84,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	84,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	90,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	90,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	84,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	84,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	90,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	90,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	84,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	84,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
-	51,  // 50: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
-	3,   // 51: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
-	3,   // 52: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
-	51,  // 53: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 54: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
-	23,  // 55: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
-	3,   // 56: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	85,  // 57: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	86,  // 58: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
-	62,  // 59: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
-	63,  // 60: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	67,  // 61: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	76,  // 62: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	84,  // 63: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 64: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 65: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	86,  // 66: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 67: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 68: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 69: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 70: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 71: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 72: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 73: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 74: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 75: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 76: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 77: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 78: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 79: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 80: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 81: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 82: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 83: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 84: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 85: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 86: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 87: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 88: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 89: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 90: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	52,  // 91: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	54,  // 92: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	56,  // 93: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	58,  // 94: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	60,  // 95: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	64,  // 96: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	66,  // 97: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	69,  // 98: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	71,  // 99: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	73,  // 100: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	74,  // 101: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	77,  // 102: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	79,  // 103: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	81,  // 104: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 105: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 106: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 107: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 108: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 109: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 110: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 111: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 112: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 113: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 114: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 115: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 116: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 117: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 118: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 119: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 120: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 121: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 122: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 123: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 124: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 125: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 126: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 127: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	53,  // 128: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	55,  // 129: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	57,  // 130: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	59,  // 131: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	61,  // 132: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	65,  // 133: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	68,  // 134: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	70,  // 135: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	72,  // 136: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	67,  // 137: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	75,  // 138: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	78,  // 139: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	80,  // 140: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	82,  // 141: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	105, // [105:142] is the sub-list for method output_type
-	68,  // [68:105] is the sub-list for method input_type
-	68,  // [68:68] is the sub-list for extension type_name
-	68,  // [68:68] is the sub-list for extension extendee
-	0,   // [0:68] is the sub-list for field type_name
+	90,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	90,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	52,  // 50: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
+	90,  // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	53,  // 52: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
+	54,  // 53: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
+	51,  // 54: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
+	3,   // 55: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
+	57,  // 56: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
+	3,   // 57: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
+	3,   // 58: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
+	3,   // 59: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
+	51,  // 60: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 61: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
+	23,  // 62: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 63: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 64: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
+	3,   // 65: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
+	91,  // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	92,  // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	68,  // 68: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
+	69,  // 69: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
+	73,  // 70: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	82,  // 71: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	90,  // 72: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 73: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 74: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	92,  // 75: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 76: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 77: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 78: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 79: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 80: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 81: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 82: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 83: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 84: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 85: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 86: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 87: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 88: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 89: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 90: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 91: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 92: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 93: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 94: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 95: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 96: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 97: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 98: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 99: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 100: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 101: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 102: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 103: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 104: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	66,  // 105: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	70,  // 106: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	72,  // 107: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	75,  // 108: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	77,  // 109: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	79,  // 110: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	80,  // 111: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	83,  // 112: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	85,  // 113: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	87,  // 114: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 115: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 116: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 117: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 118: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 119: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 120: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 121: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 122: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 123: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 124: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 125: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 126: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 127: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 128: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 129: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 130: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 131: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 132: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 133: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 134: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 135: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 136: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 137: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 138: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 139: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 140: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 141: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 142: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	67,  // 143: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	71,  // 144: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	74,  // 145: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	76,  // 146: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	78,  // 147: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	73,  // 148: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	81,  // 149: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	84,  // 150: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	86,  // 151: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	88,  // 152: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	115, // [115:153] is the sub-list for method output_type
+	77,  // [77:115] is the sub-list for method input_type
+	77,  // [77:77] is the sub-list for extension type_name
+	77,  // [77:77] is the sub-list for extension extendee
+	0,   // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -6251,7 +6867,7 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   83,
+			NumMessages:   89,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

@@ -49,6 +49,7 @@ type World struct {
 	Persons map[string]ssh.Signer
 	Files   policy.Files
 	Agent   *release.Statement // what the agents of TryJoin and Renew say of themselves; nil: nothing
+	Stage   Stage              // of what Propose proposes
 	offset  atomic.Int64
 }
 
@@ -440,8 +441,30 @@ func Nonce() string {
 	return hex.EncodeToString(b)
 }
 
-// Propose proposes files as the next bundle.
-func (w *World) Propose(by Actor, person string, files policy.Files) (*control.Proposal, error) {
+// Stage makes Propose name a rollout, and what it marks as containment. Empty: as the bundle in force has it by default.
+type Stage struct {
+	Rollout     string
+	Containment []string
+}
+
+// stage fills in how a bundle comes into force and what it may be rolled back to.
+func (w *World) stage(base *policy.Manifest, by Actor, files policy.Files, m *policy.Manifest, c *ceremony.Change) {
+	w.T.Helper()
+	_, before, _, err := w.Env.Bundle(context.Background(), by.Caller, state.Digest(base.Digest()))
+	w.check(err)
+	c.Containment = w.Stage.Containment
+	if c.Rollout = w.Stage.Rollout; c.Rollout == "" && len(c.Containment) == 0 {
+		if _, ok := w.Env.Program().Rollout(policy.DefaultRollout); ok {
+			c.Rollout = policy.DefaultRollout
+		}
+	}
+	if digest, err := policy.RollbackDigest(m, before, files, c.Containment); err == nil { // else it is for the server to find
+		c.Rollback = digest
+	}
+}
+
+// NextBundle is the manifest of files as the next bundle, and what its proposer signs.
+func (w *World) NextBundle(by Actor, person string, files policy.Files) (*policy.Manifest, ceremony.Change) {
 	w.T.Helper()
 	base, _, _, err := w.Env.Bundle(context.Background(), by.Caller, state.Digest{})
 	w.check(err)
@@ -449,25 +472,43 @@ func (w *World) Propose(by Actor, person string, files policy.Files) (*control.P
 		Environment: EnvName, Genesis: policy.Digest(w.Genesis), Version: base.Header().Version + 1, Previous: base.Digest(),
 	})
 	w.check(err)
-	text := w.Change(person, control.ActionBundle, "", m).Text()
+	c := w.Change(person, control.ActionBundle, "", m)
+	w.stage(base, by, files, m, &c)
+	return m, c
+}
+
+// Propose proposes files as the next bundle.
+func (w *World) Propose(by Actor, person string, files policy.Files) (*control.Proposal, error) {
+	w.T.Helper()
+	m, c := w.NextBundle(by, person, files)
 	return w.Env.Propose(context.Background(), by.Caller, control.ProposeRequest{
-		Text: text, SSHSIG: w.Sign(person, ceremony.NamespaceChange, text), Manifest: m.Text(), Files: files,
+		Text: c.Text(), SSHSIG: w.Sign(person, ceremony.NamespaceChange, c.Text()), Manifest: m.Text(), Files: files,
 		ManifestSignature: w.Sign(person, ceremony.NamespaceBundle, string(m.Text())),
 	})
+}
+
+// Approval is what a person signs who approves a change.
+func (w *World) Approval(person string, ch *state.Change) ceremony.Change {
+	c := ceremony.Change{
+		Scope: w.Scope(), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: person,
+		Number: ch.Index, Nonce: Nonce(), Expires: ch.Expires.Time(), Reason: ch.Reason,
+		Version: max(ch.Text, 1), Rollout: ch.Rollout, Containment: ch.Containment,
+	}
+	if !ch.Manifest.IsZero() {
+		c.New = ch.Manifest.String()
+	}
+	if !ch.Rollback.IsZero() {
+		c.Rollback = ch.Rollback.String()
+	}
+	return c
 }
 
 // Approve approves a change.
 func (w *World) Approve(by Actor, person string, ch *state.Change) (*control.Proposal, error) {
 	w.T.Helper()
-	c := ceremony.Change{
-		Scope: w.Scope(), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: person,
-		Number: ch.Index, Nonce: Nonce(), Expires: ch.Expires.Time(), Reason: ch.Reason,
-	}
-	if !ch.Manifest.IsZero() {
-		c.New = ch.Manifest.String()
-	}
+	text := w.Approval(person, ch).Text()
 	return w.Env.Approve(context.Background(), by.Caller, control.ApproveRequest{
-		Change: ch.Index, Text: c.Text(), SSHSIG: w.Sign(person, ceremony.NamespaceChange, c.Text()),
+		Change: ch.Index, Text: text, SSHSIG: w.Sign(person, ceremony.NamespaceChange, text),
 	})
 }
 

@@ -46,8 +46,8 @@ func History(w *World) Cast {
 	h.changes()
 	h.revocations()
 	h.keys()
-	h.protocol()
 	h.proofs()
+	h.rollouts()
 	return h.finale()
 }
 
@@ -117,10 +117,13 @@ func (h *history) secrets() {
 	h.move("db/a", 2, state.Current) // the rotation is taken back
 	h.move("db/a", 1, state.Compromised)
 	h.move("db/a", 1, state.Retired)
-	h.move("db/a", 1, state.Destroyed)
+	destroy, err := w.Act(h.alice, "alice", control.ActionDestroy, state.HoldTarget("db/a", 1))
+	h.check(err)
+	_, err = w.Approve(h.bob, "bob", destroy.Change)
+	h.check(err)
 	w.Put(h.alice, "db/b", "b")
 	w.Put(h.alice, "db/c", "c")
-	_, err := w.Env.Move(h.ctx, h.alice.Caller, control.MoveRequest{Secret: "db/b", Version: 1, To: state.Destroyed})
+	_, err = w.Env.Move(h.ctx, h.alice.Caller, control.MoveRequest{Secret: "db/b", Version: 1, To: state.Destroyed})
 	h.refused(err, problem.ReasonLifecycle)
 }
 
@@ -233,11 +236,6 @@ func (h *history) keys() {
 	h.check(h.w.Env.Snapshot(h.ctx))
 }
 
-// protocol enters what no use case enters yet.
-func (h *history) protocol() {
-	h.check(h.w.Commit(&state.ProtocolRaised{Version: 2}))
-}
-
 // finale goes on after a while: what was opened before is over.
 func (h *history) finale() Cast {
 	w := h.w
@@ -284,7 +282,7 @@ func (w *World) Stored() []store.Entry {
 	return out
 }
 
-// Programs compiles every bundle that was ever in force.
+// Programs compiles every bundle that was ever in force, or rolled out.
 func (w *World) Programs() map[state.Digest]*policy.Program {
 	w.T.Helper()
 	out := make(map[state.Digest]*policy.Program)
@@ -297,6 +295,8 @@ func (w *World) Programs() map[state.Digest]*policy.Program {
 		case *state.Genesis:
 			d = e.Manifest
 		case *state.BundleInForce:
+			d = e.Manifest
+		case *state.RolloutMoved:
 			d = e.Manifest
 		default:
 			continue

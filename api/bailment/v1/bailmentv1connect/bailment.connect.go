@@ -122,6 +122,8 @@ const (
 	ChangeServiceApproveProcedure = "/bailment.v1.ChangeService/Approve"
 	// ChangeServiceRejectProcedure is the fully-qualified name of the ChangeService's Reject RPC.
 	ChangeServiceRejectProcedure = "/bailment.v1.ChangeService/Reject"
+	// ChangeServiceRollBackProcedure is the fully-qualified name of the ChangeService's RollBack RPC.
+	ChangeServiceRollBackProcedure = "/bailment.v1.ChangeService/RollBack"
 	// ChangeServiceGetBundleProcedure is the fully-qualified name of the ChangeService's GetBundle RPC.
 	ChangeServiceGetBundleProcedure = "/bailment.v1.ChangeService/GetBundle"
 	// ExplainServiceExplainProcedure is the fully-qualified name of the ExplainService's Explain RPC.
@@ -987,6 +989,8 @@ type ChangeServiceClient interface {
 	GetChange(context.Context, *v1.GetChangeRequest) (*v1.GetChangeResponse, error)
 	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// Takes back a change that is being rolled out or is in force, to what its approval pre-authorised.
+	RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error)
 	// The files and manifest of the bundle in force, or of another one by digest.
 	GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error)
 }
@@ -1032,6 +1036,12 @@ func NewChangeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(changeServiceMethods.ByName("Reject")),
 			connect.WithClientOptions(opts...),
 		),
+		rollBack: connect.NewClient[v1.RollBackRequest, v1.RollBackResponse](
+			httpClient,
+			baseURL+ChangeServiceRollBackProcedure,
+			connect.WithSchema(changeServiceMethods.ByName("RollBack")),
+			connect.WithClientOptions(opts...),
+		),
 		getBundle: connect.NewClient[v1.GetBundleRequest, v1.GetBundleResponse](
 			httpClient,
 			baseURL+ChangeServiceGetBundleProcedure,
@@ -1048,6 +1058,7 @@ type changeServiceClient struct {
 	getChange   *connect.Client[v1.GetChangeRequest, v1.GetChangeResponse]
 	approve     *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
 	reject      *connect.Client[v1.RejectRequest, v1.RejectResponse]
+	rollBack    *connect.Client[v1.RollBackRequest, v1.RollBackResponse]
 	getBundle   *connect.Client[v1.GetBundleRequest, v1.GetBundleResponse]
 }
 
@@ -1096,6 +1107,15 @@ func (c *changeServiceClient) Reject(ctx context.Context, req *v1.RejectRequest)
 	return nil, err
 }
 
+// RollBack calls bailment.v1.ChangeService.RollBack.
+func (c *changeServiceClient) RollBack(ctx context.Context, req *v1.RollBackRequest) (*v1.RollBackResponse, error) {
+	response, err := c.rollBack.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // GetBundle calls bailment.v1.ChangeService.GetBundle.
 func (c *changeServiceClient) GetBundle(ctx context.Context, req *v1.GetBundleRequest) (*v1.GetBundleResponse, error) {
 	response, err := c.getBundle.CallUnary(ctx, connect.NewRequest(req))
@@ -1114,6 +1134,8 @@ type ChangeServiceHandler interface {
 	GetChange(context.Context, *v1.GetChangeRequest) (*v1.GetChangeResponse, error)
 	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// Takes back a change that is being rolled out or is in force, to what its approval pre-authorised.
+	RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error)
 	// The files and manifest of the bundle in force, or of another one by digest.
 	GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error)
 }
@@ -1155,6 +1177,12 @@ func NewChangeServiceHandler(svc ChangeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(changeServiceMethods.ByName("Reject")),
 		connect.WithHandlerOptions(opts...),
 	)
+	changeServiceRollBackHandler := connect.NewUnaryHandlerSimple(
+		ChangeServiceRollBackProcedure,
+		svc.RollBack,
+		connect.WithSchema(changeServiceMethods.ByName("RollBack")),
+		connect.WithHandlerOptions(opts...),
+	)
 	changeServiceGetBundleHandler := connect.NewUnaryHandlerSimple(
 		ChangeServiceGetBundleProcedure,
 		svc.GetBundle,
@@ -1173,6 +1201,8 @@ func NewChangeServiceHandler(svc ChangeServiceHandler, opts ...connect.HandlerOp
 			changeServiceApproveHandler.ServeHTTP(w, r)
 		case ChangeServiceRejectProcedure:
 			changeServiceRejectHandler.ServeHTTP(w, r)
+		case ChangeServiceRollBackProcedure:
+			changeServiceRollBackHandler.ServeHTTP(w, r)
 		case ChangeServiceGetBundleProcedure:
 			changeServiceGetBundleHandler.ServeHTTP(w, r)
 		default:
@@ -1202,6 +1232,10 @@ func (UnimplementedChangeServiceHandler) Approve(context.Context, *v1.ApproveReq
 
 func (UnimplementedChangeServiceHandler) Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.ChangeService.Reject is not implemented"))
+}
+
+func (UnimplementedChangeServiceHandler) RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.ChangeService.RollBack is not implemented"))
 }
 
 func (UnimplementedChangeServiceHandler) GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error) {

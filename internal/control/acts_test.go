@@ -1,0 +1,179 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// operators lists persons with duties of their own.
+func (b *board) operators(duties map[string]string) []byte {
+	out := []byte("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n")
+	for _, p := range []string{"alice", "bob", "carol"} {
+		key := bytes.TrimSpace(ssh.MarshalAuthorizedKey(b.Persons[p].PublicKey()))
+		out = fmt.Appendf(out, "    - name: %s\n      keys: [%q]\n      duties: [%s]\n", p, key, duties[p])
+	}
+	return out
+}
+
+// A version is destroyed by who may, and with the approvals that it takes; a grant alone isn't enough where persons approve one another.
+func TestDestroyTakesApproval(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	ctx := context.Background()
+	alice, bob := b.by["alice"], b.by["bob"]
+	for _, v := range []string{"one", "two", "three"} {
+		b.Put(alice, "db/x", v)
+	}
+	for _, n := range []uint64{1, 2} {
+		_, err := b.Env.Move(ctx, alice.Caller, control.MoveRequest{Secret: "db/x", Version: n, To: state.Retired})
+		b.must(err)
+	}
+	_, err := b.Env.Move(ctx, alice.Caller, control.MoveRequest{Secret: "db/x", Version: 1, To: state.Destroyed})
+	b.refused(err, problem.ReasonQuorum)
+	for target, want := range map[string]problem.Reason{
+		"db/x": problem.ReasonInvalid, "db/x#9": problem.ReasonNotFound, "db/y#1": problem.ReasonNotFound, "db/x#3": problem.ReasonLifecycle,
+	} {
+		_, err = b.act("alice", control.ActionDestroy, target)
+		b.refused(err, want)
+	}
+	p, err := b.act("alice", control.ActionDestroy, "db/x#1")
+	b.must(err)
+	_, err = b.Approve(alice, "alice", p.Change)
+	b.refused(err, problem.ReasonSeparation)
+	_, err = b.Approve(bob, "bob", p.Change)
+	b.must(err)
+	sec, _ := b.Env.State().Secrets.Get("db/x")
+	if st := sec.Find(1).State; st != state.Destroyed {
+		t.Fatalf("version 1 is %s", st)
+	}
+	if st := sec.Find(2).StateAt(state.At(b.Now())); st == state.Destroyed {
+		t.Fatal("version 2 is destroyed too")
+	}
+	if ch, _ := b.Env.State().Changes.Get(p.Index); ch.State != state.Done {
+		t.Errorf("the change is %s", ch.State)
+	}
+	again, err := b.act("alice", control.ActionDestroy, "db/x#1")
+	if err == nil {
+		_, err = b.Approve(bob, "bob", again.Change)
+	}
+	b.refused(err, problem.ReasonLifecycle)
+	b.inForce(1)
+}
+
+// Duties say who may approve what.
+func TestDutiesByAct(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.Files["operators.yaml"] = b.operators(map[string]string{
+		"alice": "propose, approve, revoke", "bob": "propose, approve-bundles", "carol": "propose, approve-containment, approve-secrets",
+	})
+	_, err := b.Approve(b.by["bob"], "bob", b.propose("alice", "duties"))
+	b.must(err)
+
+	ch := b.propose("alice", "x")
+	_, err = b.Approve(b.by["carol"], "carol", ch)
+	b.refused(err, problem.ReasonDuty)
+	_, err = b.Env.Reject(context.Background(), b.by["carol"].Caller, ch.Index, "no")
+	b.refused(err, problem.ReasonDuty)
+	for person, want := range map[string]int{"alice": 0, "bob": 1, "carol": 0} {
+		mine, err := b.Env.ListChanges(context.Background(), b.by[person].Caller, control.ChangeFilter{Mine: true})
+		if err != nil || len(mine) != want {
+			t.Errorf("%d changes wait for %s: %v", len(mine), person, err)
+		}
+	}
+	_, err = b.Approve(b.by["bob"], "bob", ch)
+	b.must(err)
+
+	const scope = "identity:/workload/api"
+	b.revoke("alice", scope)
+	p, err := b.act("alice", control.ActionLiftHold, b.Hold(scope))
+	b.must(err)
+	_, err = b.Approve(b.by["bob"], "bob", p.Change)
+	b.refused(err, problem.ReasonDuty)
+	_, err = b.Approve(b.by["carol"], "carol", p.Change)
+	b.must(err)
+	b.inForce(3)
+}
+
+// Where hardware-backed keys are asked for, a signature by a file's key is none.
+func TestHardwareKeys(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	files := b.with("environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "approvals: {required: 1}",
+		"approvals: {required: 1, acts: [{act: hold.lift, keys: hardware}]}", 1))
+	_, err := b.Propose(b.by["alice"], "alice", files)
+	b.refused(err, problem.ReasonBundleInvalid) // nobody has such a key
+	operators := string(files["operators.yaml"])
+	for _, person := range []string{"bob", "carol"} {
+		token := newSecurityKey(t)
+		b.Persons[person+"'s token"] = token
+		operators = strings.Replace(operators, "- name: "+person+"\n      keys: [",
+			fmt.Sprintf("- name: %s\n      keys: [%q, ", person, bytes.TrimSpace(ssh.MarshalAuthorizedKey(token.PublicKey()))), 1)
+	}
+	files["operators.yaml"] = []byte(operators)
+	p, err := b.Propose(b.by["alice"], "alice", files)
+	b.must(err)
+	_, err = b.Approve(b.by["bob"], "bob", p.Change)
+	b.must(err)
+
+	const scope = "identity:/workload/api"
+	b.revoke("alice", scope)
+	lift, err := b.act("alice", control.ActionLiftHold, b.Hold(scope))
+	b.must(err)
+	_, err = b.Approve(b.by["carol"], "carol", lift.Change)
+	b.refused(err, problem.ReasonSeparation)
+	text := b.Approval("carol", lift.Change).Text()
+	_, err = b.Env.Approve(context.Background(), b.by["carol"].Caller, control.ApproveRequest{
+		Change: lift.Index, Text: text, SSHSIG: b.Sign("carol's token", ceremony.NamespaceChange, text),
+	})
+	b.must(err)
+	if b.Env.State().Holds.Has(scope) {
+		t.Error("the hold stands")
+	}
+	b.inForce(2)
+}
+
+// securityKey signs as a FIDO token does that was touched (OpenSSH's PROTOCOL.u2f).
+type securityKey struct {
+	public ssh.PublicKey
+	key    ed25519.PrivateKey
+}
+
+const application = "ssh:"
+
+func newSecurityKey(t *testing.T) *securityKey {
+	t.Helper()
+	public, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := ssh.ParsePublicKey(ssh.Marshal(struct {
+		Type   string
+		Public []byte
+		App    string
+	}{ssh.KeyAlgoSKED25519, public, application}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &securityKey{parsed, key}
+}
+
+func (k *securityKey) PublicKey() ssh.PublicKey { return k.public }
+
+func (k *securityKey) Sign(_ io.Reader, data []byte) (*ssh.Signature, error) {
+	rest := []byte{1, 0, 0, 0, 9} // touched; counter
+	app, message := sha256.Sum256([]byte(application)), sha256.Sum256(data)
+	signed := slices.Concat(app[:], rest, message[:])
+	return &ssh.Signature{Format: ssh.KeyAlgoSKED25519, Blob: ed25519.Sign(k.key, signed), Rest: rest}, nil
+}

@@ -1,0 +1,138 @@
+package control
+
+import (
+	"context"
+	"sync"
+
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// governor is what decides about somebody: the bundle in force, or in a canary the candidate.
+type governor struct {
+	prog   *policy.Program
+	bundle state.Digest
+	cohort string
+}
+
+// governing is the governor of an identity. It is false if a bundle is not compiled: prepare again.
+func (e *Environment) governing(s *state.State, path string) (governor, bool) {
+	bundle, cohort := s.Governs(path)
+	prog, ok := e.programs.get(bundle)
+	return governor{prog, bundle, cohort}, ok
+}
+
+// governingNow is the same for questions, which may compile.
+func (e *Environment) governingNow(ctx context.Context, s *state.State, path string) (governor, error) {
+	bundle, cohort := s.Governs(path)
+	prog, err := e.program(ctx, bundle)
+	return governor{prog, bundle, cohort}, err
+}
+
+// bundlesOf are those that a decision at this state may need.
+func bundlesOf(s *state.State) []state.Digest {
+	out := []state.Digest{s.Bundle}
+	if r := s.Rollout(s.Time); r != nil {
+		out = append(out, r.Manifest, r.Base)
+	}
+	return out
+}
+
+// load compiles what decisions at this state may need.
+func (e *Environment) load(ctx context.Context, s *state.State) error {
+	for _, d := range bundlesOf(s) {
+		if _, err := e.program(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beside is what the other bundle of a rollout says to a decision.
+type beside struct {
+	compared bool
+	allowed  bool // by the other
+	differs  *state.Difference
+}
+
+// compare decides once more, by the other bundle of a rollout if there is one for this identity.
+func (t *turn) compare(x *state.Session, action policy.Action, secret, purpose string, d policy.Decision, p *problem.Problem) (beside, error) {
+	other := t.s.Beside(x.Identity, t.now)
+	if other.IsZero() {
+		return beside{}, nil
+	}
+	prog, ok := t.e.programs.get(other)
+	if !ok {
+		return beside{}, errStale
+	}
+	d2, p2 := decidePermit(t.s, governor{prog: prog, bundle: other}, t.e.claims, x, action, secret, purpose, t.now)
+	out := beside{compared: true, allowed: p2 == nil}
+	if (p == nil) == (p2 == nil) {
+		return out, nil
+	}
+	refusal, by := p, d
+	if p == nil {
+		refusal, by = p2, d2
+	}
+	out.differs = &state.Difference{
+		Identity: x.Identity, Node: x.Node, Action: string(action), Secret: limitText(secret), Purpose: limitText(purpose), Allowed: p == nil,
+		Reason: string(refusal.Reason), Grant: by.Grant, Undecided: by.Undecided, Count: 1,
+	}
+	if sec, ok := t.s.Secrets.Get(secret); ok && action == policy.ReadSecret {
+		out.differs.Version = sec.Current
+	}
+	return out, nil
+}
+
+// differences gathers what the bundle beside the governing one would have decided otherwise, until it is entered: by minute, in bounded
+// memory.
+type differences struct {
+	mu sync.Mutex
+	m  map[differenceMinute]*differenceSum
+}
+
+type differenceMinute struct {
+	change uint64
+	minute int64
+}
+
+type differenceSum struct {
+	compared, others uint64
+	rows             map[state.Difference]uint64 // Count is 0 in the keys
+}
+
+const (
+	// differenceRows is how many distinct differences of a minute are entered: an entry has room for them.
+	differenceRows = 32
+	// differenceMinutes is how many minutes wait at most, if the store fails.
+	differenceMinutes = 8
+)
+
+func (d *differences) add(change uint64, minute int64, b beside) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	k := differenceMinute{change, minute}
+	sum := d.m[k]
+	if sum == nil {
+		if d.m == nil {
+			d.m = make(map[differenceMinute]*differenceSum)
+		}
+		if len(d.m) >= differenceMinutes {
+			return
+		}
+		sum = &differenceSum{rows: make(map[state.Difference]uint64)}
+		d.m[k] = sum
+	}
+	sum.compared++
+	if b.differs == nil {
+		return
+	}
+	row := *b.differs
+	row.Count = 0
+	if _, known := sum.rows[row]; !known && len(sum.rows) >= differenceRows {
+		sum.others++
+		return
+	}
+	sum.rows[row]++
+}

@@ -1,0 +1,316 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/problem"
+)
+
+// The stages of a rollout, in their order (DESIGN §8).
+const (
+	StageShadow = "shadow" // decided beside the bundle in force, and only compared
+	StageCanary = "canary" // it governs a share of the identities
+)
+
+// What a trigger counts.
+const (
+	TriggerDenied    = "denied"    // requests that the bundle before would have allowed
+	TriggerUndecided = "undecided" // of these, the ones whose condition could not be told
+)
+
+// Rollout is a Rollout document: by which steps a change of the bundle comes into force, and what brings the earlier one back.
+type Rollout struct {
+	Name     string
+	Steps    []RolloutStep
+	Watch    time.Duration // after coming into force; 0: triggers end with the last step
+	Triggers []RolloutTrigger
+}
+
+// RolloutStep is one step. A canary has a share or a cohort.
+type RolloutStep struct {
+	Stage  string
+	For    time.Duration
+	Share  int                // percent of the identities, 1 to 99; 0: none
+	Cohort []identity.Pattern // named instead
+}
+
+// RolloutTrigger brings the earlier bundle back.
+type RolloutTrigger struct {
+	On      string
+	Sources int           // at least so many machines and repositories, each counted once
+	Share   int           // and more than so many percent of those that asked
+	Served  time.Duration // only what an identity was given within so long before the rollout counts
+}
+
+// Rollouts lists the rollouts by name.
+func (p *Program) Rollouts() []Rollout { return slices.Clone(p.rollouts) }
+
+// Rollout finds a rollout by its name.
+func (p *Program) Rollout(name string) (Rollout, bool) {
+	i := slices.IndexFunc(p.rollouts, func(r Rollout) bool { return r.Name == name })
+	if i < 0 {
+		return Rollout{}, false
+	}
+	return p.rollouts[i], true
+}
+
+// DefaultRollout is by which rollout a change comes into force that names none.
+const DefaultRollout = "default"
+
+const kindRollout = "Rollout"
+
+type rolloutSpec struct {
+	At       Pos
+	Steps    []rolloutStepSpec    `yaml:"steps" need:"true" doc:"What a change goes through before it is in force, in order: shadow steps, then canary steps."`
+	Watch    period               `yaml:"watch" doc:"How long after coming into force the triggers bring the earlier bundle back by themselves, up to 168h. Default 0: not at all."`
+	Triggers []rolloutTriggerSpec `yaml:"triggers" doc:"What brings the earlier bundle back without anybody's asking."`
+}
+
+type rolloutStepSpec struct {
+	At     Pos
+	Stage  text   `yaml:"stage" need:"true" enum:"shadow,canary" doc:"shadow: decided beside the bundle in force, and every difference recorded. canary: it decides for some."`
+	For    period `yaml:"for" need:"true" doc:"How long, 1s to 168h."`
+	Share  number `yaml:"share" doc:"canary: for how many percent of the identities, 1 to 99. Which ones is stable during a change."`
+	Cohort []text `yaml:"cohort" doc:"canary: for which identities, instead of a share: paths and subtrees."`
+}
+
+type rolloutTriggerSpec struct {
+	At      Pos
+	On      text   `yaml:"on" need:"true" enum:"denied,undecided" doc:"denied: requests are refused that the bundle before would have allowed. undecided: of these, those whose condition could not be told."`
+	Sources number `yaml:"sources" default:"3" doc:"From how many machines and repositories, each counted once whatever it asks: 2 to 1000. One that is hostile must not be enough."`
+	Share   number `yaml:"share" default:"0" doc:"And of more than how many percent of the machines and repositories that asked, 0 to 99."`
+	Served  period `yaml:"served" default:"24h" doc:"What an identity was given within so long before the rollout, and is refused now, counts; nothing else does. 1h to 720h."`
+}
+
+const (
+	maxRollouts      = 32
+	maxRolloutSteps  = 16
+	maxTriggers      = 16
+	maxStep          = 168 * time.Hour
+	minTriggerSource = 2
+	maxServed        = 720 * time.Hour
+)
+
+func (c *compiler) rollouts() {
+	c.each(kindRollout, func(d *document) {
+		s := d.spec.(*rolloutSpec)
+		r := Rollout{Name: d.name.value, Watch: c.duration(s.Watch, "watch", 0, 0, maxStep)}
+		switch {
+		case len(s.Steps) == 0:
+			c.found.add(s.At, "\"steps\" is empty: without a rollout a change is in force at once")
+		case len(s.Steps) > maxRolloutSteps:
+			c.found.add(s.Steps[maxRolloutSteps].At, "there are more than %d steps", maxRolloutSteps)
+			return
+		case len(s.Triggers) > maxTriggers:
+			c.found.add(s.Triggers[maxTriggers].At, "there are more than %d triggers", maxTriggers)
+			return
+		case len(c.program.rollouts) >= maxRollouts:
+			c.found.add(d.at, "there are more than %d rollouts", maxRollouts)
+			return
+		}
+		for i := range s.Steps {
+			c.rolloutStep(&r, &s.Steps[i])
+		}
+		for i := range s.Triggers {
+			t := &s.Triggers[i]
+			r.Triggers = append(r.Triggers, RolloutTrigger{
+				On:      c.oneOf(t.On, "on", TriggerDenied, TriggerUndecided),
+				Sources: c.count(t.Sources, "sources", 3, minTriggerSource, 1000),
+				Share:   c.count(t.Share, "share", 0, 0, 99),
+				Served:  c.duration(t.Served, "served", 24*time.Hour, time.Hour, maxServed),
+			})
+		}
+		if s.Watch.set && r.Watch > 0 && len(r.Triggers) == 0 {
+			c.found.add(s.Watch.at, "\"watch\" has no effect without triggers")
+		}
+		c.program.rollouts = append(c.program.rollouts, r)
+	})
+	slices.SortFunc(c.program.rollouts, func(a, b Rollout) int { return strings.Compare(a.Name, b.Name) })
+}
+
+func (c *compiler) rolloutStep(r *Rollout, s *rolloutStepSpec) {
+	step := RolloutStep{
+		Stage: c.oneOf(s.Stage, "stage", StageShadow, StageCanary), For: c.duration(s.For, "for", 0, time.Second, maxStep),
+		Share: c.count(s.Share, "share", 0, 1, 99),
+	}
+	canaries, last := 0, RolloutStep{}
+	if n := len(r.Steps); n > 0 {
+		last = r.Steps[n-1]
+		if last.Stage == StageCanary {
+			canaries = n
+		}
+	}
+	switch {
+	case step.Stage == StageShadow && (s.Share.set || s.Cohort != nil):
+		c.found.add(s.At, "a shadow step governs nobody: \"share\" and \"cohort\" are for canary steps")
+	case step.Stage == StageShadow && canaries > 0:
+		c.found.add(s.Stage.at, "a shadow step can't follow a canary")
+	case step.Stage == StageCanary && s.Share.set == (s.Cohort != nil):
+		c.found.add(s.At, "a canary step has either \"share\" or \"cohort\"")
+	case s.Cohort != nil:
+		step.Cohort = c.patterns(s.Cohort, "cohort", s.At, identity.ParseIDPattern)
+		for _, t := range s.Cohort {
+			if t.value == "/*" || strings.HasPrefix(t.value, identity.PrefixHuman) {
+				c.found.add(t.at, "%q is no cohort: a canary is of some nodes, workloads and jobs, and the bundle in force governs persons until it is another", t.value)
+			}
+		}
+	case step.Share > 0 && last.Share > step.Share:
+		c.found.add(s.Share.at, "the share %d is smaller than that of the step before: a rollout only grows", step.Share)
+	}
+	r.Steps = append(r.Steps, step)
+}
+
+// Covers reports whether a canary step's candidate governs an identity. candidate is the digest of its manifest: whom a share
+// takes is another lot for each change, and the same during one, so that a larger share contains a smaller one. Persons and servers
+// are never in it.
+func (s RolloutStep) Covers(candidate Digest, path string) bool {
+	if s.Stage != StageCanary {
+		return false
+	}
+	if !strings.HasPrefix(path, identity.PrefixNode) && !strings.HasPrefix(path, identity.PrefixWorkload) && !strings.HasPrefix(path, identity.PrefixCI) {
+		return false
+	}
+	if s.Share == 0 {
+		return matchAny(s.Cohort, path)
+	}
+	return cohortOf(candidate, path) < uint64(s.Share)
+}
+
+// cohortOf is an identity's place among the hundred parts of a canary, 0 to 99.
+func cohortOf(candidate Digest, path string) uint64 {
+	buf := make([]byte, 0, 256)
+	buf = append(buf, "bailment cohort v1\n"...)
+	buf = append(buf, candidate[:]...)
+	sum := sha256.Sum256(append(buf, path...))
+	return binary.BigEndian.Uint64(sum[:8]) % 100
+}
+
+// SourceOf is what a trigger counts once: the machine that speaks for a workload, a node itself, or a job's repository. Whoever is
+// hostile has one of them, and can have many identities on it.
+func SourceOf(path, node string) string {
+	if node != "" {
+		return node
+	}
+	if strings.HasPrefix(path, identity.PrefixCI) {
+		const segments = 4 // /ci/METHOD/OWNER/REPOSITORY
+		for i, n := 1, 0; i < len(path); i++ {
+			if path[i] == '/' {
+				if n++; n == segments {
+					return path[:i]
+				}
+			}
+		}
+	}
+	return path
+}
+
+// MaxContainment is how many files a change may mark as containment.
+const MaxContainment = 32
+
+// RollbackFiles are the files of the bundle that a change can be rolled back to: those of the bundle that it replaces, but what never
+// comes back (DESIGN §8) is as in the change: the operators; the environment's settings, whole, if they differ in what is asked of
+// agents, in approvals, or in the blast limit; and the files that the change marks as containment, which are sorted. was and is are the
+// settings of the two bundles. The result shares the files' bytes. It is of reason invalid if a marked file is not one that the change
+// changes.
+func RollbackFiles(base, changed Files, was, is Environment, containment []string) (Files, error) {
+	if len(containment) > MaxContainment {
+		return nil, problem.New(problem.ReasonTooLarge, "a change marks at most %d files as containment", MaxContainment)
+	}
+	differ := ChangedFiles(base, changed)
+	out := maps.Clone(base)
+	keep := func(path string) {
+		if data, ok := changed[path]; ok {
+			out[path] = data
+		} else {
+			delete(out, path)
+		}
+	}
+	for i, path := range containment {
+		if _, ok := slices.BinarySearch(differ, path); !ok {
+			return nil, problem.New(problem.ReasonInvalid, "the change marks %s as containment, and doesn't change it", Pos{File: path})
+		}
+		if i > 0 && containment[i-1] >= path {
+			return nil, problem.New(problem.ReasonInvalid, "the files marked as containment are not in ascending order, each once")
+		}
+		keep(path)
+	}
+	kept := []string{"operators"}
+	if !was.sameGuards(is) {
+		kept = append(kept, "environment")
+	}
+	for _, name := range kept {
+		// Both spellings: a bundle has one of them, and a change may have renamed it.
+		keep(name + ".yaml")
+		keep(name + ".yml")
+	}
+	return out, nil
+}
+
+// sameGuards reports whether two settings agree in what a rollback never brings back.
+func (e Environment) sameGuards(o Environment) bool {
+	a, b := e.Agents, o.Agents
+	return e.Approvals == o.Approvals && e.Hardware == o.Hardware && slices.Equal(e.acts, o.acts) && e.BlastLimit == o.BlastLimit && a.Minimum.Compare(b.Minimum) == 0 && a.Require == b.Require && a.Rollback == b.Rollback &&
+		slices.EqualFunc(a.Signers, b.Signers, func(x, y OperatorKey) bool { return x.Fingerprint == y.Fingerprint })
+}
+
+// RollbackOf is the manifest, and the files, of what a change can be rolled back to: it follows the change's own manifest. It is nil if a
+// rollback would keep all that the change changes. Proposers, approvers and the server each compute it, and sign or compare its digest.
+func RollbackOf(change *Manifest, base, changed Files, was, is Environment, containment []string) (*Manifest, Files, error) {
+	h := change.Header()
+	if h.Genesis.IsZero() {
+		return nil, nil, problem.New(problem.ReasonInvalid, "the founding bundle replaces nothing")
+	}
+	files, err := RollbackFiles(base, changed, was, is, containment)
+	if err != nil || len(ChangedFiles(files, changed)) == 0 {
+		return nil, nil, err
+	}
+	h.Version, h.Previous = h.Version+1, change.Digest()
+	m, err := BuildManifest(files, h)
+	return m, files, err
+}
+
+// RollbackDigest is the digest that proposers and approvers sign as what a change may be rolled back to, "" if there is none. Who signs
+// computes it from the files.
+func RollbackDigest(change *Manifest, base, changed Files, containment []string) (string, error) {
+	var settings [2]Environment
+	for i, files := range []Files{base, changed} {
+		b, err := Load(files)
+		if err != nil {
+			return "", err
+		}
+		p, err := CompileAccepted(b)
+		if err != nil {
+			return "", err
+		}
+		settings[i] = p.environment
+	}
+	m, _, err := RollbackOf(change, base, changed, settings[0], settings[1], containment)
+	if err != nil || m == nil {
+		return "", err
+	}
+	return m.Digest().String(), nil
+}
+
+// ChangedFiles lists the paths that differ between two bundles, in byte order.
+func ChangedFiles(base, changed Files) []string {
+	var out []string
+	for path, data := range changed {
+		if was, ok := base[path]; !ok || !bytes.Equal(was, data) {
+			out = append(out, path)
+		}
+	}
+	for path := range base {
+		if _, ok := changed[path]; !ok {
+			out = append(out, path)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
