@@ -32,9 +32,9 @@ func (a *app) bundleCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bundle", Short: "The environment as code", RunE: group, Args: cobra.ArbitraryArgs,
 		Long:    "A bundle is a directory of YAML that says everything about an environment: its settings,\noperators, identities, grants and secrets. It comes into force by an approved change.",
-		Example: "  bailment bundle check .\n  bailment bundle propose . --reason \"let the worker read its key\"",
+		Example: "  bailment bundle check .\n  bailment bundle test . --mutate\n  bailment bundle propose . --reason \"let the worker read its key\"",
 	}
-	c.AddCommand(a.bundleCheck(), a.bundlePlan(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
+	c.AddCommand(a.bundleCheck(), a.bundleTest(), a.bundlePlan(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
 	return c
 }
 
@@ -66,6 +66,7 @@ func compile(files policy.Files) (*policy.Program, error) {
 type checkView struct {
 	OK       bool            `json:"ok"`
 	Findings policy.Findings `json:"findings"`
+	Advice   policy.Findings `json:"advice"`
 	Files    int             `json:"files"`
 }
 
@@ -75,17 +76,30 @@ func (a *app) bundleCheck() *cobra.Command {
 		Long: `Reads and compiles a bundle as the server would, and prints what is wrong with it, one finding
 a line, as FILE:LINE:COLUMN: MESSAGE, with files named from DIR on. It exits with 1 if there is
 anything. An unknown field, a name that leads nowhere and a rule that can never have an effect
-are findings. What the documents say of each other is looked at once each of them can be read.`,
+are findings. What the documents say of each other is looked at once each of them can be read,
+and the tests are run, whose failures are findings too.
+
+What the server would accept all the same is advice, and keeps the exit code at 0: a grant that
+can never match, or that another one makes superfluous, and what of a rule no test makes use of,
+if there are tests.`,
 		Example: "  bailment bundle check\n  bailment bundle check ./env -o json",
-		RunE: func(_ *cobra.Command, args []string) error {
-			files, _, err := readBundle(dirOf(args))
-			v := checkView{OK: err == nil, Findings: policy.Findings{}, Files: len(files)}
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files, prog, err := readBundle(dirOf(args))
+			v := checkView{OK: err == nil, Findings: policy.Findings{}, Advice: policy.Findings{}, Files: len(files)}
 			if err != nil && !errors.As(err, &v.Findings) {
 				return err
+			}
+			if err == nil {
+				if err := v.tested(cmd.Context(), prog); err != nil {
+					return err
+				}
 			}
 			if err := a.show(v, func(t *rows) {
 				for _, f := range v.Findings {
 					t.line("%s", f)
+				}
+				for _, f := range v.Advice {
+					t.line("%s: advice: %s", f.Pos, f.Message)
 				}
 			}); err != nil {
 				return err
@@ -97,6 +111,23 @@ are findings. What the documents say of each other is looked at once each of the
 			return nil
 		},
 	}
+}
+
+// tested adds what a bundle that compiles shows when its tests are run.
+func (v *checkView) tested(ctx context.Context, prog *policy.Program) error {
+	r, err := prog.RunTests(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range r.Results {
+		if !x.Pass && len(v.Findings) < policy.MaxFindings {
+			v.Findings = append(v.Findings, policy.Finding{Pos: x.Source, Message: fmt.Sprintf("the case %q fails: expected %s, got %s", x.Case, x.Want, x.Got)})
+		}
+	}
+	if v.OK = r.Failed == 0; v.OK {
+		v.Advice = append(v.Advice, prog.Advice(r)...)
+	}
+	return nil
 }
 
 func plural(n int, word string) string {

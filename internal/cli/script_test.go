@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"keygen": keygen, "found": found, "await": await, "getenv": getenv, "damage": damage, "edit": edit, "fill": fill, "tls": handshake,
-			"authorities": authorities, "metadata": metadataService,
+			"authorities": authorities, "metadata": metadataService, "example": example,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -61,12 +61,21 @@ func keygen(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// found DIR APPROVALS PERSON...: the example bundle with these persons as operators.
+// example NAME DIR: an example bundle as it is.
+func example(ts *testscript.TestScript, neg bool, args []string) {
+	sub, err := fs.Sub(examples.FS, args[0])
+	ts.Check(err)
+	ts.Check(os.CopyFS(ts.MkAbs(args[1]), sub))
+}
+
+// found DIR APPROVALS PERSON...: the example bundle with these persons as operators, and without its tests, since the scripts change what
+// they test.
 func found(ts *testscript.TestScript, neg bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	sub, err := fs.Sub(examples.FS, "payments")
 	ts.Check(err)
 	ts.Check(os.CopyFS(dir, sub))
+	ts.Check(os.RemoveAll(filepath.Join(dir, "tests")))
 	var b strings.Builder
 	b.WriteString("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n")
 	for _, p := range args[2:] {

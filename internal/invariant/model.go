@@ -284,14 +284,7 @@ func (m *model) deedOf(e state.Event) deed {
 	case *state.LeaseReturned:
 		return deed{actor: &e.Actor, giving: true}
 	case *state.RevocationRecorded:
-		if m.fork(e) {
-			return deed{ruling: &e.Ruling}
-		}
-		d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyRevoke}
-		if e.Change != 0 {
-			d.duty = m.dutyOver(e.Change) // carried out by its last approver
-		}
-		return d
+		return m.deedOfRevocation(e)
 	case *state.NodeQuarantined:
 		return deed{ruling: &e.Ruling}
 	case *state.IdentityDecommissioned:
@@ -329,6 +322,18 @@ func (m *model) dutyOver(change uint64) policy.Duty {
 		return policy.DutyToApprove(ch.action)
 	}
 	return policy.DutyApprove
+}
+
+// deedOfRevocation is a person's, or the environment's where an enrolment forked.
+func (m *model) deedOfRevocation(e *state.RevocationRecorded) deed {
+	if m.fork(e) {
+		return deed{ruling: &e.Ruling}
+	}
+	d := deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyRevoke}
+	if e.Change != 0 {
+		d.duty = m.dutyOver(e.Change) // carried out by its last approver
+	}
+	return d
 }
 
 // deedOfCause is a person's rollback.

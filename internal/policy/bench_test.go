@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +12,7 @@ import (
 // benchFiles is a bundle of n grants over as many workloads and secrets. One in ten is for a
 // subtree, one in fifty denies, and each has the condition, if there is one.
 func benchFiles(t testing.TB, n int, when string) Files {
-	files := maps.Clone(exampleFiles(t))
+	files := bare(t)
 	const perFile = 500
 	for from := 0; from < n; from += perFile {
 		var grants, workloads, secrets strings.Builder

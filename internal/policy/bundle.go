@@ -91,7 +91,7 @@ func (b *Bundle) loadFile(found *collector, reader *yamlReader, name string, dat
 	p, ok := places[top]
 	switch {
 	case !ok || p.single == nested:
-		found.add(at, "is in no place that has a meaning: a bundle has environment.yaml, operators.yaml, authorities/, identities/, grants/, secrets/, rollouts/ and federation/")
+		found.add(at, "is in no place that has a meaning: a bundle has environment.yaml, operators.yaml, authorities/, identities/, grants/, secrets/, rollouts/, federation/ and tests/")
 		return
 	case nested && strings.Contains(rest, "/"):
 		found.add(at, "is in a deeper directory: put it into %s/", top)
@@ -134,6 +134,8 @@ func newSpec(kind string) any {
 		return &secretSpec{}
 	case kindFederation:
 		return &federationSpec{}
+	case kindTest:
+		return &testSpec{}
 	case kindRollout:
 		return &rolloutSpec{}
 	}

@@ -70,7 +70,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	for _, d := range b.docs {
 		c.byKind[d.kind] = append(c.byKind[d.kind], d)
 	}
-	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret, kindFederation, kindRollout} {
+	for _, kind := range []string{kindAuthority, kindIdentity, kindGrant, kindSecret, kindFederation, kindRollout, kindTest} {
 		c.uniqueNames(c.byKind[kind])
 	}
 	c.environment()
@@ -82,6 +82,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	c.unlocks()
 	c.grants()
 	c.rollouts()
+	c.tests()
 	if list := c.found.findings(); len(list) > 0 {
 		return nil, invalid(list)
 	}

@@ -122,6 +122,7 @@ func (c *compiler) identities() {
 		}
 		r.path = path
 		c.federatesWith(s, &r)
+		r.lines = lines{when: lineOf(s.When), require: lineOf(s.Require), lists: firstLines(s.Nodes, nil)}
 		r.when, r.whenText, r.pathText = c.condition(c.ruleScope, s.When, d.source), s.When.value, s.Path.value
 		if r.method == MethodWorkload {
 			c.workloadRule(s, &r)
@@ -131,6 +132,7 @@ func (c *compiler) identities() {
 		c.nodeRule(d, s, &r)
 		c.knownClaims(s, &r, d.source)
 		c.sharedIssuer(d, s, &r)
+		c.prudent(d, s, &r)
 		c.program.nodes = append(c.program.nodes, r)
 	})
 	byName := func(a, b identityRule) int { return strings.Compare(a.name, b.name) }
@@ -161,6 +163,9 @@ func (c *compiler) nodeRule(d *document, s *identitySpec, r *identityRule) {
 		r.session = c.duration(s.Session, "session", c.program.environment.Sessions.Node, minPeriod, maxNodeSession)
 		r.lifetime = c.program.environment.NodeLifetime
 		c.noLifetime(s)
+		if len(s.Accepts) > 0 {
+			c.found.add(s.Accepts[0].at, "\"accepts\" is for jobs")
+		}
 	}
 	if s.Otherwise.set && !s.Require.set {
 		c.found.add(s.Otherwise.at, "\"otherwise\" has no effect without \"require\"")
@@ -215,6 +220,9 @@ func (c *compiler) workloadRule(s *identitySpec, r *identityRule) {
 	}
 	c.noAuthority(s, r)
 	c.noLifetime(s)
+	if len(s.Accepts) > 0 {
+		c.found.add(s.Accepts[0].at, "\"accepts\" is for jobs")
+	}
 	if s.Require.set || s.Otherwise.set {
 		c.found.add(s.At, "\"require\" and \"otherwise\" are for nodes and jobs: put a workload's conditions into \"when\"")
 	}
@@ -326,6 +334,10 @@ func (c *compiler) grants() {
 		c.grantSecrets(s)
 		c.grantLimits(s, &g)
 		g.when, g.whenText = c.condition(c.grantScope, s.When, d.source), s.When.value
+		g.lines = lines{
+			when: lineOf(s.When), assurance: int32(s.Assurance.at.Line), ttl: int32(s.TTL.at.Line),
+			lists: firstLines(s.Identities, s.Secrets),
+		}
 		c.grantToEverybody(s, &g)
 		if c.pairs += len(g.identities) * len(g.secrets); c.pairs > maxIndexed {
 			c.found.add(d.at, "the grants have more than %d pairs of an identity and a secret: use subtrees", maxIndexed)

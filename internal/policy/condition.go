@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,42 +63,23 @@ const (
 	varAction     = "request.action"
 	varSecret     = "request.secret"
 	varPurpose    = "request.purpose"
+	varSecretName = "secret.name"
+	varSecretType = "secret.type"
 	varAssurance  = "assurance"
 	varTime       = "time"
 )
 
-func claimsType() *cel.Type { return cel.MapType(cel.StringType, cel.DynType) }
-
-type declaration struct {
-	name string
-	t    *cel.Type
-}
-
 // grantScope is for a grant's condition.
-func grantScope() (*scope, error) {
-	return newScope([]declaration{
-		{varClaims, claimsType()},
-		{varNodeClaims, claimsType()},
-		{varIDPath, cel.StringType},
-		{varIDEnv, cel.StringType},
-		{varIDSegments, cel.ListType(cel.StringType)},
-		{varNodePath, cel.StringType},
-		{varAction, cel.StringType},
-		{varSecret, cel.StringType},
-		{varPurpose, cel.StringType},
-		{varAssurance, cel.IntType},
-		{varTime, cel.TimestampType},
-	})
-}
+func grantScope(more ...cel.EnvOption) (*scope, error) { return newScope(more, declarations(false)) }
 
 // identityScope is for the condition of an identity rule: there is no identity yet.
-func identityScope() (*scope, error) {
-	return newScope([]declaration{{varClaims, claimsType()}, {varNodePath, cel.StringType}})
+func identityScope(more ...cel.EnvOption) (*scope, error) {
+	return newScope(more, declarations(true))
 }
 
-func newScope(variables []declaration) (*scope, error) {
+func newScope(more []cel.EnvOption, variables []attribute) (*scope, error) {
 	s := &scope{cache: map[string]compiled{}}
-	options := []cel.EnvOption{
+	options := append(slices.Clone(more),
 		cel.ParserExpressionSizeLimit(MaxCondition),
 		cel.ParserRecursionLimit(maxRecursion),
 		cel.ParserErrorRecoveryLimit(4),
@@ -107,7 +89,7 @@ func newScope(variables []declaration) (*scope, error) {
 		cel.CrossTypeNumericComparisons(true),
 		cel.DefaultUTCTimeZone(true),
 		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateDurationLiterals()),
-	}
+	)
 	for _, v := range variables {
 		options = append(options, cel.Variable(v.name, v.t))
 		s.names = append(s.names, v.name)
@@ -175,15 +157,20 @@ func (s *scope) compileNew(expression string) (out *condition, issues []issue) {
 	if estimate.Max > hardCost {
 		return refuse("the condition is too expensive: it may cost %s units, and %d is the limit", costText(estimate.Max), hardCost)
 	}
-	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if estimate.Max > softCost {
-		options = append(options, cel.CostLimit(runtimeCost))
-	}
-	program, err := s.env.Program(checked, options...)
+	program, err := s.env.Program(checked, planning(estimate.Max)...)
 	if err != nil {
 		return refuse("the condition can't be planned: %v", err)
 	}
 	return &condition{program}, nil
+}
+
+// planning is how an expression of such a static cost is run.
+func planning(most uint64) []cel.ProgramOption {
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if most > softCost {
+		options = append(options, cel.CostLimit(runtimeCost))
+	}
+	return options
 }
 
 func costText(c uint64) string {
@@ -257,9 +244,9 @@ func (sizes) EstimateSize(element cost.AstNode) *cost.SizeEstimate {
 			if limit = identity.MaxSegments; len(path) > 1 {
 				limit = identity.MaxPath
 			}
-		case varAction, varPurpose:
+		case varAction, varPurpose, varSecretType:
 			limit = 64
-		case varSecret:
+		case varSecret, varSecretName:
 			limit = maxSecretBytes
 		}
 	}
@@ -273,9 +260,10 @@ func (sizes) EstimateSize(element cost.AstNode) *cost.SizeEstimate {
 // vars are the variables of one evaluation.
 type vars struct {
 	in   *Input
-	env  string
+	prog *Program
 	from *Claims // of an identity rule, which has no Input
 	node string
+	seen *coverage // nil: nobody wants to know what was evaluated
 }
 
 // ResolveName implements cel.Activation.
@@ -297,7 +285,7 @@ func (v *vars) ResolveName(name string) (any, bool) {
 	case varIDPath:
 		return types.String(v.in.Identity), true
 	case varIDEnv:
-		return types.String(v.env), true
+		return types.String(v.prog.environment.Name), true
 	case varIDSegments:
 		return types.NewStringList(types.DefaultTypeAdapter, strings.Split(strings.TrimPrefix(v.in.Identity, "/"), "/")), true
 	case varNodePath:
@@ -308,6 +296,12 @@ func (v *vars) ResolveName(name string) (any, bool) {
 		return types.String(v.in.Secret), true
 	case varPurpose:
 		return types.String(v.in.Purpose), true
+	case varSecretName:
+		s, _ := v.prog.Secret(v.in.Secret)
+		return types.String(s.Pattern.String()), true
+	case varSecretType:
+		s, _ := v.prog.Secret(v.in.Secret)
+		return types.String(s.Type), true
 	case varAssurance:
 		return types.Int(v.in.Assurance), true
 	case varTime:

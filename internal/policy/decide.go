@@ -100,6 +100,7 @@ type grant struct {
 	when       *condition // nil: none
 	whenText   string     // as it is written
 	source     Pos
+	lines      lines
 }
 
 // stage is how far a request got with a grant. Further is more informative.
@@ -133,6 +134,7 @@ func (g *grant) evaluate(in *Input, v *vars) (stage, error) {
 		return stageApplies, nil
 	}
 	ok, err := g.when.holds(v)
+	v.seen.grant(g, ok, err)
 	switch {
 	case err != nil && g.effect == Deny:
 		return stageApplies, err // what forbids must not be got round by leaving a claim out
@@ -244,9 +246,11 @@ func describe(in *Input) string {
 // Decide answers a question. Every allow grant is limited by every deny grant; among several allow
 // grants the one that allows the longest lease is named, then the first by name, so that adding an
 // allow grant never takes anything away. It does not ask whether the secret is declared or exists.
-func (p *Program) Decide(in *Input) Decision {
+func (p *Program) Decide(in *Input) Decision { return p.decide(in, nil) }
+
+func (p *Program) decide(in *Input, seen *coverage) Decision {
 	result := verdict{}
-	v := &vars{in: in, env: p.environment.Name}
+	v := &vars{in: in, prog: p, seen: seen}
 	p.index.candidates(in.Identity, in.Secret, func(rank int32) {
 		if g := &p.grants[rank]; result.needed(g) {
 			s, err := g.evaluate(in, v)
@@ -273,7 +277,7 @@ type RuleTrace struct {
 // index, and says how far each one got. The nearest come first.
 func (p *Program) Explain(in *Input) (Decision, []RuleTrace) {
 	result := verdict{}
-	v := &vars{in: in, env: p.environment.Name}
+	v := &vars{in: in, prog: p}
 	rules := make([]RuleTrace, len(p.grants))
 	for i := range p.grants {
 		g := &p.grants[i]

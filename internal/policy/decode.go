@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -138,7 +139,11 @@ func decodeValue(found *collector, n *node, name string, target reflect.Value) b
 			return false
 		}
 		if err := leaf.decode(n); err != nil {
-			found.add(n.at, "%q %v", name, err)
+			at := n.at
+			if inner := (*placedError)(nil); errors.As(err, &inner) {
+				at = inner.at
+			}
+			found.add(at, "%q %v", name, err)
 			return false
 		}
 		return true

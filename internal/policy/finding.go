@@ -54,14 +54,15 @@ func (f Findings) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// collector gathers findings. It keeps at most MaxFindings, and remembers that there were more.
+// collector gathers findings. It keeps at most as many as it is told, and remembers that there were more.
 type collector struct {
 	list     Findings
 	overflow bool
+	most     int // 0: MaxFindings
 }
 
 func (c *collector) add(at Pos, format string, args ...any) {
-	if len(c.list) >= MaxFindings {
+	if c.full() {
 		c.overflow = true
 		return
 	}
@@ -69,7 +70,7 @@ func (c *collector) add(at Pos, format string, args ...any) {
 }
 
 // full reports that more findings would not be kept, so that looking for them is a waste.
-func (c *collector) full() bool { return len(c.list) >= MaxFindings }
+func (c *collector) full() bool { return len(c.list) >= cmp.Or(c.most, MaxFindings) }
 
 // findings returns the sorted list, without duplicates.
 func (c *collector) findings() Findings {

@@ -49,7 +49,7 @@ func TestFindings(t *testing.T) {
 				t.Fatal(err)
 			}
 			comment, names, archive := readArchive(data)
-			files := exampleFiles(t)
+			files := bare(t)
 			for _, n := range names {
 				if gone, ok := strings.CutPrefix(n, "-"); ok {
 					delete(files, gone)
@@ -106,7 +106,7 @@ func TestAcceptedBundle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files := exampleFiles(t)
+		files := bare(t)
 		_, names, archive := readArchive(data)
 		for _, n := range names {
 			if n != "want" {

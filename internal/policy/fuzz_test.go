@@ -119,8 +119,8 @@ func FuzzCEL(f *testing.F) {
 		if c == nil {
 			return
 		}
-		one, err1 := c.holds(&vars{in: in, env: "payments-dev"})
-		two, err2 := c.holds(&vars{in: in, env: "payments-dev"})
+		one, err1 := c.holds(&vars{in: in, prog: &Program{}})
+		two, err2 := c.holds(&vars{in: in, prog: &Program{}})
 		if one != two || (err1 == nil) != (err2 == nil) {
 			t.Fatalf("%v %v, then %v %v", one, err1, two, err2)
 		}

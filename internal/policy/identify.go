@@ -43,6 +43,7 @@ type identityRule struct {
 	lifetime  time.Duration
 	federates []string // names of federations, sorted
 	source    Pos
+	lines     lines
 }
 
 // template is an identity's path whose segments may be taken from claims.
@@ -92,6 +93,10 @@ func (t template) overlaps(u template) bool {
 // Match is filled in beside it, and it is Quarantine if any of them asks for that. So it is for the reasons agent-unsigned, agent-unknown,
 // agent-outdated and agent-not-measured, by the claim "agent" of nodes.
 func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, error) {
+	return p.identifyNode(method, authority, claims, nil)
+}
+
+func (p *Program) identifyNode(method, authority string, claims Claims, seen *coverage) (Match, error) {
 	var best Match
 	why, unmet, quarantine := "", "", false
 	for i := range p.nodes {
@@ -99,13 +104,13 @@ func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, 
 		if r.method != method || r.authority != authority {
 			continue
 		}
-		path, fits, reason := r.apply(claims, "")
+		path, fits, reason := r.apply(claims, "", seen)
 		if !fits {
 			why += "; " + reason
 			continue
 		}
 		m := Match{Path: path, Rule: r.name, Session: r.session, Lifetime: r.lifetime}
-		if u := r.unmet(claims); u != "" {
+		if u := r.unmet(claims, seen); u != "" {
 			unmet += "; " + u
 			quarantine = quarantine || r.otherwise
 		}
@@ -130,11 +135,12 @@ func (p *Program) IdentifyNode(method, authority string, claims Claims) (Match, 
 }
 
 // unmet says what the rule requires that is not true, or "".
-func (r *identityRule) unmet(claims Claims) string {
+func (r *identityRule) unmet(claims Claims, seen *coverage) string {
 	if r.require == nil {
 		return ""
 	}
 	ok, err := r.require.holds(&vars{from: &claims})
+	seen.required(r, ok, err)
 	switch {
 	case err != nil:
 		return r.name + ": " + r.required + " can't be told: " + err.Error()
@@ -148,10 +154,14 @@ func (r *identityRule) unmet(claims Claims) string {
 // want is the path that the caller asks for, or "" for whichever fits. Besides the reasons of
 // IdentifyNode there is foreign-node: a rule fits, but this node may not speak for that workload.
 func (p *Program) IdentifyWorkload(node string, claims Claims, want string) (Match, error) {
+	return p.identifyWorkload(node, claims, want, nil)
+}
+
+func (p *Program) identifyWorkload(node string, claims Claims, want string, seen *coverage) (Match, error) {
 	var best Match
 	foreign, why := "", ""
 	consider := func(r *identityRule) error {
-		path, fits, reason := r.apply(claims, node)
+		path, fits, reason := r.apply(claims, node, seen)
 		switch {
 		case !fits:
 			why += "; " + reason
@@ -191,9 +201,10 @@ func (p *Program) IdentifyWorkload(node string, claims Claims, want string) (Mat
 }
 
 // apply tries a rule: the path it gives, or why it doesn't fit.
-func (r *identityRule) apply(claims Claims, node string) (path string, fits bool, why string) {
+func (r *identityRule) apply(claims Claims, node string, seen *coverage) (path string, fits bool, why string) {
 	if r.when != nil {
 		ok, err := r.when.holds(&vars{from: &claims, node: node})
+		seen.rule(r, ok, err)
 		if err != nil {
 			return "", false, r.name + ": its condition can't be told: " + err.Error()
 		}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
@@ -78,6 +79,19 @@ func (x *grantIndex) add(g *grant) {
 		for _, s := range g.secrets {
 			key := pair{x.identities.number(i), x.secrets.number(s)}
 			x.pairs[key] = append(x.pairs[key], int32(g.rank))
+		}
+	}
+}
+
+// widen files a grant again, under the patterns that it has now. It stays under those that it had: what it is filed under too much is
+// asked in vain. The lists of another index are not changed that this one was copied from.
+func (x *grantIndex) widen(g *grant) {
+	for _, i := range g.identities {
+		for _, s := range g.secrets {
+			key := pair{x.identities.number(i), x.secrets.number(s)}
+			if list := x.pairs[key]; !slices.Contains(list, int32(g.rank)) {
+				x.pairs[key] = append(slices.Clip(list), int32(g.rank))
+			}
 		}
 	}
 }

@@ -13,6 +13,7 @@ const (
 	kindIdentity    = "Identity"
 	kindGrant       = "Grant"
 	kindSecret      = "Secret"
+	kindTest        = "Test"
 )
 
 // place says where documents of a kind live.
@@ -32,12 +33,13 @@ var places = map[string]place{
 	"secrets":     {kindSecret, false, "the secrets that exist"},
 	"federation":  {kindFederation, false, "relations with other trust domains"},
 	"rollouts":    {kindRollout, false, "by which steps a change comes into force, and what brings the earlier bundle back"},
+	"tests":       {kindTest, false, "what the rules must and must not permit"},
 }
 
 // unready are parts of the design that have no effect yet. They are refused, because a rule that
 // is silently ignored is worse than none.
 var unready = map[string]string{
-	"engines": "Engine", "alerts": "Alert", "risks": "Risk", "tests": "Test",
+	"engines": "Engine", "alerts": "Alert", "risks": "Risk",
 }
 
 // ignoredExtensions are files that may accompany a bundle. They are in the manifest.
@@ -162,6 +164,7 @@ type (
 		When      text   `yaml:"when" doc:"A CEL condition over claims: whether this rule is about them at all."`
 		Require   text   `yaml:"require" doc:"A CEL condition over claims: what must be true of a machine that this rule is about, as boot state or agent. Not for workload."`
 		Otherwise text   `yaml:"otherwise" enum:"refuse,quarantine" default:"refuse" doc:"What happens when what is required is not true: the proof is refused, or the machine is quarantined as well, if it is enrolled with the same key."`
+		Accepts   []text `yaml:"accepts" enum:"every-job,mutable-names,any-branch,pull-requests,no-environment" doc:"Jobs only: what bundle check would advise against, and is meant. Each says whom else the rule is for."`
 		Nodes     []text `yaml:"nodes" doc:"workload only: which nodes may speak for it."`
 		Session   period `yaml:"session" doc:"Session lifetime, instead of the environment's. CI: 1m to 1h, 10m by default."`
 		Lifetime  period `yaml:"lifetime" doc:"CI only: hard end of a job's enrolment, 1m to 24h, 6h by default."`
@@ -178,7 +181,7 @@ type (
 		Purposes   []text `yaml:"purposes" doc:"For which purposes a secret may be read. An allow grant for secret.read must name them; in a deny grant none means any. Other actions have no purpose."`
 		Assurance  text   `yaml:"assurance" default:"token" enum:"unbound,token,key,platform,hardware,measured" doc:"The least assurance of the session. Allow grants only."`
 		TTL        period `yaml:"ttl" doc:"No lease by this grant lasts longer. Allow grants for secret.read only."`
-		When       text   `yaml:"when" doc:"A CEL condition over identity, node, claims, node_claims, request, assurance and time."`
+		When       text   `yaml:"when" doc:"A CEL condition over identity, node, claims, node_claims, request, secret, assurance and time: docs/reference/conditions.md."`
 	}
 
 	secretSpec struct {

@@ -127,6 +127,8 @@ type Program struct {
 	rollouts    []Rollout    // by name
 	grants      []grant      // by rank
 	index       grantIndex
+	tests       []testDocument // by name
+	advice      Findings       // about rules for jobs
 }
 
 // Environment are the environment's settings.

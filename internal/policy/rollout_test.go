@@ -95,7 +95,7 @@ func TestSources(t *testing.T) {
 
 // What never comes back is as in the change, and all else as before it.
 func TestRollbackFiles(t *testing.T) {
-	base := exampleFiles(t)
+	base := bare(t)
 	settings := func(f Files) Environment { return mustCompile(t, f).Environment() }
 	change := func(edit func(f Files)) Files {
 		f := maps.Clone(base)
@@ -129,13 +129,19 @@ func TestRollbackFiles(t *testing.T) {
 		{name: "the blast limit doesn't", changed: change(func(f Files) {
 			replace(f, "environment.yaml", "  sessions:", "  revocation: {blastLimit: 3}\n  sessions:")
 		}), kept: []string{"environment.yaml"}},
-		{name: "containment doesn't", changed: change(func(f Files) { f["grants/new.yaml"] = []byte(deny); delete(f, "grants/payments-db.yaml") }),
-			marked: []string{"grants/new.yaml"}, kept: []string{"grants/new.yaml"}},
-		{name: "a file taken away as containment stays away", changed: change(func(f Files) { delete(f, "grants/payments-db.yaml") }),
-			marked: []string{"grants/payments-db.yaml"}, kept: []string{"grants/payments-db.yaml"}},
+		{
+			name: "containment doesn't", changed: change(func(f Files) { f["grants/new.yaml"] = []byte(deny); delete(f, "grants/payments-db.yaml") }),
+			marked: []string{"grants/new.yaml"}, kept: []string{"grants/new.yaml"},
+		},
+		{
+			name: "a file taken away as containment stays away", changed: change(func(f Files) { delete(f, "grants/payments-db.yaml") }),
+			marked: []string{"grants/payments-db.yaml"}, kept: []string{"grants/payments-db.yaml"},
+		},
 		{name: "what is not changed can't be marked", changed: change(func(f Files) { delete(f, "grants/payments-db.yaml") }), marked: []string{"grants/alice.yaml"}, bad: "doesn't change it"},
-		{name: "nothing is marked twice", changed: change(func(f Files) { delete(f, "grants/payments-db.yaml") }),
-			marked: []string{"grants/payments-db.yaml", "grants/payments-db.yaml"}, bad: "ascending"},
+		{
+			name: "nothing is marked twice", changed: change(func(f Files) { delete(f, "grants/payments-db.yaml") }),
+			marked: []string{"grants/payments-db.yaml", "grants/payments-db.yaml"}, bad: "ascending",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := RollbackFiles(base, c.changed, settings(base), settings(c.changed), c.marked)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"regexp"
 	"regexp/syntax"
 	"slices"
 	"strings"
@@ -154,6 +155,9 @@ func (t tenants) narrows(e celast.Expr) reach {
 			return everybody
 		}
 		text, _ := literal(args[0])
+		if forStrangers(call.FunctionName(), text) {
+			return everybody
+		}
 		switch class := t.compared(call.Target(), args[0]); {
 		case call.FunctionName() == "matches" && anchored(text) && (ended(text) || strings.ContainsAny(text, "/:")):
 			return class
@@ -162,6 +166,27 @@ func (t tenants) narrows(e celast.Expr) reach {
 		}
 	}
 	return everybody // a negation, or what anybody can have in a name of his own
+}
+
+// strangers are claims of jobs of somebody else.
+var strangers = []string{
+	zz, zz + "/zz", zz + "/zz/zz", "repo:" + zz + "/zz:ref:refs/heads/zz", "repo:" + zz + "@9007199254740881/zz@9007199254740847:ref:refs/heads/zz",
+	"repo:" + zz + "/zz:environment:zz", "project_path:" + zz + "/zz:ref_type:branch:ref:zz", "organization:" + zz + ":pipeline:zz:ref:refs/heads/zz:commit:0:step:zz",
+	zz + "/zz/.github/workflows/zz.yml@refs/heads/zz", "9007199254740881", "f7f3d2a1-5b0e-4c7d-9c55-8d2a6e1b4f90",
+	"system:serviceaccount:" + zz + ":zz",
+}
+
+// forStrangers reports whether what a text begins with, or a regular expression, fits them.
+func forStrangers(function, pattern string) bool {
+	fits := func(s string) bool { return strings.HasPrefix(s, pattern) }
+	if function == "matches" {
+		re, err := regexp.Compile(pattern)
+		if err != nil {
+			return false
+		}
+		fits = re.MatchString
+	}
+	return slices.ContainsFunc(strangers, fits)
 }
 
 // anchored reports whether whatever a regular expression matches begins where the text begins.

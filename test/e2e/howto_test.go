@@ -79,6 +79,7 @@ printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 
 		},
 	},
 	"blast-radius.md": {presumes: besideEstate, promises: 18},
+	"test-a-bundle.md": {presumes: editing, promises: 14},
 	"revoke.md": {
 		presumes: leasing, answers: 1, promises: 12, after: revokeAll,
 		before: map[string]string{
@@ -260,14 +261,16 @@ func speaking(t *testing.T, name string) reader {
 	return r
 }
 
-// The example's page is about its directory.
+// Each example's page is about its directory.
 func TestExampleReadme(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "payments")
-	if err := os.CopyFS(dir, os.DirFS("../../examples/payments")); err != nil {
-		t.Fatal(err)
-	}
-	if err := (reader{bin: program(t), dir: dir}).follow(t, document(t, "examples/payments/README.md")); err != nil {
-		t.Error(err)
+	for _, name := range []string{"payments", "ci"} {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := os.CopyFS(dir, os.DirFS("../../examples/"+name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := (reader{bin: program(t), dir: dir}).follow(t, document(t, "examples/"+name+"/README.md")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -275,7 +278,7 @@ func TestExampleReadme(t *testing.T) {
 // reference is generated.
 func TestNoOtherCommands(t *testing.T) {
 	run := func(path string) bool {
-		return path == "README.md" || path == "examples/payments/README.md" || path == "docs/tutorial.md" || strings.HasPrefix(path, "docs/howto/") || strings.HasPrefix(path, "docs/reference/cli/")
+		return path == "README.md" || path == "examples/payments/README.md" || path == "examples/ci/README.md" || path == "docs/tutorial.md" || strings.HasPrefix(path, "docs/howto/") || strings.HasPrefix(path, "docs/reference/cli/")
 	}
 	for _, path := range pagesOf(t) {
 		if run(path) {
@@ -561,6 +564,16 @@ func statement(t testing.TB, signer ssh.Signer, version string) *bailmentv1.Agen
 //
 //go:embed testdata/standins.bash
 var standIns string
+
+// editing is who has a bundle in a directory, and nothing else.
+func editing(t *testing.T, _ string) reader {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "env"), os.DirFS("../../examples/payments")); err != nil {
+		t.Fatal(err)
+	}
+	return reader{dir: dir}
+}
 
 // machine is one with nothing on it but a working tree and a bundle.
 func machine(t *testing.T, name string) reader {
