@@ -15,6 +15,7 @@ import (
 
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -109,7 +110,7 @@ func TestDutiesByAct(t *testing.T) {
 
 // Where hardware-backed keys are asked for, a signature by a file's key is none.
 func TestHardwareKeys(t *testing.T) {
-	b := newBoard(t, 1, "alice", "bob", "carol")
+	b := newBoard(t, 1, "alice", "bob", "carol", "dave")
 	files := b.with("environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "approvals: {required: 1}",
 		"approvals: {required: 1, acts: [{act: hold.lift, keys: hardware}]}", 1))
 	_, err := b.Propose(b.by["alice"], "alice", files)
@@ -125,6 +126,8 @@ func TestHardwareKeys(t *testing.T) {
 	p, err := b.Propose(b.by["alice"], "alice", files)
 	b.must(err)
 	_, err = b.Approve(b.by["bob"], "bob", p.Change)
+	b.refused(err, problem.ReasonSeparation) // it gives him a key
+	_, err = b.Approve(b.by["dave"], "dave", p.Change)
 	b.must(err)
 
 	const scope = "identity:/workload/api"
@@ -176,4 +179,44 @@ func (k *securityKey) Sign(_ io.Reader, data []byte) (*ssh.Signature, error) {
 	app, message := sha256.Sum256([]byte(application)), sha256.Sum256(data)
 	signed := slices.Concat(app[:], rest, message[:])
 	return &ssh.Signature{Format: ssh.KeyAlgoSKED25519, Blob: ed25519.Sign(k.key, signed), Rest: rest}, nil
+}
+
+// Nobody decides about his own reach: not by approving, and not by rolling back what took it away.
+func TestOwnReach(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	grant := func(name string) policy.Files {
+		return b.with("grants/own.yaml", "apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: own}\nspec: {actions: [secret.read], identities: [/human/"+name+"], secrets: [db/x], purposes: [runtime]}\n")
+	}
+	p, err := b.Propose(b.by["alice"], "alice", grant("bob"))
+	b.must(err)
+	_, err = b.Approve(b.by["bob"], "bob", p.Change)
+	b.refused(err, problem.ReasonSeparation)
+	if !strings.Contains(err.Error(), "/human/bob gains secret.read on db/x") {
+		t.Errorf("the reason is %v", err)
+	}
+	_, err = b.Approve(b.by["carol"], "carol", p.Change)
+	b.must(err)
+	gone, err := b.Propose(b.by["alice"], "alice", b.Files)
+	b.must(err)
+	_, err = b.Approve(b.by["bob"], "bob", gone.Change) // he loses by it
+	b.must(err)
+	back := control.RollbackRequest{Change: gone.Index, Reason: "I want it"}
+	_, err = b.Env.RollBack(context.Background(), b.by["bob"].Caller, back)
+	b.refused(err, problem.ReasonSeparation)
+	_, err = b.Env.RollBack(context.Background(), b.by["carol"].Caller, back)
+	b.must(err)
+	b.inForce(4)
+}
+
+// A bundle whose own tests fail is not proposed.
+func TestBundleTestsAtPropose(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	test := "apiVersion: bailment/v1\nkind: Test\nmetadata: {name: t}\nspec:\n  cases:\n    - {name: api, identity: /workload/api, node: /node/join-token/n, assurance: token, secret: db/x, expect: %s}\n"
+	_, err := b.Propose(b.by["alice"], "alice", b.with("tests/t.yaml", fmt.Sprintf(test, "deny")))
+	b.refused(err, problem.ReasonBundleInvalid)
+	if !strings.Contains(err.Error(), "tests/t.yaml") {
+		t.Errorf("the reason is %v", err)
+	}
+	_, err = b.Propose(b.by["alice"], "alice", b.with("tests/t.yaml", fmt.Sprintf(test, "allow")))
+	b.must(err)
 }

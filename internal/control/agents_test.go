@@ -207,7 +207,7 @@ func TestAgentsInProduction(t *testing.T) {
 	}
 	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(r.PublicKey())))
 	w := controltest.New(t, controltest.Options{
-		Persons: []string{"alice", "bob"}, Class: "production", Quorum: 1, Holder: sturdy{holder},
+		Persons: []string{"alice", "bob", "carol"}, Class: "production", Quorum: 1, Holder: sturdy{holder},
 		Extra: policy.Files{"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + controltest.EnvName +
 			"}\nspec:\n  class: production\n  agents: {signers: ['" + key + "']}\n")},
 	})

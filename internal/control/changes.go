@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/plan"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
@@ -171,8 +173,43 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	if err := CheckBundle(e.cfg.Methods, compiled); err != nil {
 		return err
 	}
+	if err := plan.Recovery(prog, compiled); err != nil {
+		return err
+	}
+	if err := runTests(ctx, compiled); err != nil {
+		return err
+	}
 	p.rollout, err = e.prepareRollout(before, r.Files, prog, compiled, m, p.text)
 	return err
+}
+
+// testTime bounds a bundle's own tests: some hundred thousand cases take a second.
+const testTime = 5 * time.Second
+
+// runTests refuses a bundle whose own tests fail. What decides in them is what decides here.
+func runTests(ctx context.Context, prog *policy.Program) error {
+	limited, cancel := context.WithTimeout(ctx, testTime)
+	defer cancel()
+	report, err := prog.RunTests(limited)
+	if err != nil && ctx.Err() == nil {
+		return problem.New(problem.ReasonBundleInvalid, "the bundle's tests take more than %s", testTime).WithFix("`bailment bundle test` says which there are")
+	}
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonTooSlow, "running the bundle's tests")
+	}
+	return report.Err()
+}
+
+// widensOwn refuses who would decide about his own reach: by a grant, a duty or a key. What somebody controls besides, as who admits
+// machines does, is shown to him and to the others.
+func widensOwn(before, after *policy.Program, person, doing string) error {
+	for _, w := range plan.Widens(before, after, person) {
+		if w.Via != plan.ByControl {
+			return problem.New(problem.ReasonSeparation, "%s can't %s: it widens what he has himself: %s", person, doing, w.What).
+				WithFix("have somebody do it who gains nothing by it")
+		}
+	}
+	return nil
 }
 
 // required says how many approvals an act needs, and whether the proposer's own may be one of them.
@@ -408,6 +445,7 @@ type ApproveRequest struct {
 // approval is a checked approval.
 type approval struct {
 	text ceremony.Change
+	own  error // that it widens the approver's own reach
 	sig  state.Signature
 	bad  error // why it is refused: the decision enters that
 }
@@ -435,7 +473,10 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 			}
 			a.sig = state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
 			if ch, ok := s.Changes.Get(r.Change); ok && ch.Action == ActionBundle && ch.State == state.Proposed {
-				err = e.candidate(ctx, ch.Manifest)
+				if err := e.candidate(ctx, ch.Manifest); err != nil {
+					return a, err
+				}
+				a.own, err = e.ownReach(ctx, ch, text.Person)
 			}
 			return a, err
 		},
@@ -446,6 +487,22 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	out.Proof = proof
 	out.Change, _ = e.log.State().Changes.Get(r.Change)
 	return out, nil
+}
+
+// ownReach says why a person may not approve a bundle, or nil. Who may approve his own proposal is alone, and nobody else could.
+func (e *Environment) ownReach(ctx context.Context, ch *state.Change, person string) (own, err error) {
+	if ch.SelfOK {
+		return nil, nil
+	}
+	before, err := e.program(ctx, ch.Base)
+	if err != nil {
+		return nil, err
+	}
+	after, err := e.program(ctx, ch.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	return widensOwn(before, after, identity.PrefixHuman+person, "approve this change"), nil
 }
 
 func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error) {
@@ -499,6 +556,9 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		if _, p := checkRevoked(t.s, x, t.now); p != nil {
 			return nil, refuse(p.Reason, "what %s proposed no longer counts: %s", ch.Proposer, p.Message)
 		}
+	}
+	if a.own != nil {
+		return nil, &denied{problem: without(a.own), action: "change.approve", target: a.text.Action, session: x}
 	}
 	if t.prog.Environment().Needs(ch.Action).Hardware && !byHardware(op, a.sig.Key) {
 		return nil, refuse(problem.ReasonSeparation, "%s is approved by hardware-backed keys only, and %s is none", ch.Action, a.sig.Key)

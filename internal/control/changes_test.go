@@ -190,15 +190,15 @@ func TestProposalDerivesFromItsProposer(t *testing.T) {
 
 // The key that signed is judged, and not just that of the login.
 func TestSignatureByHeldKey(t *testing.T) {
-	b := newBoard(t, 1, "alice", "bob")
+	b := newBoard(t, 1, "alice", "bob", "carol")
 	b.AddPerson("spare") // a second key of bob
 	line := func(p string) string {
 		return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(b.Persons[p].PublicKey())), "\n")
 	}
 	duties := "[propose, approve, revoke, admit, keys, audit]"
-	b.Files["operators.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: %s\n    - name: bob\n      keys: [%q, %q]\n      duties: %s\n",
-		line("alice"), duties, line("bob"), line("spare"), duties)
-	_, err := b.Approve(b.by["bob"], "bob", b.propose("alice", "two keys"))
+	b.Files["operators.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: %s\n    - name: bob\n      keys: [%q, %q]\n      duties: %s\n    - name: carol\n      keys: [%q]\n      duties: %s\n",
+		line("alice"), duties, line("bob"), line("spare"), duties, line("carol"), duties)
+	_, err := b.Approve(b.by["carol"], "carol", b.propose("alice", "two keys")) // bob would give himself a key
 	b.must(err)
 	b.revoke("alice", b.key("spare"))
 

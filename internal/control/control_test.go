@@ -317,7 +317,7 @@ func TestChanges(t *testing.T) {
 	w := controltest.New(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 2})
 	alice, bob, carol := w.Login("alice"), w.Login("bob"), w.Login("carol")
 	files := w.Bundle(controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 2})
-	files["grants/more.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: more}\nspec: {actions: [secret.read], identities: [/human/bob], secrets: [db/x], purposes: [runtime]}\n")
+	files["grants/more.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: more}\nspec: {actions: [secret.read], identities: [/human/alice], secrets: [db/x], purposes: [runtime]}\n")
 	p, err := w.Propose(alice, "alice", files)
 	if err != nil {
 		t.Fatal(err)
@@ -333,8 +333,8 @@ func TestChanges(t *testing.T) {
 	if err != nil || out.Generation != 2 {
 		t.Fatalf("%+v %v", out, err)
 	}
-	w.Put(alice, "db/x", "for bob")
-	if v, _, err := w.Get(bob, "db/x"); err != nil || v != "for bob" {
+	w.Put(bob, "db/x", "for alice")
+	if v, _, err := w.Get(alice, "db/x"); err != nil || v != "for alice" {
 		t.Fatalf("%q %v", v, err)
 	}
 	w.Reopen()

@@ -14,6 +14,7 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/plan"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/seal"
@@ -94,13 +95,16 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	return genesis, ledger.Create(ctx, f.Store, draft, []note.Signer{signer}, ledger.Config[*state.State]{New: state.New, Origin: originOf, Rand: f.Source, Now: f.Now})
 }
 
-// CheckBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, or that
-// nobody could change.
+// CheckBundle refuses a bundle that compiles, and could not be lived with once it is in force: that the verifiers can't use, that
+// nobody could change, or by which one person could do what takes several.
 func CheckBundle(methods attest.Methods, prog *policy.Program) error {
 	if err := checkAuthorities(methods, prog); err != nil {
 		return err
 	}
-	return checkOperators(prog)
+	if err := checkOperators(prog); err != nil {
+		return err
+	}
+	return plan.CheckSeparation(prog)
 }
 
 // checkOperators refuses a bundle that would leave an environment nobody can change or recover.

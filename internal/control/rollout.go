@@ -196,16 +196,24 @@ func (e *Environment) RollBack(ctx context.Context, c Caller, r RollbackRequest)
 		return nil, problem.New(problem.ReasonInvalid, "a rollback has a reason of 1 to 500 bytes")
 	}
 	out, proof, err := do(ctx, e,
-		func(ctx context.Context, s *state.State) (struct{}, error) {
+		func(ctx context.Context, s *state.State) (takingBack, error) {
 			// Who may not is refused at the head; compiling what is pre-authorised is no more than a start does.
 			ch, ok := s.Changes.Get(r.Change)
-			if _, dead := standing(s, c, state.At(e.cfg.Now())); dead != nil || !ok || ch.State != state.InForce || ch.Rollback.IsZero() {
-				return struct{}{}, nil
+			x, dead := standing(s, c, state.At(e.cfg.Now()))
+			if dead != nil || !ok || ch.State != state.InForce || ch.Rollback.IsZero() {
+				return takingBack{}, nil
 			}
-			_, err := e.program(ctx, ch.Rollback)
-			return struct{}{}, err
+			after, err := e.program(ctx, ch.Rollback)
+			if err != nil || ch.SelfOK {
+				return takingBack{}, err
+			}
+			before, err := e.program(ctx, ch.Manifest)
+			if err != nil {
+				return takingBack{}, err
+			}
+			return takingBack{widensOwn(before, after, x.Identity, "roll this change back")}, nil
 		},
-		func(t *turn, _ struct{}) (*Proposal, error) { return t.rollBack(c, r) })
+		func(t *turn, p takingBack) (*Proposal, error) { return t.rollBack(c, r, p.own) })
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +222,12 @@ func (e *Environment) RollBack(ctx context.Context, c Caller, r RollbackRequest)
 	return out, nil
 }
 
-func (t *turn) rollBack(c Caller, r RollbackRequest) (*Proposal, error) {
+// takingBack is a checked rollback.
+type takingBack struct {
+	own error // that it widens the reach of who asks for it
+}
+
+func (t *turn) rollBack(c Caller, r RollbackRequest, own error) (*Proposal, error) {
 	x, err := t.session(c)
 	if err != nil {
 		return nil, err
@@ -239,6 +252,9 @@ func (t *turn) rollBack(c Caller, r RollbackRequest) (*Proposal, error) {
 		if ch.State != state.InForce {
 			return nil, refuse(problem.ReasonConflict, "change %d is %s: what is being rolled out or in force can be rolled back", ch.Index, ch.StateAt(t.now))
 		}
+	}
+	if own != nil && staged == nil {
+		return nil, &denied{problem: without(own), action: "change.rollback", session: x}
 	}
 	ruling := t.ruling("")
 	actor := actorOf(x)

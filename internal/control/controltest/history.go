@@ -170,7 +170,7 @@ func (h *history) changes() {
 	for path, data := range w.Files {
 		files[path] = data
 	}
-	files["grants/more.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: more}\nspec: {actions: [secret.read], identities: [/human/bob], secrets: [db/c], purposes: [runtime]}\n")
+	files["grants/more.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: more}\nspec: {actions: [secret.read], identities: [/human/alice], secrets: [db/c], purposes: [runtime]}\n")
 	p, err := w.Propose(h.alice, "alice", files)
 	h.check(err)
 	_, err = w.Approve(h.alice, "alice", p.Change)
