@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -160,6 +161,22 @@ func (v *review) checkProposal(bad func(string, ...any) error) error {
 	return nil
 }
 
+// writePlan says what the change means, computed here from the files that came, and what it would give to who decides about it.
+func (v *review) writePlan(w io.Writer, person string) {
+	if v.manifest == nil {
+		return
+	}
+	before, err := compileBase(v.base.files)
+	if err != nil {
+		return // what came into force once, and what is proposed, were compiled before
+	}
+	after, err := compileBase(v.files)
+	if err != nil {
+		return
+	}
+	printPlan(w, before, after, person, proposedLines)
+}
+
 // textLeftOut tells who decides that he has not seen everything.
 func (v *review) textLeftOut(left int) string {
 	return fmt.Sprintf("%d more %s: bailment change export %d --files DIR writes both sides", left, plural(left, "line"), v.proposal.Change.Change)
@@ -176,7 +193,8 @@ func (a *app) changeShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show CHANGE", Short: "Show what a change would do", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
 		Long: `Fetches a change, checks its digests and its proposer's signature here, and shows what was
-signed and, in the unified format, how the files differ from the bundle that it follows. With
+signed, what the change means (who gains, who loses, which limits move), where its rollout is, and,
+in the unified format, how the files differ from the bundle that it follows. With
 -o json each of these files comes with its content on both sides.`,
 		Example: "  bailment change show 97 | less\n  bailment change show 97 -o json | jq -r '.files[].after.text'",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
@@ -200,6 +218,9 @@ signed and, in the unified format, how the files differ from the bundle that it 
 					showProgress(t, info.Progress)
 				}
 				t.line("\n%s", v.proposal.ProposalText)
+				var meaning strings.Builder
+				v.writePlan(&meaning, v.text.Person)
+				t.line("%s", meaning.String())
 				text, left := unified(v.diff)
 				t.line("%s", text)
 				if left > 0 {
@@ -215,9 +236,10 @@ func (a *app) changeApprove() *cobra.Command {
 	c := &cobra.Command{
 		Use: "approve CHANGE", Short: "Approve a change with an SSH signature", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
 		Long: `Fetches the change and its files, computes the manifest's digest and the text to sign here,
-from what is pinned and from the bytes that came, shows the text and how the files differ from
-the bundle that it follows, asks, and signs the text in the namespace change@bailment. Whatever
-else the server shows, only this is what is approved.`,
+from what is pinned and from the bytes that came. It shows the text, what the change means, what it
+would give to you, and how the files differ from the bundle that it follows; asks, and signs the
+text in the namespace change@bailment. Whatever else the server shows, only this is what is
+approved.`,
 		Example: "  bailment change approve 97\n  bailment change approve 97 --yes -i SHA256:…",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			n, err := number(args[0], "change")
@@ -259,6 +281,7 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 		if left > 0 {
 			fmt.Fprintln(a.err, v.textLeftOut(left))
 		}
+		v.writePlan(a.err, v.text.Person)
 		if next, err := compile(v.files); err == nil {
 			a.noteAgents(ctx, c, v.base.files, next)
 		}
