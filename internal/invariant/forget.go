@@ -66,6 +66,13 @@ func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
 		if ch := m.changes[d.n]; ch != nil && ch.over != overInto && ch.over != overShadow && ch.over != overCanary {
 			delete(m.changes, d.n)
 		}
+	case 'v':
+		if u := m.served[d.s]; u != nil {
+			if until := u.last + afterUse; until > now {
+				return until, true
+			}
+			delete(m.served, d.s)
+		}
 	case 't':
 		delete(m.tokens, d.s)
 	case 'u':
