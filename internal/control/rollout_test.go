@@ -372,7 +372,7 @@ func TestRollbackIsRehearsed(t *testing.T) {
 // One machine that asks for all sorts of things in a shadow hides nothing of what the others lose.
 func TestShadowFloodHidesNothing(t *testing.T) {
 	s := newStaged(t, stagedRollout, 4)
-	s.Files["grants/wide.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: wide}\nspec: {actions: [secret.read], identities: [/node/join-token/n0], secrets: [db/*]}\n")
+	s.Files["grants/wide.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: wide}\nspec: {actions: [secret.read], identities: [/node/join-token/n0], secrets: [db/*], purposes: [runtime]}\n")
 	s.Stage.Containment = []string{"grants/wide.yaml"}
 	s.change(s.Files)
 	s.Stage = controltest.Stage{}
@@ -382,7 +382,7 @@ func TestShadowFloodHidesNothing(t *testing.T) {
 	}))
 	for i := range 100 {
 		_, err := s.Env.Get(context.Background(), s.nodes[0].Caller, control.GetRequest{Secret: fmt.Sprint("db/", strings.Repeat("long-", 40), i)})
-		s.refused(err, problem.ReasonNotFound)
+		s.refused(err, problem.ReasonNoVersion)
 	}
 	s.reads(1, "")
 	s.reads(2, "")
@@ -413,10 +413,11 @@ func TestRemovedOperatorIsRefused(t *testing.T) {
 	ch := s.change(s.edited(func(f policy.Files) {
 		f["operators.yaml"] = []byte(strings.Split(string(f["operators.yaml"]), "    - name: carol")[0])
 	}))
+	s.pass(11 * time.Minute)
+	s.pass(11 * time.Minute)
+	s.pass(6 * time.Minute)
 	carol := s.by["carol"]
-	for range 3 {
-		s.pass(11 * time.Minute)
-	}
+	s.pass(6 * time.Minute)
 	s.is(ch.Index, state.InForce, 5)
 	_, err := s.Env.Put(context.Background(), carol.Caller, control.PutRequest{Secret: "db/password", Value: seal.NewSecret([]byte("x"))})
 	s.refused(err, problem.ReasonDuty)

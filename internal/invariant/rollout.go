@@ -3,6 +3,8 @@ package invariant
 import (
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
@@ -278,7 +280,7 @@ func (c *Checker) again(st *step, prog *policy.Program, action policy.Action, se
 		}
 		proof = n.proof
 	}
-	if why := ask(prog, x, proof); why != "" {
+	if why := stands(prog, x, proof); why != "" {
 		return policy.Decision{}, why
 	}
 	in, err := c.input(st, x, action, secret, purpose)
@@ -286,6 +288,22 @@ func (c *Checker) again(st *step, prog *policy.Program, action policy.Action, se
 		return policy.Decision{}, err.Error()
 	}
 	return prog.Decide(in), ""
+}
+
+// stands says why a session's identity is not who it was by a program; empty: it is.
+func stands(prog *policy.Program, x *session, proof *session) string {
+	name, person := strings.CutPrefix(x.identity, "/human/")
+	switch {
+	case person:
+		op, ok := prog.Operator(name)
+		if !ok || !slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return "ssh:"+k.Fingerprint == x.anchor }) {
+			return name + " is not an operator with the key of the login"
+		}
+		return ""
+	case x.node == "" && !strings.HasPrefix(x.identity, "/node/") && !strings.HasPrefix(x.identity, "/ci/"):
+		return ""
+	}
+	return ask(prog, x, proof)
 }
 
 // learnRollout takes an entry of a rollout into the model.
