@@ -67,12 +67,7 @@ func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
 			delete(m.changes, d.n)
 		}
 	case 'v':
-		if u := m.served[d.s]; u != nil {
-			if until := u.last + afterUse; until > now {
-				return until, true
-			}
-			delete(m.served, d.s)
-		}
+		return m.dropUse(d.s, now)
 	case 't':
 		delete(m.tokens, d.s)
 	case 'u':

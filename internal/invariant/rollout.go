@@ -424,6 +424,15 @@ func (m *model) serve(path, secret, grant string, now state.Millis) {
 	m.served[k] = u
 }
 
+// dropUse forgets a use that is over, or says until when it is remembered.
+func (m *model) dropUse(k string, now state.Millis) (state.Millis, bool) {
+	if until := m.served[k].last + afterUse; until > now {
+		return until, true
+	}
+	delete(m.served, k)
+	return 0, false
+}
+
 // until is when the last use before a moment was, at the latest; 0: there was none.
 func (u *use) until(began state.Millis) state.Millis {
 	if u.last-hour <= began {
