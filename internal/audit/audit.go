@@ -202,6 +202,7 @@ type run struct {
 	state       *state.State
 	bundles     bundles
 	checker     *invariant.Checker
+	overtaken   bool // the last entry ended a rollout for another bundle, which comes into force in the next one
 }
 
 // Run verifies the ledger. The error is about the first thing found wrong: of reason tampered, with a Fault as its

@@ -26,6 +26,9 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 	if err := r.acted(index, at, ev); err != nil {
 		return err
 	}
+	if err := r.overtaking(ev); err != nil {
+		return err
+	}
 	switch ev := ev.(type) {
 	case *state.Genesis:
 		return r.genesis(index, ev)
@@ -38,7 +41,7 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 	case *state.RolloutMoved:
 		return r.rolled(at, ev)
 	case *state.RolloutEnded:
-		return r.takenBack(at, &ev.Cause)
+		return r.takenBack(at, &ev.Cause, ev.Change)
 	case *state.SecretMoved:
 		if ev.Change != 0 {
 			return r.completed(ev.Change, policy.ActDestroy, func(c *state.Change) bool {
@@ -354,6 +357,10 @@ func (b *bundles) program(d state.Digest) (*policy.Program, error) {
 	if b.of == d {
 		return b.prog, nil
 	}
+	if prog, ok := b.kept[d]; ok { // before its manifest is read: that may take a whole bundle from a server
+		b.of, b.prog = d, prog
+		return prog, nil
+	}
 	m, err := b.manifest(d)
 	if err != nil {
 		return nil, err
@@ -361,10 +368,6 @@ func (b *bundles) program(d state.Digest) (*policy.Program, error) {
 	b.of, b.prog = d, nil
 	if m == nil {
 		return nil, nil
-	}
-	if prog, ok := b.kept[d]; ok {
-		b.prog = prog
-		return prog, nil
 	}
 	files, err := m.Fetch(b.get)
 	if err != nil {

@@ -34,6 +34,9 @@ func (r *run) replay(ctx context.Context) error {
 		}
 		r.progress("entries", r.state.Next)
 	}
+	if r.overtaken {
+		return fault(r.state.Next-1, "a rollout was ended for another bundle, and none comes into force")
+	}
 	r.report.Generation, r.report.Bundle = r.state.Generation, r.state.Bundle
 	return nil
 }

@@ -37,7 +37,7 @@ func (r *run) broughtIntoForce(at state.Millis, ev *state.BundleInForce) error {
 		}
 		return nil
 	}
-	return r.takenBack(at, ev.Cause)
+	return r.takenBack(at, ev.Cause, ev.Change)
 }
 
 // rolled checks a step: by the plan that the bundle in force has for it.
@@ -70,27 +70,42 @@ func (r *run) rolled(at state.Millis, ev *state.RolloutMoved) error {
 	return nil
 }
 
+// overtaking checks that what ended a rollout for another bundle is followed by it. Both are of one commit.
+func (r *run) overtaking(ev state.Event) error {
+	in, ok := ev.(*state.BundleInForce)
+	if r.overtaken && (!ok || in.How != state.ByChange) {
+		return errors.New("a rollout was ended for another bundle, and none comes into force")
+	}
+	ended, ok := ev.(*state.RolloutEnded)
+	r.overtaken = ok && ended.Cause.By == state.BySupersede
+	return nil
+}
+
 // takenBack checks the cause of a rollback: what a trigger saw follows from the entries before it. Who did it, if a person did, is
 // checked with all that persons do.
-func (r *run) takenBack(at state.Millis, why *state.Cause) error {
+func (r *run) takenBack(at state.Millis, why *state.Cause, change uint64) error {
 	if why == nil {
 		return errors.New("it is rolled back without a cause")
 	}
 	due, figure := r.state.RolloutDue(at)
+	watched := r.state.Rollout(at)
 	switch why.By {
 	case state.ByTrigger:
-		if due != state.RollbackDue || !reflect.DeepEqual(figure, why.Figure) {
+		if due != state.RollbackDue || watched.Change != change || !reflect.DeepEqual(figure, why.Figure) {
 			return errors.New("no trigger asks for this rollback")
 		}
 	case state.ByRevocation:
-		if due != state.RevokedDue {
+		if due != state.RevokedDue || watched.Change != change {
 			return errors.New("what the change rests on was not revoked")
 		}
 	case state.ByPerson:
 		if why.Actor == nil || why.Ruling == nil {
 			return errors.New("nobody rolled it back")
 		}
-	case state.BySupersede: // another change comes into force in the next entry: package invariant says if not
+	case state.BySupersede: // the other one comes with the next entry
+		if r.state.Staged() == nil {
+			return errors.New("what is in force is not rolled back for another bundle")
+		}
 	default:
 		return fmt.Errorf("nothing is rolled back by %.40q", why.By)
 	}

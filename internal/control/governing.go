@@ -100,13 +100,19 @@ type differenceMinute struct {
 type differenceSum struct {
 	compared, others uint64
 	rows             map[state.Difference]uint64 // Count is 0 in the keys
+	of               map[string]int              // rows of a source
 }
 
 const (
-	// differenceRows is how many distinct differences of a minute are entered: an entry has room for them.
-	differenceRows = 32
+	// differenceRows is how many distinct differences of a minute are entered, in as many entries as that takes.
+	differenceRows = 1024
+	// differenceRowsOfSource is how many of them are of one machine or repository, as a trigger counts them: one that asks for all sorts of
+	// things must not keep what the others lose from being entered.
+	differenceRowsOfSource = 8
 	// differenceMinutes is how many minutes wait at most, if the store fails.
 	differenceMinutes = 8
+	// differenceBytes is how many bytes of them are in one entry, with room for the rest of it.
+	differenceBytes = state.MaxBody - 4<<10
 )
 
 func (d *differences) add(change uint64, minute int64, b beside) {
@@ -121,7 +127,7 @@ func (d *differences) add(change uint64, minute int64, b beside) {
 		if len(d.m) >= differenceMinutes {
 			return
 		}
-		sum = &differenceSum{rows: make(map[state.Difference]uint64)}
+		sum = &differenceSum{rows: make(map[state.Difference]uint64), of: make(map[string]int)}
 		d.m[k] = sum
 	}
 	sum.compared++
@@ -130,9 +136,13 @@ func (d *differences) add(change uint64, minute int64, b beside) {
 	}
 	row := *b.differs
 	row.Count = 0
-	if _, known := sum.rows[row]; !known && len(sum.rows) >= differenceRows {
-		sum.others++
-		return
+	if _, known := sum.rows[row]; !known {
+		source := policy.SourceOf(row.Identity, row.Node)
+		if len(sum.rows) >= differenceRows || sum.of[source] >= differenceRowsOfSource {
+			sum.others++
+			return
+		}
+		sum.of[source]++
 	}
 	sum.rows[row]++
 }

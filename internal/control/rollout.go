@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"time"
@@ -346,6 +347,27 @@ func (e *Environment) observe(ctx context.Context, before int64) error {
 	return nil
 }
 
+// observed are the entries of a minute: as many as its rows take.
+func observed(k differenceMinute, sum *differenceSum, rows []state.Difference) []*state.RolloutObserved {
+	minute := state.Millis(k.minute * 60_000)
+	out := []*state.RolloutObserved{{Change: k.change, Minute: minute, Compared: sum.compared, Others: sum.others}}
+	room := differenceBytes
+	for _, row := range rows {
+		text, err := json.Marshal(row)
+		if err != nil || len(text) > differenceBytes {
+			out[0].Others += row.Count // not to be had: names, and texts that are limited
+			continue
+		}
+		if room -= len(text) + 1; room < 0 {
+			out = append(out, &state.RolloutObserved{Change: k.change, Minute: minute})
+			room = differenceBytes - len(text) - 1
+		}
+		ev := out[len(out)-1]
+		ev.Differences = append(ev.Differences, row)
+	}
+	return out
+}
+
 // take removes the sums of minutes before `before`.
 func (d *differences) take(before int64) []*state.RolloutObserved {
 	d.mu.Lock()
@@ -355,19 +377,19 @@ func (d *differences) take(before int64) []*state.RolloutObserved {
 		if k.minute >= before {
 			continue
 		}
-		ev := &state.RolloutObserved{Change: k.change, Minute: state.Millis(k.minute * 60_000), Compared: sum.compared, Others: sum.others}
+		rows := make([]state.Difference, 0, len(sum.rows))
 		for row, n := range sum.rows {
 			row.Count = n
-			ev.Differences = append(ev.Differences, row)
+			rows = append(rows, row)
 		}
-		slices.SortFunc(ev.Differences, func(a, b state.Difference) int {
+		slices.SortFunc(rows, func(a, b state.Difference) int {
 			return cmp.Or(cmp.Compare(a.Identity, b.Identity), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Secret, b.Secret), cmp.Compare(a.Action, b.Action),
 				cmp.Compare(a.Purpose, b.Purpose), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Grant, b.Grant))
 		})
-		out = append(out, ev)
+		out = append(out, observed(k, sum, rows)...)
 		delete(d.m, k)
 	}
-	slices.SortFunc(out, func(a, b *state.RolloutObserved) int {
+	slices.SortStableFunc(out, func(a, b *state.RolloutObserved) int {
 		return cmp.Or(cmp.Compare(a.Minute, b.Minute), cmp.Compare(a.Change, b.Change))
 	})
 	return out

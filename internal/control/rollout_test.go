@@ -12,6 +12,7 @@ import (
 	"github.com/bailment/bailment/internal/control/controltest"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -366,4 +367,59 @@ func TestRollbackIsRehearsed(t *testing.T) {
 	if fix := problem.As(err).Fix; !strings.Contains(fix, "containment") {
 		t.Errorf("the way out is %q", fix)
 	}
+}
+
+// One machine that asks for all sorts of things in a shadow hides nothing of what the others lose.
+func TestShadowFloodHidesNothing(t *testing.T) {
+	s := newStaged(t, stagedRollout, 4)
+	s.Files["grants/wide.yaml"] = []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: wide}\nspec: {actions: [secret.read], identities: [/node/join-token/n0], secrets: [db/*], purposes: [runtime]}\n")
+	s.Stage.Containment = []string{"grants/wide.yaml"}
+	s.change(s.Files)
+	s.Stage = controltest.Stage{}
+	ch := s.change(s.edited(func(f policy.Files) {
+		delete(f, "grants/wide.yaml")
+		f["grants/nodes.yaml"] = nodeGrant("nodes", 0, 3)
+	}))
+	for i := range 100 {
+		_, err := s.Env.Get(context.Background(), s.nodes[0].Caller, control.GetRequest{Secret: fmt.Sprint("db/", strings.Repeat("long-", 40), i)})
+		s.refused(err, problem.ReasonNoVersion)
+	}
+	s.reads(1, "")
+	s.reads(2, "")
+	s.pass(time.Minute)
+	s.is(ch.Index, state.RolledBack, 3)
+	if why := lastOf[*state.RolloutEnded](s.World).Cause; why.By != state.ByTrigger || why.Figure.Sources != 2 || why.Figure.Asked != 3 {
+		t.Errorf("it ended by %+v", why)
+	}
+	s.consistent()
+}
+
+// What many lose in one minute is entered, however many entries that takes.
+func TestShadowOfManyMachines(t *testing.T) {
+	const nodes = 45
+	s := newStaged(t, strings.Replace(stagedRollout, "sources: 2", "sources: 44", 1), nodes)
+	ch := s.change(s.edited(func(f policy.Files) { f["grants/nodes.yaml"] = nodeGrant("nodes", 0) }))
+	for i := range nodes {
+		s.reads(i, "")
+	}
+	s.pass(time.Minute)
+	s.is(ch.Index, state.RolledBack, 2)
+	s.consistent()
+}
+
+// Who is no operator any more is refused by that, and the checks know it: his is no loss that they can't explain.
+func TestRemovedOperatorIsRefused(t *testing.T) {
+	s := newStaged(t, stagedRollout, 1)
+	ch := s.change(s.edited(func(f policy.Files) {
+		f["operators.yaml"] = []byte(strings.Split(string(f["operators.yaml"]), "    - name: carol")[0])
+	}))
+	s.pass(11 * time.Minute)
+	s.pass(11 * time.Minute)
+	s.pass(6 * time.Minute)
+	carol := s.by["carol"]
+	s.pass(6 * time.Minute)
+	s.is(ch.Index, state.InForce, 5)
+	_, err := s.Env.Put(context.Background(), carol.Caller, control.PutRequest{Secret: "db/password", Value: seal.NewSecret([]byte("x"))})
+	s.refused(err, problem.ReasonDuty)
+	s.consistent()
 }

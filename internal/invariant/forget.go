@@ -66,6 +66,8 @@ func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
 		if ch := m.changes[d.n]; ch != nil && ch.over != overInto && ch.over != overShadow && ch.over != overCanary {
 			delete(m.changes, d.n)
 		}
+	case 'v':
+		return m.dropUse(d.s, now)
 	case 't':
 		delete(m.tokens, d.s)
 	case 'u':

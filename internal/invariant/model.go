@@ -59,9 +59,9 @@ type model struct {
 	stopped    map[string]map[string]state.Millis // person → scope of a provisional hold that he set → until when that counts
 	denials    map[string]*denials
 	roots      []state.StateRootSet
-	inForce    uint64                  // the change that brought the bundle into force
-	way        *onItsWay               // the rollout; nil: none
-	served     map[string]state.Millis // who was given what (identity, NUL, secret) → when last, at the latest
+	inForce    uint64          // the change that brought the bundle into force
+	way        *onItsWay       // the rollout; nil: none
+	served     map[string]*use // who was given what (identity, NUL, secret)
 	// superseding is the entry that must bring another bundle into force, since it ended a rollout; 0: none must.
 	superseding uint64
 	due         dueQueue
@@ -216,7 +216,7 @@ func newModel() *model {
 	return &model{
 		sessions: map[uint64]*session{}, enrolments: map[string]*enrolment{}, leases: map[uint64]*lease{},
 		secrets: map[string]*secret{}, tokens: map[string]*token{}, uses: map[string]*used{}, gone: map[string]uint64{}, changes: map[uint64]*change{},
-		served: map[string]state.Millis{}, holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
+		served: map[string]*use{}, holds: map[string]hold{}, idem: map[string]*firstEffect{}, idemCount: map[string]int{},
 		spent: map[string]state.Millis{}, keyOwners: map[state.Digest]*keyOwner{}, envKeys: map[string]uint64{},
 		denials: map[string]*denials{}, vouching: map[string]state.KeyFacts{}, stopped: map[string]map[string]state.Millis{}, proposed: map[string][]state.Millis{}, tokensOut: newTokenState(),
 	}

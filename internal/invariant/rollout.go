@@ -3,6 +3,8 @@ package invariant
 import (
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
@@ -181,7 +183,7 @@ func (c *Checker) rollsIn(st *step, e *state.BundleInForce, fail failure) {
 		switch {
 		case ch == nil || ch.over != overInto || c.m.inForce != e.Change:
 			fail("change %d is not in force", e.Change)
-		case ch.rollback != e.Manifest:
+		case ch.rollback != e.Manifest || ch.rollback.IsZero():
 			fail("the approval of change %d pre-authorised %s, not %s", e.Change, ch.rollback, e.Manifest)
 		case r != nil:
 			fail("change %d is being rolled out", r.change)
@@ -278,7 +280,7 @@ func (c *Checker) again(st *step, prog *policy.Program, action policy.Action, se
 		}
 		proof = n.proof
 	}
-	if why := ask(prog, x, proof); why != "" {
+	if why := stands(prog, x, proof); why != "" {
 		return policy.Decision{}, why
 	}
 	in, err := c.input(st, x, action, secret, purpose)
@@ -286,6 +288,22 @@ func (c *Checker) again(st *step, prog *policy.Program, action policy.Action, se
 		return policy.Decision{}, err.Error()
 	}
 	return prog.Decide(in), ""
+}
+
+// stands says why a session's identity is not who it was by a program; empty: it is.
+func stands(prog *policy.Program, x *session, proof *session) string {
+	name, person := strings.CutPrefix(x.identity, "/human/")
+	switch {
+	case person:
+		op, ok := prog.Operator(name)
+		if !ok || !slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return "ssh:"+k.Fingerprint == x.anchor }) {
+			return name + " is not an operator with the key of the login"
+		}
+		return ""
+	case x.node == "" && !strings.HasPrefix(x.identity, "/node/") && !strings.HasPrefix(x.identity, "/ci/"):
+		return ""
+	}
+	return ask(prog, x, proof)
 }
 
 // learnRollout takes an entry of a rollout into the model.
@@ -323,18 +341,18 @@ func (m *model) learnRollout(st *step) {
 		if r := m.watched(st.at); r != nil && r.now.Stage == policy.StageShadow {
 			for _, d := range e.Differences {
 				if d.Allowed {
-					m.refused(r, d.Identity, d.Node, d.Secret, d.Undecided)
+					m.refused(r, loss{d.Identity, d.Node, d.Secret, d.Purpose, d.Version, d.Undecided})
 				}
 			}
 		}
 	case *state.SecretReleased:
 		if m.protocol >= 3 {
-			m.serve(e.Actor.Identity, e.Secret, st.at)
+			m.serve(e.Actor.Identity, e.Secret, e.Ruling.Grant, st.at)
 		}
 		m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 	case *state.RequestDenied:
 		if r := m.watched(st.at); r != nil && e.Beside == state.BesideAllowed {
-			m.refused(r, e.Actor.Identity, e.Actor.Node, e.Target, e.Undecided)
+			m.refused(r, loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided})
 		} else {
 			m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 		}
@@ -360,40 +378,82 @@ func (r *onItsWay) count(source string) bool {
 	return true
 }
 
+// loss is what somebody was refused that the other bundle allows.
+type loss struct {
+	identity, node, secret, purpose string
+	version                         uint64
+	undecided                       bool
+}
+
 // refused counts a refusal of what was served before the rollout.
-func (m *model) refused(r *onItsWay, path, node, secret string, undecided bool) {
-	source := policy.SourceOf(path, node)
+func (m *model) refused(r *onItsWay, x loss) {
+	source := policy.SourceOf(x.identity, x.node)
 	if !r.count(source) {
 		return
 	}
-	last, ok := m.servedLast(path, node, secret)
+	last, ok := m.servedBefore(r.began, x)
 	for i, t := range r.plan.Triggers {
-		if ok && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || undecided) {
+		if ok && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided) {
 			r.hits[i][source] = true
 		}
 	}
 }
 
-// serve remembers a use, to the hour.
-func (m *model) serve(path, secret string, now state.Millis) {
-	k := path + "\x00" + secret
-	if last, ok := m.served[k]; ok && now <= last {
-		return
-	}
-	m.served[k] = now + hour
+// use is when somebody was last given something, at the latest, and when before the rollout that there was then.
+type use struct {
+	last, before state.Millis
+	grant        string
 }
 
-func (m *model) servedLast(path, node, secret string) (state.Millis, bool) {
-	if last, ok := m.served[path+"\x00"+secret]; ok {
-		return last, true
+// afterUse is for how long a use is remembered: longer than any trigger looks back, and any rollout lasts.
+const afterUse = 400 * 24 * hour
+
+// serve remembers a use, to the hour.
+func (m *model) serve(path, secret, grant string, now state.Millis) {
+	k := path + "\x00" + secret
+	old := m.served[k]
+	if old != nil && now <= old.last && old.grant == grant {
+		return
 	}
-	// From before uses were remembered: what there is a lease of.
-	for _, l := range m.leases {
-		if l.identity == path && l.node == node && l.secret == secret {
-			return l.created, true
+	u := &use{last: now + hour, grant: grant}
+	if old == nil {
+		m.later(u.last+afterUse, 'v', 0, k)
+	} else if r := m.watched(now); r != nil {
+		u.before = old.until(r.began)
+	}
+	m.served[k] = u
+}
+
+// dropUse forgets a use that is over, or says until when it is remembered.
+func (m *model) dropUse(k string, now state.Millis) (state.Millis, bool) {
+	if until := m.served[k].last + afterUse; until > now {
+		return until, true
+	}
+	delete(m.served, k)
+	return 0, false
+}
+
+// until is when the last use before a moment was, at the latest; 0: there was none.
+func (u *use) until(began state.Millis) state.Millis {
+	if u.last-hour <= began {
+		return u.last
+	}
+	return u.before
+}
+
+func (m *model) servedBefore(began state.Millis, x loss) (state.Millis, bool) {
+	if u := m.served[x.identity+"\x00"+x.secret]; u != nil {
+		at := u.until(began)
+		return at, at != 0
+	}
+	// From before uses were remembered: the lease of that very version.
+	newest, created := uint64(0), state.Millis(0)
+	for id, l := range m.leases {
+		if id >= newest && l.identity == x.identity && l.node == x.node && l.secret == x.secret && l.version == x.version && l.purpose == x.purpose {
+			newest, created = id, l.created
 		}
 	}
-	return 0, false
+	return created, newest != 0 && created <= began
 }
 
 // rolledInto is what coming into force means for a rollout.

@@ -1,7 +1,12 @@
 package invariant_test
 
 import (
+	"encoding/base64"
+	"fmt"
+	"maps"
 	"strings"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/bailment/bailment/internal/invariant"
 	"github.com/bailment/bailment/internal/state"
@@ -30,8 +35,33 @@ func (s *scene) approved() (change, at uint64) {
 	return change, at
 }
 
+// touched gives every operator a hardware-backed key beside his own (sk-ssh-ed25519, OpenSSH's PROTOCOL.u2f).
+func touched(operators []byte) []byte {
+	parts := strings.Split(string(operators), "keys: [")
+	for i := range parts[1:] {
+		blob := ssh.Marshal(struct {
+			Type, Key, Application string
+		}{ssh.KeyAlgoSKED25519, strings.Repeat(string(rune('a'+i)), 32), "ssh:"})
+		parts[i+1] = fmt.Sprintf("keys: [%q, %s", ssh.KeyAlgoSKED25519+" "+base64.StdEncoding.EncodeToString(blob), parts[i+1])
+	}
+	return []byte(strings.Join(parts, ""))
+}
+
 // rulePlants are violations that are found by one rule each, where plants has none for it.
 var rulePlants = []planted{
+	{invariant.Lifecycle, "a version destroyed by a change about another", func(s *scene) {
+		ch := s.add(s.propose("secret.destroy", hold("db/a", 1)))
+		s.add(s.approve(ch))
+		e := last(s, func(_ uint64, e *state.SecretMoved) bool { return e.To == state.Destroyed })
+		e.Version, e.Change = e.Version+1, ch
+		s.add(e)
+	}, "is not about version"},
+	{invariant.Separated, "an approval by a key in a file where hardware is asked for", func(s *scene) {
+		s.r.files = maps.Clone(s.r.files)
+		s.r.files["operators.yaml"] = touched(s.r.files["operators.yaml"])
+		s.bring("environment.yaml", strings.Replace(string(s.r.files["environment.yaml"]), "required: ", "keys: hardware, required: ", 1))
+		s.approved()
+	}, "is not hardware-backed"},
 	{invariant.Attested, "a first lease that derives from something else", func(s *scene) {
 		e := s.release()
 		e.Root--
