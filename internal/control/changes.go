@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/ceremony"
-	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/plan"
 	"github.com/bailment/bailment/internal/policy"
@@ -183,35 +182,6 @@ func (e *Environment) prepareBundle(ctx context.Context, s *state.State, prog *p
 	return err
 }
 
-// testTime bounds a bundle's own tests: some hundred thousand cases take a second.
-const testTime = 5 * time.Second
-
-// runTests refuses a bundle whose own tests fail. What decides in them is what decides here.
-func runTests(ctx context.Context, prog *policy.Program) error {
-	limited, cancel := context.WithTimeout(ctx, testTime)
-	defer cancel()
-	report, err := prog.RunTests(limited)
-	if err != nil && ctx.Err() == nil {
-		return problem.New(problem.ReasonBundleInvalid, "the bundle's tests take more than %s", testTime).WithFix("`bailment bundle test` says which there are")
-	}
-	if err != nil {
-		return problem.Wrap(err, problem.ReasonTooSlow, "running the bundle's tests")
-	}
-	return report.Err()
-}
-
-// widensOwn refuses who would decide about his own reach: by a grant, a duty or a key. What somebody controls besides, as who admits
-// machines does, is shown to him and to the others.
-func widensOwn(before, after *policy.Program, person, doing string) error {
-	for _, w := range plan.Widens(before, after, person) {
-		if w.Via != plan.ByControl {
-			return problem.New(problem.ReasonSeparation, "%s can't %s: it widens what he has himself: %s", person, doing, w.What).
-				WithFix("have somebody do it who gains nothing by it")
-		}
-	}
-	return nil
-}
-
 // required says how many approvals an act needs, and whether the proposer's own may be one of them.
 func required(prog *policy.Program, act string) (int, bool) {
 	need := prog.Environment().Needs(act)
@@ -368,73 +338,6 @@ func (t *turn) signingKeys(op policy.Operator, signatures ...*state.Signature) e
 	return nil
 }
 
-// checkAct refuses an act that makes no sense at the head.
-func (t *turn) checkAct(p *proposal, x *state.Session) error {
-	switch p.text.Action {
-	case ActionBundle:
-		if p.manifest == nil || p.rollout == nil || p.text.Target != "" {
-			return problem.New(problem.ReasonInvalid, "a bundle is proposed by its manifest")
-		}
-		if t.s.Bundle == state.Digest(p.manifest.Digest()) {
-			return problem.New(problem.ReasonAlreadyInForce, "this bundle is in force")
-		}
-		return nil
-	case ActionLiftHold, ActionConfirmCut:
-		if err := actAlone(p.text); err != nil {
-			return err
-		}
-		_, err := t.holdOf(p.text.Target)
-		return err
-	case ActionForget, ActionEnd:
-		if err := actAlone(p.text); err != nil {
-			return err
-		}
-		if p.text.Action == ActionForget {
-			return t.usedBefore(p.text.Target)
-		}
-		_, err := t.endable(p.text.Target)
-		return err
-	}
-	if p.text.Action == ActionDestroy {
-		if err := actAlone(p.text); err != nil {
-			return err
-		}
-		return t.destroyable(x, p.text.Target)
-	}
-	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
-}
-
-// actAlone checks that an act which is not a bundle names none.
-func actAlone(text ceremony.Change) error {
-	if text.New != "" || text.Rollout != "" || text.Rollback != "" || len(text.Containment) > 0 {
-		return problem.New(problem.ReasonInvalid, "%s takes a target and no manifest", text.Action)
-	}
-	return nil
-}
-
-// without is a refusal as it is entered and told: with its way out, without its cause.
-func without(err error) *problem.Problem {
-	p := *problem.As(err)
-	p.Err = nil
-	return &p
-}
-
-// holdOf is the hold that a change is about: that one, and no other on the same scope.
-func (t *turn) holdOf(target string) (*state.Hold, error) {
-	scope, index, ok := state.ParseHoldTarget(target)
-	if !ok {
-		return nil, problem.New(problem.ReasonInvalid, "the target %s is not SCOPE#ENTRY, a hold's scope and the entry that set it", limitText(target))
-	}
-	h, ok := t.s.Holds.Get(scope)
-	switch {
-	case !ok || (h.Until != 0 && t.now >= h.Until):
-		return nil, problem.New(problem.ReasonNotFound, "there is no hold on %s", limitText(scope))
-	case h.Index != index:
-		return nil, problem.New(problem.ReasonConflict, "the hold on %s was set by entry %d, not %d", limitText(scope), h.Index, index)
-	}
-	return h, nil
-}
-
 // ApproveRequest is one person's approval.
 type ApproveRequest struct {
 	Change uint64
@@ -487,22 +390,6 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	out.Proof = proof
 	out.Change, _ = e.log.State().Changes.Get(r.Change)
 	return out, nil
-}
-
-// ownReach says why a person may not approve a bundle, or nil. Who may approve his own proposal is alone, and nobody else could.
-func (e *Environment) ownReach(ctx context.Context, ch *state.Change, person string) (own, err error) {
-	if ch.SelfOK {
-		return nil, nil
-	}
-	before, err := e.program(ctx, ch.Base)
-	if err != nil {
-		return nil, err
-	}
-	after, err := e.program(ctx, ch.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	return widensOwn(before, after, identity.PrefixHuman+person, "approve this change"), nil
 }
 
 func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error) {
@@ -584,11 +471,6 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		return out, nil
 	}
 	return out, t.carryOut(ch, x, out)
-}
-
-// byHardware reports whether a key of the person is hardware-backed.
-func byHardware(op policy.Operator, fingerprint string) bool {
-	return slices.ContainsFunc(op.Keys, func(k policy.OperatorKey) bool { return k.Fingerprint == fingerprint && k.Hardware() })
 }
 
 // dutyOver is the duty that ending a change takes; the whole one if there is no such change, so that nobody learns of others'.

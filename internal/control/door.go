@@ -337,6 +337,9 @@ func (t *turn) permit(x *state.Session, action policy.Action, secret, purpose st
 	if !ok {
 		return policy.Decision{}, errStale
 	}
+	if p := by.unusable(); p != nil {
+		return policy.Decision{}, p
+	}
 	t.by, t.prog = by, by.prog
 	d, p := decidePermit(t.s, by, t.e.claims, x, action, secret, purpose, t.now)
 	var err error

@@ -323,7 +323,7 @@ func (p *programs) put(d state.Digest, x *policy.Program, keep []state.Digest) {
 
 // program returns the compiled bundle of a manifest, from the cache or from its blobs.
 func (e *Environment) program(ctx context.Context, manifest state.Digest) (*policy.Program, error) {
-	if p, ok := e.programs.get(manifest); ok {
+	if p, ok := e.programs.get(manifest); ok && p != nil {
 		return p, nil
 	}
 	p, err := e.compile(ctx, manifest)

@@ -49,3 +49,8 @@ func (e *Environment) DecideProvisional(s *state.State, now state.Millis, person
 
 // TendTokens makes the keys of tokens that are due, as the loop does.
 func (e *Environment) TendTokens(ctx context.Context) error { return e.tendTokens(ctx, false) }
+
+// Forget makes a bundle one that can't be compiled.
+func (e *Environment) Forget(manifest state.Digest) {
+	e.programs.put(manifest, nil, bundlesOf(e.log.State()))
+}

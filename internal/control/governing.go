@@ -23,11 +23,31 @@ func (e *Environment) governing(s *state.State, path string) (governor, bool) {
 	return governor{prog, bundle, cohort}, ok
 }
 
+// unusable is the refusal of what only a bundle could decide that this release can't compile: a candidate of a rollout, by an older
+// release that looked less closely. Nothing else waits for it, its rollback least of all.
+func (g governor) unusable() *problem.Problem {
+	if g.prog != nil {
+		return nil
+	}
+	return problem.New(problem.ReasonStore, "the candidate %s, which governs this identity, can't be compiled by this release", g.bundle).
+		WithFix("roll its change back: `bailment change rollback`")
+}
+
 // governingNow is the same for questions, which may compile.
 func (e *Environment) governingNow(ctx context.Context, s *state.State, path string) (governor, error) {
 	bundle, cohort := s.Governs(path)
-	prog, err := e.program(ctx, bundle)
-	return governor{prog, bundle, cohort}, err
+	if err := e.load(ctx, s); err != nil {
+		return governor{}, err
+	}
+	by, ok := e.governing(s, path)
+	if !ok {
+		prog, err := e.program(ctx, bundle)
+		return governor{prog, bundle, cohort}, err
+	}
+	if p := by.unusable(); p != nil {
+		return by, p
+	}
+	return by, nil
 }
 
 // bundlesOf are those that a decision at this state may need.
@@ -42,8 +62,17 @@ func bundlesOf(s *state.State) []state.Digest {
 // load compiles what decisions at this state may need.
 func (e *Environment) load(ctx context.Context, s *state.State) error {
 	for _, d := range bundlesOf(s) {
-		if _, err := e.program(ctx, d); err != nil {
+		if _, ok := e.programs.get(d); ok {
+			continue
+		}
+		_, err := e.program(ctx, d)
+		switch {
+		case err == nil:
+		case d == s.Bundle, problem.Is(err, problem.ReasonStore), ctx.Err() != nil:
 			return err
+		default:
+			e.logger.Error("a bundle of the rollout can't be compiled", "bundle", d, "err", err)
+			e.programs.put(d, nil, bundlesOf(s))
 		}
 	}
 	return nil
@@ -65,6 +94,9 @@ func (t *turn) compare(x *state.Session, action policy.Action, secret, purpose s
 	prog, ok := t.e.programs.get(other)
 	if !ok {
 		return beside{}, errStale
+	}
+	if prog == nil {
+		return beside{}, nil // it can't be compiled: there is nothing to compare with
 	}
 	d2, p2 := decidePermit(t.s, governor{prog: prog, bundle: other}, t.e.claims, x, action, secret, purpose, t.now)
 	out := beside{compared: true, allowed: p2 == nil}

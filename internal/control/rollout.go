@@ -148,8 +148,10 @@ func (t *turn) advance() (bool, error) {
 		_, err := t.enter(t.moved(ch, r.Plan, next))
 		return true, err
 	}
-	if _, ok := t.e.programs.get(r.Manifest); !ok {
+	if prog, ok := t.e.programs.get(r.Manifest); !ok {
 		return false, errStale
+	} else if p := (governor{prog: prog, bundle: r.Manifest}).unusable(); p != nil {
+		return false, p
 	}
 	ev := &state.BundleInForce{
 		Generation: t.s.Generation + 1, Manifest: r.Manifest, Previous: t.s.Bundle, Change: r.Change, How: state.ByRollout,

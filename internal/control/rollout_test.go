@@ -423,3 +423,17 @@ func TestRemovedOperatorIsRefused(t *testing.T) {
 	s.refused(err, problem.ReasonDuty)
 	s.consistent()
 }
+
+// A candidate that this release can't compile stops nobody but those whom it governs, and not its own rollback.
+func TestCandidateOfAnOlderRelease(t *testing.T) {
+	s := newStaged(t, strings.Replace(stagedRollout, "    - {stage: shadow, for: 10m}\n", "", 1), 4)
+	ch := s.change(s.edited(func(f policy.Files) { f["grants/nodes.yaml"] = nodeGrant("nodes", 0, 1) }))
+	s.reads(0, "")
+	s.Env.Forget(ch.Manifest)
+	s.reads(0, problem.ReasonStore)
+	s.reads(3, "")
+	if _, err := s.Env.RollBack(context.Background(), s.by["carol"].Caller, control.RollbackRequest{Change: ch.Index, Reason: "a newer release"}); err != nil {
+		t.Fatal(err)
+	}
+	s.reads(0, "")
+}

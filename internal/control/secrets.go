@@ -132,7 +132,7 @@ func (e *Environment) prepareValue(ctx context.Context, s *state.State, c Caller
 	row, cached := e.values.Get(v.Sealed)
 	if !cached {
 		by, ok := e.governing(s, x.Identity)
-		if !ok {
+		if !ok || by.prog == nil {
 			return nil, nil
 		}
 		if _, p := decidePermit(s, by, e.claims, x, policy.ReadSecret, r.Secret, r.Purpose, now); p != nil {

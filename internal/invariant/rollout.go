@@ -371,6 +371,9 @@ func (m *model) ask(now state.Millis, path, node string) {
 const maxSources = 100_000
 
 func (r *onItsWay) count(source string) bool {
+	if source == "" {
+		return false
+	}
 	if !r.asked[source] && len(r.asked) >= maxSources {
 		return false
 	}

@@ -94,6 +94,7 @@ const (
 	maxRolloutSteps  = 16
 	maxTriggers      = 16
 	maxStep          = 168 * time.Hour
+	maxRolloutTime   = 720 * time.Hour // of all steps together
 	minTriggerSource = 2
 	maxServed        = 720 * time.Hour
 )
@@ -117,6 +118,17 @@ func (c *compiler) rollouts() {
 		}
 		for i := range s.Steps {
 			c.rolloutStep(&r, &s.Steps[i])
+		}
+		patterns, all := 0, time.Duration(0)
+		for i, step := range r.Steps {
+			all += step.For
+			if patterns += len(step.Cohort); patterns > maxPatterns {
+				c.found.add(s.Steps[i].At, "the steps have more than %d patterns together", maxPatterns)
+				break
+			}
+		}
+		if all > maxRolloutTime {
+			c.found.add(s.At, "the steps take %s together, and %s is the limit", shortDuration(all), shortDuration(maxRolloutTime))
 		}
 		for i := range s.Triggers {
 			t := &s.Triggers[i]
@@ -193,10 +205,14 @@ func cohortOf(candidate Digest, path string) uint64 {
 }
 
 // SourceOf is what a trigger counts once: the machine that speaks for a workload, a node itself, or a job's repository. Whoever is
-// hostile has one of them, and can have many identities on it.
+// hostile has one of them, and can have many identities on it. Persons and servers are none (""): who loses what he had is no reason
+// to give it back.
 func SourceOf(path, node string) string {
 	if node != "" {
 		return node
+	}
+	if !strings.HasPrefix(path, identity.PrefixNode) && !strings.HasPrefix(path, identity.PrefixWorkload) && !strings.HasPrefix(path, identity.PrefixCI) {
+		return ""
 	}
 	if strings.HasPrefix(path, identity.PrefixCI) {
 		const segments = 4 // /ci/METHOD/OWNER/REPOSITORY

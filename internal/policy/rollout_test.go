@@ -85,7 +85,8 @@ func TestSources(t *testing.T) {
 		{"/ci/github/1/2/a/b/c", "", "/ci/github/1/2"},
 		{"/ci/github/1/2", "", "/ci/github/1/2"},
 		{"/ci/github/1", "", "/ci/github/1"},
-		{"/human/alice", "", "/human/alice"},
+		{"/human/alice", "", ""},
+		{"/server/one", "", ""},
 	} {
 		if got := SourceOf(c.path, c.node); got != c.want {
 			t.Errorf("source of %s at %q is %s, want %s", c.path, c.node, got, c.want)

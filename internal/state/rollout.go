@@ -306,6 +306,9 @@ func (e *RolloutMoved) apply(s *State, m Meta) error {
 			return fmt.Errorf("generation %d does not follow %d", e.Generation, s.Generation)
 		}
 		s.Generation, r.Generation = e.Generation, e.Generation
+		if !s.Manifests.Has(e.Manifest.String()) {
+			s.Manifests.set(e.Manifest.String(), e.Generation) // it governs some, so whoever checks that must be able to read it
+		}
 		s.Control = m.Index
 	} else if e.Generation != 0 {
 		return fmt.Errorf("a shadow governs nobody")
@@ -383,6 +386,9 @@ func (s *State) countAsked(path, node string, now Millis) {
 }
 
 func (s *State) countSource(r *Rollout, source string, hits uint16) {
+	if source == "" {
+		return
+	}
 	old, known := s.sources.Get(source)
 	if !known && s.sources.Len() >= maxSources || known && old.Hits|hits == old.Hits {
 		return
