@@ -75,7 +75,7 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	}
 	event := &state.Genesis{
 		Document: document, Signatures: []state.Signature{signature}, Name: env.Name, Class: string(env.Class),
-		Manifest: state.Digest(manifest.Digest()), Keys: m.Facts,
+		Manifest: state.Digest(manifest.Digest()), Keys: m.Facts, Protocol: state.Protocol,
 	}
 	signer, err := m.Signer(ledger.OriginOf(env.Name, genesis, 0))
 	if err != nil {

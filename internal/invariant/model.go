@@ -374,7 +374,7 @@ func (m *model) learn(st *step) {
 	switch e := st.event.(type) {
 	case *state.Genesis:
 		m.name, m.class, m.genesis = e.Name, e.Class, sha256.Sum256([]byte(e.Document))
-		m.generation, m.bundle, m.protocol = 1, e.Manifest, 1
+		m.generation, m.bundle, m.protocol = 1, e.Manifest, max(e.Protocol, 1)
 		for i := range e.Keys {
 			m.learnKey(&e.Keys[i])
 		}

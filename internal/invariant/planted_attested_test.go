@@ -473,7 +473,7 @@ var attestedPlants = []planted{
 
 	{invariant.Monotonic, "an end before its protocol", func(s *scene) {
 		c := s.r.checker()
-		s.found = append(s.found, c.Feed(0, s.entries[0])...)
+		s.found = append(s.found, c.Feed(0, s.oldGenesis())...)
 		e := &state.Entry{Time: s.entries[1].Time, Event: &state.IdentityDecommissioned{Identity: liveMachine, Ruling: s.ruling()}}
 		s.found = append(s.found, c.Feed(1, e)...)
 	}, "protocol 1 is in force"},

@@ -446,8 +446,9 @@ func (u *use) until(began state.Millis) state.Millis {
 
 func (m *model) servedBefore(began state.Millis, x loss) (state.Millis, bool) {
 	if u := m.served[x.identity+"\x00"+x.secret]; u != nil {
-		at := u.until(began)
-		return at, at != 0
+		if at := u.until(began); at != 0 {
+			return at, true
+		}
 	}
 	// From before uses were remembered: the lease of that very version.
 	newest, created := uint64(0), state.Millis(0)

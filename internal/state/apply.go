@@ -65,7 +65,10 @@ func (e *Genesis) apply(s *State, m Meta) error {
 		return err
 	}
 	s.Env = Env{Name: e.Name, Class: e.Class, Genesis: sha256.Sum256([]byte(e.Document)), Created: m.Time}
-	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, 1
+	if e.Protocol < 0 || e.Protocol == 1 || e.Protocol > Protocol {
+		return fmt.Errorf("protocol %d is not known", e.Protocol)
+	}
+	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, max(e.Protocol, 1)
 	s.Manifests.set(e.Manifest.String(), 1)
 	for i := range e.Keys {
 		s.addKey(&e.Keys[i], m)

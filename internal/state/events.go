@@ -33,6 +33,8 @@ type Genesis struct {
 	Class      string      `json:"class"`
 	Manifest   Digest      `json:"manifest"`
 	Keys       []KeyFacts  `json:"keys"`
+	// Protocol is which one may be written from the beginning; none: the first.
+	Protocol int `json:"protocol,omitempty"`
 }
 
 // Signature is an SSHSIG by an operator over a text.
@@ -283,7 +285,6 @@ type ProtocolRaised struct {
 }
 
 // The kinds of the events, in the order of Types.
-func (*Genesis) Kind() Kind            { return Kind{"environment.genesis", 1} }
 func (*ChangeApproved) Kind() Kind     { return Kind{"change.approved", 1} }
 func (*ChangeRejected) Kind() Kind     { return Kind{"change.rejected", 1} }
 func (*TokenCreated) Kind() Kind       { return Kind{"token.created", 1} }
@@ -300,6 +301,9 @@ func (*ProtocolRaised) Kind() Kind     { return Kind{"protocol.raised", 1} }
 
 // These have a second version, which is the first with what rollouts add to it. An entry that makes no use of that is of the first, so
 // that what can be said in either way is said in one.
+
+// Kind is version 2 where a newer protocol holds from the beginning.
+func (e *Genesis) Kind() Kind { return versionOf("environment.genesis", e.Protocol != 0) }
 
 // Kind is version 2 for what a change alone can't do.
 func (e *BundleInForce) Kind() Kind {

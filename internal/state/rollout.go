@@ -480,11 +480,13 @@ func (u *Served) before(began Millis) (Millis, bool) {
 	return u.Before, u.Before != 0
 }
 
-// servedBefore is when, at the latest, the identity was given a version of the secret before a rollout began. What is not remembered may
-// still have its lease.
+// servedBefore is when, at the latest, the identity was given a version of the secret before a rollout began. What was given
+// before uses were remembered may still have its lease.
 func (s *State) servedBefore(began Millis, identity, node, secret string, version uint64, purpose string) (Millis, bool) {
 	if u, ok := s.Served.Get(ServedKey(identity, secret)); ok {
-		return u.before(began)
+		if at, ok := u.before(began); ok {
+			return at, true
+		}
 	}
 	id, ok := s.LeaseOf.Get(LeaseKey(identity, node, secret, version, purpose))
 	if !ok {

@@ -606,6 +606,7 @@ func TestRestoreRefusesRollouts(t *testing.T) {
 func TestVersions(t *testing.T) {
 	canary := Ruling{Cohort: CohortCanary}
 	pairs := []struct{ first, second Event }{
+		{&Genesis{}, &Genesis{Protocol: Protocol}},
 		{&BundleInForce{How: ByChange}, &BundleInForce{How: ByRollout}},
 		{&BundleInForce{How: ByChange}, &BundleInForce{How: ByRollback, Cause: &Cause{By: ByPerson}}},
 		{&BundleInForce{How: ByChange}, &BundleInForce{How: ByChange, Watch: 1}},

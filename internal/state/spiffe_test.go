@@ -135,17 +135,13 @@ func TestSPIFFEReducers(t *testing.T) {
 	}
 	// Before the protocol was raised an older server would stop at them.
 	early := state.New()
-	for i, x := range w.Stored() {
-		e, err := state.Decode(x.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, raised := e.Event.(*state.ProtocolRaised); raised {
-			break
-		}
-		if err := early.Apply(uint64(i), x.Body, nil); err != nil {
-			t.Fatal(err)
-		}
+	genesis, err := state.Decode(w.Stored()[0].Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	genesis.Event.(*state.Genesis).Protocol = 0
+	if err := early.Apply(0, nil, genesis); err != nil {
+		t.Fatal(err)
 	}
 	for _, ev := range []state.Event{named("jwt/1"), issued(func(*state.JWTIssued) {}), &state.KeyWithdrawn{Key: "ca/1"}, refreshed(func(*state.FederationRefreshed) {})} {
 		if _, err := after(t, early, ev); err == nil {

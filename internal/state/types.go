@@ -81,6 +81,7 @@ var Types = []Type{
 	{Kind{"rollout.moved", 1}, func() Event { return new(RolloutMoved) }, "an approved bundle went to the next step of its rollout", 3},
 	{Kind{"rollout.ended", 1}, func() Event { return new(RolloutEnded) }, "a rollout was taken back before its bundle was in force", 3},
 	{Kind{"rollout.observed", 1}, func() Event { return new(RolloutObserved) }, "what the candidate of a rollout would have decided otherwise, summed", 3},
+	{Kind{"environment.genesis", 2}, func() Event { return new(Genesis) }, "the same, with the protocol that holds from the beginning", 3},
 	{Kind{"bundle.in_force", 2}, func() Event { return new(BundleInForce) }, "the same: after a rollout, or again, by a rollback", 3},
 	{Kind{"change.proposed", 2}, func() Event { return new(ChangeProposed) }, "the same, with how it comes into force and what it may be rolled back to", 3},
 	{Kind{"secret.written", 2}, func() Event { return new(SecretWritten) }, "the same, decided by the candidate of a rollout", 3},

@@ -326,9 +326,14 @@ func document(t *testing.T, path string) string {
 }
 
 // The tutorial does what it says, command by command.
-func TestTutorial(t *testing.T) {
-	text := document(t, "docs/tutorial.md")
-	const port = "8417"
+func TestTutorial(t *testing.T) { followTutorial(t, "docs/tutorial.md", "8417") }
+
+// The second one goes through a change of policy, to its rollback.
+func TestPolicyTutorial(t *testing.T) { followTutorial(t, "docs/tutorial-policy.md", "8418") }
+
+func followTutorial(t *testing.T, name, port string) {
+	t.Helper()
+	text := document(t, name)
 	if !strings.Contains(text, ":"+port) {
 		t.Fatalf("the tutorial's port is not %s", port)
 	}
@@ -354,7 +359,7 @@ func TestTutorial(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := follow(t, program(t), strings.ReplaceAll(text, port, free)); err != nil {
-		t.Fatalf("docs/tutorial.md: %v", err)
+		t.Fatalf("%s: %v", name, err)
 	}
 }
 
