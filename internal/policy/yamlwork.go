@@ -6,7 +6,7 @@ import (
 
 // What reading costs, in units of which the budget of a bundle (maxParseWork) is about half a second.
 const (
-	workPerToken = 2_000   // at most, of a long document; a short one counts the square of its tokens, which is less
+	workPerToken = 2_000    // at most, of a long document; a short one counts the square of its tokens, which is less
 	workPerPair  = 8        // of keys of one mapping; or of documents of one file
 	pathPart     = 12       // of each level of a path, beside the key
 	maxPathBytes = 64 << 20 // of the paths that the parser keeps for one document
