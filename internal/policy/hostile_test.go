@@ -134,6 +134,9 @@ func TestHostileTests(t *testing.T) {
 		"numbers":     testDocuments(t, 1, func(int) string { return fmt.Sprintf(head, 0, "{a: "+strings.Repeat("9", 200_000)+"}") }),
 		"many tokens": testDocuments(t, maxTestTokens+1, func(i int) string { return fmt.Sprintf(head, i, "{name: a}") }),
 		"many claims": testDocuments(t, 700, func(i int) string { return fmt.Sprintf(head, i, wide(300)) }),
+		"many limits": testDocuments(t, MaxReachLimits+1, func(i int) string {
+			return fmt.Sprintf("  limits: [{name: l%d, from: [/human/*], to: [db/*]}]\n", i)
+		}),
 		"many cases": testDocuments(t, MaxTests+1, func(int) string {
 			return "  cases:\n    - {name: x, identity: /human/alice, secret: db/password, expect: deny}\n"
 		}),
