@@ -23,6 +23,7 @@ import (
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/reach"
 	"github.com/bailment/bailment/internal/sshsig"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
@@ -77,7 +78,7 @@ func (a *app) bundleCheck() *cobra.Command {
 a line, as FILE:LINE:COLUMN: MESSAGE, with files named from DIR on. It exits with 1 if there is
 anything. An unknown field, a name that leads nowhere and a rule that can never have an effect
 are findings. What the documents say of each other is looked at once each of them can be read,
-and the tests are run, whose failures are findings too.
+and the tests are run, whose failures and broken limits are findings too.
 
 What the server would accept all the same is advice, and keeps the exit code at 0: a grant that
 can never match, or that another one makes superfluous, and what of a rule no test makes use of,
@@ -124,7 +125,13 @@ func (v *checkView) tested(ctx context.Context, prog *policy.Program) error {
 			v.Findings = append(v.Findings, policy.Finding{Pos: x.Source, Message: fmt.Sprintf("the case %q fails: expected %s, got %s", x.Case, x.Want, x.Got)})
 		}
 	}
-	if v.OK = r.Failed == 0; v.OK {
+	limits, err := reach.New(prog, reach.Names{}).Limits()
+	if err != nil {
+		return err
+	}
+	broken := reach.Findings(limits)
+	v.Findings = append(v.Findings, broken[:min(len(broken), policy.MaxFindings-len(v.Findings))]...)
+	if v.OK = r.Failed+len(broken) == 0; v.OK {
 		v.Advice = append(v.Advice, prog.Advice(r)...)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/reach"
 )
 
 // testOptions are the flags of `bundle test`.
@@ -25,6 +26,7 @@ type testOptions struct {
 type testView struct {
 	OK bool `json:"ok"`
 	*policy.TestReport
+	Limits   []reach.LimitResult    `json:"limits,omitempty"`
 	Coverage []policy.RuleCoverage  `json:"coverage,omitempty"`
 	Mutation *policy.MutationReport `json:"mutation,omitempty"`
 }
@@ -34,8 +36,9 @@ func (a *app) bundleTest() *cobra.Command {
 	c := &cobra.Command{
 		Use: "test [DIR]", Short: "Run a bundle's tests, without a server", Args: cobra.MaximumNArgs(1),
 		Long: `Runs the cases in tests/ of a bundle: who is it, and may they. They are answered by the code
-that answers the agents. The same tests are run by the server when the bundle is proposed. It
-exits with 1 if a case fails, or if a mutant survives.
+that answers the agents. The same tests are run by the server when the bundle is proposed. Limits
+in tests/ say what nobody of a class may reach by whatever way: they are asked as blast-radius
+asks. It exits with 1 if a case fails, a limit is broken, or a mutant survives.
 
 --coverage says what of which rule no case made use of.
 --mutate weakens each rule in each way, one at a time: it drops a condition or a part of it, a
@@ -72,6 +75,9 @@ func (a *app) testBundle(ctx context.Context, dir string, o testOptions) error {
 	if v.TestReport, err = prog.RunTests(ctx); err != nil {
 		return err
 	}
+	if v.Limits, err = reach.New(prog, reach.Names{}).Limits(); err != nil {
+		return err
+	}
 	if o.coverage {
 		v.Coverage = v.TestReport.Coverage()
 	}
@@ -80,11 +86,11 @@ func (a *app) testBundle(ctx context.Context, dir string, o testOptions) error {
 			return err
 		}
 	}
-	survivors := 0
+	survivors, broken := 0, len(reach.Findings(v.Limits))
 	if v.Mutation != nil {
 		survivors = v.Mutation.Mutants - v.Mutation.Killed
 	}
-	v.OK = v.Failed == 0 && survivors == 0
+	v.OK = v.Failed+broken+survivors == 0
 	if err := a.show(v, v.table); err != nil {
 		return err
 	}
@@ -99,14 +105,23 @@ func (a *app) testBundle(ctx context.Context, dir string, o testOptions) error {
 	switch {
 	case v.Failed > 0:
 		return problem.New(problem.ReasonBundleInvalid, "%d of %d test %s failed", v.Failed, len(v.Results), plural(len(v.Results), "case")).WithFix("mend the rules, or the test if what it expects is not meant any more")
+	case broken > 0:
+		return problem.New(problem.ReasonBundleInvalid, "%d of %d %s broken", broken, len(v.Limits), plural(len(v.Limits), "limit")).WithFix("take out a line of the way that is shown, or weaken the limit if the way is meant: `bailment blast-radius --from FROM --to TO` shows all ways, and a smallest cut")
 	case survivors > 0:
 		return problem.New(problem.ReasonBundleInvalid, "%d of %d mutants survived", survivors, v.Mutation.Mutants).WithFix("add a case that fails with the weaker rule: one that expects what it would let in to be refused")
-	case len(v.Results) == 0:
+	case len(v.Results)+len(v.Limits) == 0:
 		a.note("the bundle has no tests: put them into tests/ (`bailment bundle schema Test`)")
 	default:
-		a.note("ok: %d %s", v.Passed, plural(v.Passed, "case"))
+		a.note("ok: %d %s%s", v.Passed, plural(v.Passed, "case"), v.limitsKept())
 	}
 	return nil
+}
+
+func (v testView) limitsKept() string {
+	if len(v.Limits) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d %s", len(v.Limits), plural(len(v.Limits), "limit"))
 }
 
 // table shows what failed at length, and else a line for each test.
@@ -129,6 +144,12 @@ func (v testView) table(t *rows) {
 			for _, w := range r.Why {
 				t.line("    %s", w)
 			}
+		}
+	}
+	for i := range v.Limits {
+		if l := &v.Limits[i]; l.Broken != nil {
+			t.line("BROKEN %s: %s: %s", l.Source, l.Test, l.Name)
+			t.line("    %s", l.Why())
 		}
 	}
 	if len(sums) > 0 {
@@ -159,6 +180,11 @@ func (a *app) annotateTests(dir string, v testView) {
 	for _, r := range v.Results {
 		if !r.Pass {
 			a.annotate("error", dir, r.Source, r.Test+": "+r.Case, strings.Join(append([]string{"expected " + r.Want + ", got " + r.Got}, r.Why...), "\n"))
+		}
+	}
+	for i := range v.Limits {
+		if l := &v.Limits[i]; l.Broken != nil {
+			a.annotate("error", dir, l.Source, l.Test+": the limit "+l.Name+" is broken", l.Why())
 		}
 	}
 	for _, c := range v.Coverage {
@@ -231,7 +257,7 @@ func (s *junitSuites) add(suite string, at policy.Pos, name, failure string, mor
 	to.Cases = append(to.Cases, c)
 }
 
-// writeJUnit writes a suite for each test, and one for the mutants that survived.
+// writeJUnit writes a suite for each test, one for the limits, and one for the mutants that survived.
 func writeJUnit(path string, prog *policy.Program, v testView) error {
 	all := junitSuites{Name: prog.Environment().Name}
 	for _, r := range v.Results {
@@ -240,6 +266,13 @@ func writeJUnit(path string, prog *policy.Program, v testView) error {
 			failure = "expected " + r.Want + ", got " + r.Got
 		}
 		all.add(r.Test, r.Source, r.Case, failure, r.Why)
+	}
+	for i := range v.Limits {
+		l, failure := &v.Limits[i], ""
+		if l.Broken != nil {
+			failure = "the limit is broken: " + l.Why()
+		}
+		all.add("limits", l.Source, l.Name, failure, nil)
 	}
 	if v.Mutation != nil {
 		for _, s := range v.Mutation.Survivors {

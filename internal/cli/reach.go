@@ -240,26 +240,7 @@ func after(steps []reach.Step) string {
 }
 
 // way is a way in words: each hop, whither, and by which line.
-func way(steps []reach.Step) string {
-	var b strings.Builder
-	for i, s := range steps {
-		switch {
-		case i > 0 && s.From != steps[i-1].To:
-			fmt.Fprintf(&b, "; and %s ", s.From.Name)
-		case i > 0:
-			b.WriteString(" → ")
-		}
-		fmt.Fprintf(&b, "%s %s", s.Hop, s.To.Name)
-		switch s.Hop {
-		case reach.Reads, reach.Writes, reach.Does, reach.Poisons:
-			fmt.Fprintf(&b, " [%s]", s.Rule)
-		}
-		if len(s.Conditions) > 0 {
-			fmt.Fprintf(&b, " (%s)", strings.Join(s.Conditions, "; "))
-		}
-	}
-	return b.String()
-}
+func way(steps []reach.Step) string { return reach.Sentence(steps) }
 
 func cutOff(t *rows, shown, total int) {
 	if shown < total {

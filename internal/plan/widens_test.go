@@ -122,8 +122,10 @@ func TestSettingsAreAll(t *testing.T) {
 // Every kind of document is compared, or means nothing to a plan: who adds one says which.
 func TestKindsAreAll(t *testing.T) {
 	compared := []string{"Authority", "Environment", "Federation", "Grant", "Identity", "Operators", "Rollout", "Secret"}
+	// A Test gives nobody anything, and takes nothing: it says of the rules what they must do, and is run at each proposal.
+	meaningless := []string{"Test"}
 	for kind := range policy.Schemas() {
-		if !slices.Contains(compared, kind) {
+		if !slices.Contains(compared, kind) && !slices.Contains(meaningless, kind) {
 			t.Errorf("documents of kind %s are not compared", kind)
 		}
 	}

@@ -56,15 +56,17 @@ type testCompiler struct {
 	grants map[string]bool
 	rules  map[string]bool
 	cases  int
-	values int
-	tries  int // of identity rules
+
+	limitNames map[string]bool
+	values     int
+	tries      int // of identity rules
 }
 
 func (c *compiler) tests() {
 	if len(c.byKind[kindTest]) == 0 {
 		return
 	}
-	t := &testCompiler{compiler: c, tokens: map[string]*testToken{}, grants: map[string]bool{}, rules: map[string]bool{}}
+	t := &testCompiler{compiler: c, tokens: map[string]*testToken{}, grants: map[string]bool{}, rules: map[string]bool{}, limitNames: map[string]bool{}}
 	for _, d := range c.byKind[kindGrant] {
 		t.grants[d.name.value] = true
 	}
@@ -77,15 +79,17 @@ func (c *compiler) tests() {
 		}
 	})
 	c.each(kindTest, t.document)
+	slices.SortStableFunc(c.program.limits, func(a, b ReachLimit) int { return strings.Compare(a.Test, b.Test) })
 	slices.SortFunc(c.program.tests, func(a, b testDocument) int { return strings.Compare(a.name, b.name) })
 }
 
 func (c *testCompiler) document(d *document) {
 	s := d.spec.(*testSpec)
 	out := testDocument{name: d.name.value, about: d.about, source: d.at}
-	if len(s.Identities)+len(s.Cases)+len(s.Tokens) == 0 {
-		c.found.add(s.At, "the test has neither tokens nor cases")
+	if len(s.Identities)+len(s.Cases)+len(s.Tokens)+len(s.Limits) == 0 {
+		c.found.add(s.At, "the test has neither tokens nor cases nor limits")
 	}
+	c.limits(d, s.Limits)
 	before := c.cases
 	if c.cases += len(s.Identities) + len(s.Cases); c.cases > MaxTests {
 		if before <= MaxTests {

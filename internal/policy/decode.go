@@ -33,6 +33,11 @@ type (
 		at    Pos
 		set   bool
 	}
+	truth struct {
+		value bool
+		at    Pos
+		set   bool
+	}
 )
 
 // scalar is a leaf that decodes itself; schema is its JSON Schema type.
@@ -89,6 +94,16 @@ func (v *period) decode(n *node) error {
 func (*period) schema() map[string]any {
 	return map[string]any{"type": "string", "pattern": `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`}
 }
+
+func (v *truth) decode(n *node) error {
+	if n.kind != kindOther || n.text != "true" && n.text != "false" {
+		return fmt.Errorf("must be true or false, not %s", n.describe())
+	}
+	*v = truth{n.text == "true", n.at, true}
+	return nil
+}
+
+func (*truth) schema() map[string]any { return map[string]any{"type": "boolean"} }
 
 func (n *node) describe() string {
 	if n.kind == kindNull || n.kind == kindMap || n.kind == kindList {

@@ -40,6 +40,9 @@ func TestHostileBundles(t *testing.T) {
 		"braces closed":    fill("}"),
 		"long text":        "apiVersion: bailment/v1\nkind: \"" + fill("x") + "\"\n",
 		"control":          fill("\x00"),
+		"long keys":        strings.Repeat("k", 100_000) + ": {" + strings.Repeat("a: b, ", 20_000) + "}\n",
+		"no values":        "a: {" + fill("b, ") + "}\n",
+		"no items":         "a:\n" + strings.Repeat("-\n", size/2-8),
 		"over size":        strings.Repeat("# \n", MaxFileBytes/2),
 		"condition deep":   grant("'" + strings.Repeat("[", 2000) + strings.Repeat("]", 2000) + "'"),
 		"condition not":    grant("'" + strings.Repeat("!", 4000) + "true'"),
@@ -131,6 +134,9 @@ func TestHostileTests(t *testing.T) {
 		"numbers":     testDocuments(t, 1, func(int) string { return fmt.Sprintf(head, 0, "{a: "+strings.Repeat("9", 200_000)+"}") }),
 		"many tokens": testDocuments(t, maxTestTokens+1, func(i int) string { return fmt.Sprintf(head, i, "{name: a}") }),
 		"many claims": testDocuments(t, 700, func(i int) string { return fmt.Sprintf(head, i, wide(300)) }),
+		"many limits": testDocuments(t, MaxReachLimits+1, func(i int) string {
+			return fmt.Sprintf("  limits: [{name: l%d, from: [/human/*], to: [db/*]}]\n", i)
+		}),
 		"many cases": testDocuments(t, MaxTests+1, func(int) string {
 			return "  cases:\n    - {name: x, identity: /human/alice, secret: db/password, expect: deny}\n"
 		}),

@@ -128,6 +128,7 @@ type Program struct {
 	grants      []grant      // by rank
 	index       grantIndex
 	tests       []testDocument // by name
+	limits      []ReachLimit   // by test
 	advice      Findings       // about rules for jobs
 }
 

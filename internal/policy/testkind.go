@@ -25,6 +25,7 @@ type (
 		Tokens     []tokenSpec        `yaml:"tokens" doc:"Recorded proofs, for the cases of all tests of the bundle."`
 		Identities []identityCaseSpec `yaml:"identities" doc:"Who is it: what the identity rules make of a proof."`
 		Cases      []caseSpec         `yaml:"cases" doc:"May they: what the grants say to a request."`
+		Limits     []limitSpec        `yaml:"limits" doc:"How far may it reach: what nobody of a class may get at by whatever way, when he alone is compromised."`
 	}
 
 	tokenSpec struct {

@@ -17,13 +17,13 @@ import (
 // The subset of YAML that a bundle is written in: mappings with plain keys, sequences, and scalars.
 // Anchors, aliases, merge keys, tags, directives and explicit keys are refused, because they let a
 // text mean something else than what its reader sees, and because they are what YAML bombs are
-// made of. The limits keep the parser's recursion and its quadratic parts small: its work on a
-// document grows with the square of the tokens, so the squares have a budget for the whole bundle.
+// made of. The limits keep the parser's recursion and its quadratic parts small: what it will have to
+// do is foreseen (parseWork), and has a budget for the whole bundle.
 const (
 	maxFlowDepth   = 8
 	maxBlockColumn = 80
 	maxDocuments   = 2_000         // of a file
-	maxParseWork   = 1_000_000_000 // sum over documents of tokens², about half a second
+	maxParseWork   = 1_000_000_000 // of a bundle, about half a second
 )
 
 // node is a parsed value with its place.
@@ -126,13 +126,19 @@ func (r *yamlReader) clean(file string, data []byte) (string, bool) {
 }
 
 func (r *yamlReader) acceptable(file string, tokens token.Tokens) bool {
-	flow, line, headers, count := 0, 0, 0, int64(0)
+	flow, line, headers, work := 0, 0, 0, newParseWork()
 	refuse := func(t *token.Token, format string, args ...any) bool {
 		r.found.add(tokenPos(file, t), format, args...)
 		return false
 	}
+	tooLong := false
+	finish := func() {
+		cost, long := work.done()
+		r.work += cost
+		tooLong = tooLong || long
+		work = newParseWork()
+	}
 	for _, t := range tokens {
-		count++
 		switch t.Type {
 		case token.AnchorType, token.AliasType, token.MergeKeyType:
 			return refuse(t, "anchors, aliases and merge keys are not allowed")
@@ -146,8 +152,7 @@ func (r *yamlReader) acceptable(file string, tokens token.Tokens) bool {
 			if headers++; headers > maxDocuments {
 				return refuse(t, "more than %d documents in a file: split it", maxDocuments)
 			}
-			r.work += count * count
-			count = 0
+			finish()
 		case token.MappingStartType, token.SequenceStartType:
 			if flow++; flow > maxFlowDepth {
 				return refuse(t, "nested deeper than %d", maxFlowDepth)
@@ -162,8 +167,14 @@ func (r *yamlReader) acceptable(file string, tokens token.Tokens) bool {
 		if flow <= 0 && (first || t.Type == token.SequenceEntryType) && t.Type != token.CommentType && !inBlock && t.Position.Column > maxBlockColumn {
 			return refuse(t, "indented deeper than %d columns", maxBlockColumn)
 		}
+		work.token(t)
 	}
-	r.work += count * count
+	finish()
+	r.work += workPerPair * int64(headers*headers)
+	if tooLong {
+		r.found.add(Pos{File: file}, "has keys that are too long for so many of them")
+		return false
+	}
 	if r.work > maxParseWork {
 		r.spent = true
 		r.found.add(Pos{File: file}, "the bundle is too complex to read: its documents are too long, split them")
@@ -185,15 +196,15 @@ func parse(tokens token.Tokens) (f *ast.File, err error) {
 
 func syntaxPos(file string, err error) (Pos, string, any) {
 	at := Pos{File: file}
-	message := err.Error()
 	var located yaml.Error
-	if errors.As(err, &located) {
-		if t := located.GetToken(); t != nil {
-			at = tokenPos(file, t)
-		}
-		message = located.GetMessage()
+	if !errors.As(err, &located) {
+		return at, "is not valid YAML: %s", err.Error()
 	}
-	return at, "is not valid YAML: %s", message
+	if t := located.GetToken(); t != nil {
+		at = tokenPos(file, t)
+	}
+	// Not the text of Error: it shows the source around, which takes long to print if that is one line.
+	return at, "is not valid YAML: %s", located.GetMessage()
 }
 
 func tokenPos(file string, t *token.Token) Pos {

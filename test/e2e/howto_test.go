@@ -78,7 +78,7 @@ sed -i 's/workload: 10m/workload: 20m/' env/environment.yaml
 printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 'spec: {actions: [secret.read], identities: [/node/*], secrets: [db/*], purposes: [runtime]}' > env/grants/nodes.yaml`,
 		},
 	},
-	"blast-radius.md":  {presumes: besideEstate, promises: 18},
+	"blast-radius.md":  {presumes: besideEstate, promises: 23},
 	"test-a-bundle.md": {presumes: editing, promises: 14},
 	"revoke.md": {
 		presumes: leasing, answers: 1, promises: 12, after: revokeAll,
