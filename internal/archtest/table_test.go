@@ -88,7 +88,7 @@ var table = []archtest.Row{
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/authority internal/spiffe internal/policy internal/release internal/state", ""},
 	{
-		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/plan internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache internal/spiffe " +
+		"internal/control", "internal/problem internal/identity internal/authority internal/release internal/policy internal/plan internal/reach internal/state internal/seal internal/sshsig internal/ceremony internal/durable internal/canary internal/cache internal/spiffe " +
 			"internal/attest internal/attest/jointoken internal/keyring internal/custody internal/ledger internal/store internal/invariant verify",
 		"golang.org/x/mod golang.org/x/crypto golang.org/x/sync golang.org/x/time github.com/go-jose/go-jose/v4",
 	},

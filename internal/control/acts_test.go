@@ -220,3 +220,13 @@ func TestBundleTestsAtPropose(t *testing.T) {
 	_, err = b.Propose(b.by["alice"], "alice", b.with("tests/t.yaml", fmt.Sprintf(test, "allow")))
 	b.must(err)
 }
+
+// Neither is one whose limits on reach are broken.
+func TestBundleLimitsAtPropose(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	limit := "apiVersion: bailment/v1\nkind: Test\nmetadata: {name: t}\nspec:\n  limits:\n    - {name: api stays out of it, from: [/workload/api], to: [%s]}\n"
+	_, err := b.Propose(b.by["alice"], "alice", b.with("tests/t.yaml", fmt.Sprintf(limit, "db/*")))
+	b.refused(err, problem.ReasonBundleInvalid)
+	_, err = b.Propose(b.by["alice"], "alice", b.with("tests/t.yaml", fmt.Sprintf(limit, "node/*")))
+	b.must(err)
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/bailment/bailment/internal/plan"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/reach"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -26,7 +27,10 @@ func runTests(ctx context.Context, prog *policy.Program) error {
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonTooSlow, "running the bundle's tests")
 	}
-	return report.Err()
+	if err := report.Err(); err != nil {
+		return err
+	}
+	return reach.New(prog, reach.Names{}).KeepsLimits()
 }
 
 // widensOwn refuses who would decide about his own reach: by a grant, a duty or a key. What somebody controls besides, as who admits
