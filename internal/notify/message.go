@@ -49,11 +49,16 @@ func Concerns(ev state.Event) bool {
 	return false
 }
 
-// Of is the table of entries and what they tell. It gives a message for exactly the entries that Concerns names. s is a state after the
-// entry, in which the change that it is about is looked up. Nothing of it is a secret's value, as entries have none; what persons
+// About is what is known of an environment beside the entry. Change finds a change by its number, in a state after the entry.
+type About struct {
+	Environment, Genesis string
+	Change               func(uint64) (*state.Change, bool)
+}
+
+// Of is the table of entries and what they tell. It gives a message for exactly the entries that Concerns names. Nothing of it is a secret's value, as entries have none; what persons
 // wrote is bounded, and what can't be seen in it stands as '·'.
-func Of(s *state.State, index uint64, entry *state.Entry) (Message, bool) {
-	m := Message{Schema: Schema, Environment: s.Env.Name, Genesis: s.Env.Genesis.String(), Entry: index, Time: entry.Time.Time().UTC()}
+func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
+	m := Message{Schema: Schema, Environment: s.Environment, Genesis: s.Genesis, Entry: index, Time: entry.Time.Time().UTC()}
 	switch x := entry.Event.(type) {
 	case *state.ChangeProposed:
 		m.about(s, policy.TopicProposed, index, "was proposed")
@@ -95,7 +100,7 @@ func Of(s *state.State, index uint64, entry *state.Entry) (Message, bool) {
 }
 
 // carriedOut is for the acts that are no bundles: what they do is the entry.
-func (m *Message) carriedOut(s *state.State, ev state.Event) bool {
+func (m *Message) carriedOut(s About, ev state.Event) bool {
 	var change uint64
 	switch x := ev.(type) {
 	case *state.HoldLifted:
@@ -115,10 +120,10 @@ func (m *Message) carriedOut(s *state.State, ev state.Event) bool {
 }
 
 // about says what change it is.
-func (m *Message) about(s *state.State, topic policy.Topic, change uint64, what string) {
+func (m *Message) about(s About, topic policy.Topic, change uint64, what string) {
 	m.Event, m.Change, m.Summary = topic, change, fmt.Sprintf("change %d %s", change, what)
 	m.Review = fmt.Sprintf("bailment change show %d", change)
-	ch, ok := s.Changes.Get(change)
+	ch, ok := s.Change(change)
 	if !ok {
 		return // it was swept since, or is older than what is kept
 	}
@@ -129,8 +134,8 @@ func (m *Message) about(s *state.State, topic policy.Topic, change uint64, what 
 }
 
 // needs says what approvers have to know.
-func (m *Message) needs(s *state.State, change uint64) {
-	ch, ok := s.Changes.Get(change)
+func (m *Message) needs(s About, change uint64) {
+	ch, ok := s.Change(change)
 	if !ok {
 		return
 	}

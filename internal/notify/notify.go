@@ -38,8 +38,8 @@ var Outcomes = []string{Told, Retried, Failed, Dropped}
 
 // Source is what is asked about the environment. Its methods are called concurrently.
 type Source interface {
-	// State is the newest committed state.
-	State() *state.State
+	// About is of the newest committed state.
+	About() About
 	// Targets are those of the bundle in force.
 	Targets() []policy.Notify
 	// Entries calls fn with the committed entries from one index to before another.
@@ -124,7 +124,7 @@ func (n *Notifier) Run(ctx context.Context, source Source) {
 	defer n.working.Wait()
 	known := source.Targets()
 	one := func(index uint64, entry *state.Entry) {
-		m, ok := Of(source.State(), index, entry)
+		m, ok := Of(source.About(), index, entry)
 		if !ok {
 			return
 		}

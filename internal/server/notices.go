@@ -22,7 +22,10 @@ func (s *Server) notifier(environment string) *notify.Notifier {
 // told is an environment as package notify asks about it.
 type told struct{ env *control.Environment }
 
-func (x told) State() *state.State { return x.env.State() }
+func (x told) About() notify.About {
+	s := x.env.State()
+	return notify.About{Environment: s.Env.Name, Genesis: s.Env.Genesis.String(), Change: s.Changes.Get}
+}
 
 func (x told) Targets() []policy.Notify {
 	prog := x.env.Program()
