@@ -206,24 +206,24 @@ func (n *Notifier) tell(ctx context.Context, x letterTo) {
 	log := n.cfg.Logger.With("target", x.target.Name, "event", string(x.message.Event), "entry", x.message.Entry)
 	for i := 0; ; i++ {
 		if ctx.Err() != nil {
-			n.cfg.Counted(x.target.Name, Dropped)
 			log.Warn("somebody was not told, as the server stops")
+			n.cfg.Counted(x.target.Name, Dropped)
 			return
 		}
 		err := n.attempt(ctx, x)
 		if err == nil {
-			n.cfg.Counted(x.target.Name, Told)
 			log.Debug("somebody was told", "attempts", i+1)
+			n.cfg.Counted(x.target.Name, Told)
 			return
 		}
 		var p permanent
 		if errors.As(err, &p) || i == len(n.cfg.Waits) {
-			n.cfg.Counted(x.target.Name, Failed)
 			log.Error("somebody could not be told", "attempts", i+1, "err", err)
+			n.cfg.Counted(x.target.Name, Failed)
 			return
 		}
-		n.cfg.Counted(x.target.Name, Retried)
 		log.Warn("telling somebody failed, and is tried again", "attempts", i+1, "err", err)
+		n.cfg.Counted(x.target.Name, Retried)
 		timer := time.NewTimer(n.cfg.Waits[i])
 		select {
 		case <-ctx.Done():
