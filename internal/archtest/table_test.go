@@ -85,6 +85,8 @@ var table = []archtest.Row{
 
 	{"internal/federation", "internal/problem internal/spiffe", "github.com/spiffe/go-spiffe/v2"},
 
+	{"internal/notify", "internal/policy internal/state", ""},
+
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/authority internal/spiffe internal/policy internal/release internal/state", ""},
 	{
@@ -119,7 +121,7 @@ var table = []archtest.Row{
 		"connectrpc.com/connect google.golang.org/protobuf golang.org/x/sys github.com/coreos/go-systemd/v22",
 	},
 	{
-		"internal/server", "internal/rpc internal/canary internal/issuers internal/federation internal/spiffe internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
+		"internal/server", "internal/rpc internal/canary internal/issuers internal/federation internal/notify internal/spiffe internal/control internal/config internal/attest/... internal/keyring internal/keyring/file internal/keyring/holders internal/ledger internal/store internal/store/sqlite " +
 			"internal/state internal/policy internal/invariant internal/seal internal/durable internal/hardening internal/problem internal/identity api/... verify",
 		"github.com/prometheus/client_golang github.com/prometheus/client_model github.com/coreos/go-systemd/v22 connectrpc.com/connect golang.org/x/sync golang.org/x/time golang.org/x/sys golang.org/x/net",
 	},

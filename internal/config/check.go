@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/mail"
 	"net/netip"
 	"net/url"
 	"path/filepath"
@@ -59,6 +60,7 @@ func (s *Server) check() Findings {
 			c.bad("server_id", "%q is not one segment of a SPIFFE ID: use letters, digits, '.' and '-'", s.ServerID)
 		}
 	}
+	c.notify(s.Notify)
 	c.address("listen", s.Listen)
 	c.loopback("ops_listen", s.OpsListen)
 	if s.Limits.BundleBytes < s.Limits.RequestBytes {
@@ -68,6 +70,49 @@ func (s *Server) check() Findings {
 		c.bad("limits.request_memory", "%s has no room for one bundle of %s", s.Limits.RequestMemory, s.Limits.BundleBytes)
 	}
 	return c.found
+}
+
+// maxAllow bounds the networks of notify.allow.
+const maxAllow = 64
+
+func (c *checker) notify(n Notify) {
+	if len(n.Mail) > 0 && !filepath.IsAbs(n.Mail[0]) {
+		c.bad("notify.mail[0]", "%q is not an absolute path", n.Mail[0])
+	}
+	for i, word := range n.Mail {
+		if strings.ContainsRune(word, 0) {
+			c.bad(fmt.Sprintf("notify.mail[%d]", i), "has a zero byte")
+		}
+	}
+	if n.From != "" {
+		if a, err := mail.ParseAddress(n.From); err != nil || a.Address != n.From || strings.ContainsFunc(n.From, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			c.bad("notify.from", "%q is not an address NAME@DOMAIN, without a name beside it", n.From)
+		}
+	}
+	if len(n.Allow) > maxAllow {
+		c.bad("notify.allow", "has more than %d networks", maxAllow)
+	}
+	for i, text := range n.Allow {
+		key := fmt.Sprintf("notify.allow[%d]", i)
+		p, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil:
+			c.bad(key, "%q is not a network ADDRESS/BITS, as 10.1.2.0/24", text)
+		case p != p.Masked():
+			c.bad(key, "%q has bits behind its mask: did you mean %s?", text, p.Masked())
+		}
+	}
+}
+
+// Networks are those of allow; what is no network is left out, which Validate has refused.
+func (n *Notify) Networks() []netip.Prefix {
+	var out []netip.Prefix
+	for _, text := range n.Allow {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // maxSocket is the longest path of a Unix socket, in bytes: sun_path has room for 108, the last of which is zero (unix(7)).

@@ -29,6 +29,7 @@ type Server struct {
 	RootHolders  map[string]RootHolder `yaml:"root_holders" doc:"Where the root key of an environment is, by the environment's name. Default: the file root.key in the environment's directory."`
 	Limits       Limits                `yaml:"limits" doc:"What strangers and callers can make the server spend."`
 	Timeouts     Timeouts              `yaml:"timeouts" doc:"How long the server waits for whom."`
+	Notify       Notify                `yaml:"notify" doc:"How persons are told of changes and revocations. Who is told of what is the bundle's say."`
 	Log          Log                   `yaml:"log" doc:"Structured log on standard error. It never holds values."`
 }
 
@@ -72,6 +73,14 @@ type Timeouts struct {
 	UnprovedIdle  time.Duration `yaml:"unproved_idle" default:"10s" min:"100ms" max:"1h" doc:"A connection without a request that proved no identity."`
 	UnprovedWrite time.Duration `yaml:"unproved_write" default:"5s" min:"100ms" max:"10m" doc:"Sending an answer over a connection that proved no identity."`
 	Shutdown      time.Duration `yaml:"shutdown" default:"20s" min:"100ms" max:"10m" doc:"Finishing what is under way when the server is told to stop."`
+}
+
+// Notify is what a bundle has no say in: which program runs on the server's machine, and what is asked in its networks.
+type Notify struct {
+	Mail    []string      `yaml:"mail" doc:"Command that sends a mail, which it gets on standard input with its addresses in the header: an absolute path and arguments, as [/usr/sbin/sendmail, -t, -i]. No shell reads it. Empty: no mails can be sent."`
+	From    string        `yaml:"from" doc:"Sender's address in mails. Empty: the command says."`
+	Allow   []string      `yaml:"allow" doc:"Networks in which webhooks may be beside public addresses, as 10.1.2.0/24. Loopback, link-local, private and other special addresses are refused otherwise, whatever name led there."`
+	Timeout time.Duration `yaml:"timeout" default:"10s" min:"100ms" max:"1m" doc:"One attempt to tell somebody. There are six within eight minutes."`
 }
 
 // Log says what is logged and how.

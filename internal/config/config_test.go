@@ -50,12 +50,14 @@ limits:
   queue: 7
 timeouts: {read: 2s, read_header: 1s}
 log: {level: debug, format: json}
+notify: {mail: [/usr/sbin/sendmail, -t, -i], from: bailment@example.org, allow: [10.1.2.0/24, "fd00::/8"], timeout: 3s}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.Limits.RequestBytes != 65536 || s.Limits.BundleBytes != 2<<20 || s.Limits.SourceRequests != (Rate{0.5, 10}) || s.Limits.Queue != 7 ||
 		s.RootHolders["payments-dev"].Location != "/etc/bailment/root.key" || s.Log.Format != "json" || s.Timeouts.Read != 2*time.Second ||
+		len(s.Notify.Mail) != 3 || s.Notify.From != "bailment@example.org" || len(s.Notify.Networks()) != 2 || s.Notify.Timeout != 3*time.Second ||
 		!reflect.DeepEqual(s.Environments, []string{"payments-dev", "payments"}) {
 		t.Fatalf("%+v", s)
 	}
@@ -75,6 +77,12 @@ func TestFindings(t *testing.T) {
 		{"limits:\n  source_requests: 5", "f.yaml:2:20: limits.source_requests: is not a rate"},
 		{"limits:\n  source_requests: NaN/s 5", "f.yaml:2:20: limits.source_requests: is not a rate"},
 		{"timeouts: {read: 10}", "f.yaml:1:18: timeouts.read: is not a duration such as 10s or 5m"},
+		{"notify: {mail: [sendmail, -t]}", "f.yaml:1:17: notify.mail[0]: \"sendmail\" is not an absolute path"},
+		{"notify: {from: \"Ops <ops@example.org>\"}", "notify.from: \"Ops <ops@example.org>\" is not an address"},
+		{"notify: {from: \"a@b\\nBcc: c@d\"}", "notify.from:"},
+		{"notify: {allow: [10.1.2.3]}", "f.yaml:1:18: notify.allow[0]: \"10.1.2.3\" is not a network"},
+		{"notify: {allow: [10.1.2.3/24]}", "f.yaml:1:18: notify.allow[0]: \"10.1.2.3/24\" has bits behind its mask: did you mean 10.1.2.0/24?"},
+		{"notify: {timeout: 2m}", "notify.timeout: is more than 1m"},
 		{"log: {level: loud}", "f.yaml:1:14: log.level: is not one of debug, info, warn, error"},
 		{"log: loud", "f.yaml:1:6: log: is not a mapping"},
 		{"data: [a]", "f.yaml:1:7: data: is not a single value"},

@@ -62,6 +62,9 @@ type Config struct {
 	// Silence looks for values where none may be; nil: nobody looks. It is shown the entries and seeded with values here; who
 	// writes logs and answers shows it those.
 	Silence *canary.Watch
+	// Entered is given each entry once it is durable, in order, and after the state of Environment.State has it. An entry is left out if
+	// what came of its write was known only later. It runs on the committer: it must be quick. nil: nobody wants to know.
+	Entered func(index uint64, entry *state.Entry)
 	// OnViolation is told of each violated invariant that the background checks find. It must be quick.
 	OnViolation func(invariant, detail string)
 }
@@ -250,6 +253,9 @@ func (e *Environment) committed(first uint64, records []ledger.Record) {
 	for i, r := range records {
 		const sampled = 16
 		if x, ok := r.Event.(*state.Entry); ok {
+			if e.cfg.Entered != nil {
+				e.cfg.Entered(first+uint64(i), x)
+			}
 			switch ev := x.Event.(type) {
 			case *state.SecretReleased:
 				if (first+uint64(i))%sampled != 0 {

@@ -75,7 +75,32 @@ func settings(e *policy.Environment) []value {
 		one("spiffe.jwt.algorithm", e.SPIFFE.Algorithm, neither),
 		period("spiffe.jwt.rotate", e.SPIFFE.Rotate, moreWider),
 		audiences(e.SPIFFE.Audiences()),
+		many("notify", notified(e.Notify), neither),
 	}
+}
+
+// notified are who is told of what. Others who are told, or who are told no more, are neither wider nor narrower, and never of no account.
+func notified(targets []policy.Notify) []string {
+	out := make([]string, len(targets))
+	for i, n := range targets {
+		where := strings.Join(n.To, " ")
+		if n.URL != "" {
+			where = n.URL
+		}
+		if len(n.Roots) > 0 {
+			h := sha256.New()
+			for _, c := range n.Roots {
+				h.Write(c.Raw)
+			}
+			where += " roots sha256:" + hex.EncodeToString(h.Sum(nil))
+		}
+		on := make([]string, len(n.On))
+		for i, t := range n.On {
+			on[i] = string(t)
+		}
+		out[i] = n.Name + ": " + strings.Join(on, ", ") + ": " + where
+	}
+	return out
 }
 
 // hardware is "" where any key counts.

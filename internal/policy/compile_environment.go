@@ -54,6 +54,7 @@ func (c *compiler) settings(s *environmentSpec) {
 		ValueBytes:        c.count(s.Limits.ValueBytes, "limits.valueBytes", maxValueBytes, 1, maxValueBytes),
 	}
 	c.spiffe(s)
+	c.notify(s)
 	e.NodeLifetime = c.duration(s.Nodes.Lifetime, "nodes.lifetime", defaultNodeLifetime, minNodeLifetime, maxNodeLifetime)
 }
 

@@ -87,8 +87,9 @@ type (
 			Require  text   `yaml:"require" enum:"any,signed,measured" doc:"What is asked of agents: any (development only, and its default), signed (default in production), or measured: their platform must have measured the program that they are."`
 			Rollback text   `yaml:"rollback" doc:"Names the rollback by which this bundle lowers minimum or require, such as an incident's number. Each one is named anew."`
 		} `yaml:"agents" doc:"Which agents may run."`
-		SPIFFE      spiffeSpec  `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
-		Authorities []rootsSpec `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
+		SPIFFE      spiffeSpec   `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
+		Notify      []notifySpec `yaml:"notify" doc:"Who is told of changes and revocations. At most 16."`
+		Authorities []rootsSpec  `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
 	}
 
 	actSpec struct {

@@ -29,6 +29,7 @@ type metrics struct {
 	panics      prometheus.Counter
 	undelivered prometheus.Counter
 	violations  *prometheus.CounterVec
+	notices     *prometheus.CounterVec
 }
 
 func newMetrics(version string) *metrics {
@@ -60,6 +61,9 @@ func newMetrics(version string) *metrics {
 		violations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bailment_invariant_violations_total", Help: "Violations found by the running checks; expected 0.",
 		}, []string{"invariant"}),
+		notices: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bailment_notifications_total", Help: "Attempts to tell a target of the bundle's notify, by their outcome: told, retried, failed for good, dropped. Without a target: dropped before anybody knew whom to tell.",
+		}, []string{"environment", "target", "outcome"}),
 	}
 	for _, x := range invariant.Table { // each is there from the start with 0, so that its absence is seen
 		m.violations.WithLabelValues(string(x.Name))
@@ -78,7 +82,7 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.requests, m.seconds, m.inFlight, m.open, m.refused, m.broken, m.turned, m.handshakes, m.panics, m.undelivered, m.violations, build,
+	m.registry.MustRegister(m.requests, m.seconds, m.inFlight, m.open, m.refused, m.broken, m.turned, m.handshakes, m.panics, m.undelivered, m.violations, m.notices, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

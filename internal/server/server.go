@@ -152,6 +152,7 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	for _, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
 		s.background.Go(func() { x.federate(background) })
+		s.background.Go(func() { x.notices.Run(background, told{x.env}) })
 	}
 	return nil
 }

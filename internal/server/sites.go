@@ -20,8 +20,10 @@ import (
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/keyring/holders"
 	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/notify"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
 )
 
@@ -35,6 +37,7 @@ type site struct {
 	logger  *slog.Logger
 	current atomic.Pointer[tls.Certificate]
 	rotate  chan struct{}
+	notices *notify.Notifier
 }
 
 func sortedNames(m map[string]*site) []string { return slices.Sorted(maps.Keys(m)) }
@@ -46,11 +49,12 @@ func (s *Server) openSites(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		env, err := s.openEnvironment(ctx, name)
+		notices := s.notifier(name)
+		env, err := s.openEnvironment(ctx, name, notices.Entered)
 		if err != nil {
 			return err
 		}
-		x := &site{env: env, source: s.source, logger: s.logger.With("environment", name), rotate: make(chan struct{}, 1)}
+		x := &site{env: env, source: s.source, logger: s.logger.With("environment", name), rotate: make(chan struct{}, 1), notices: notices}
 		s.sites[name] = x
 		if env.Name() != name {
 			return problem.New(problem.ReasonWrongEnvironment, "the directory %s holds the environment %s", filepath.Join(s.cfg.Data, name), env.Name()).
@@ -85,7 +89,7 @@ func (s *Server) names() ([]string, error) {
 	return names, nil
 }
 
-func (s *Server) openEnvironment(ctx context.Context, name string) (*control.Environment, error) {
+func (s *Server) openEnvironment(ctx context.Context, name string, entered func(uint64, *state.Entry)) (*control.Environment, error) {
 	dir := filepath.Join(s.cfg.Data, name)
 	// The store comes first: its errors are about the directory, and the root key's would be about a key
 	// that nobody looks for in a directory that isn't there.
@@ -93,7 +97,7 @@ func (s *Server) openEnvironment(ctx context.Context, name string) (*control.Env
 	if err != nil {
 		return nil, err
 	}
-	env, err := s.openOver(ctx, name, dir, func(ctx context.Context) (store.Store, error) {
+	env, err := s.openOver(ctx, name, dir, entered, func(ctx context.Context) (store.Store, error) {
 		if st := first; st != nil {
 			first = nil
 			return st, nil
@@ -107,7 +111,7 @@ func (s *Server) openEnvironment(ctx context.Context, name string) (*control.Env
 }
 
 // openOver opens an environment over a way to open its store.
-func (s *Server) openOver(ctx context.Context, name, dir string, open func(context.Context) (store.Store, error)) (*control.Environment, error) {
+func (s *Server) openOver(ctx context.Context, name, dir string, entered func(uint64, *state.Entry), open func(context.Context) (store.Store, error)) (*control.Environment, error) {
 	holder := s.cfg.RootHolders[name]
 	if holder.Kind == "" {
 		holder.Kind = file.Kind
@@ -128,6 +132,7 @@ func (s *Server) openOver(ctx context.Context, name, dir string, open func(conte
 		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Issuers: s.issuers, Logger: logger,
 		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, Boot: s.o.Boot, ServerID: s.cfg.ServerID, Silence: s.silence,
 		Openings: control.Openings{PerSecond: s.cfg.Limits.IdentitySessions.PerSecond, Burst: s.cfg.Limits.IdentitySessions.Burst},
+		Entered:  entered,
 		OnViolation: func(invariant, detail string) {
 			s.metrics.violated(invariant)
 			logger.Error("an invariant was violated", "invariant", invariant, "detail", detail)

@@ -78,6 +78,13 @@ sed -i 's/workload: 10m/workload: 20m/' env/environment.yaml
 printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 'spec: {actions: [secret.read], identities: [/node/*], secrets: [db/*], purposes: [runtime]}' > env/grants/nodes.yaml`,
 		},
 	},
+	"tell-approvers.md": {
+		presumes: mailing, answers: 1, promises: 5,
+		before: map[string]string{
+			"bailment login bob": bob,
+			"curl --silent http://127.0.0.1:8401/metrics | grep bailment_notifications_total": `until grep -q "Subject: .payments-dev. change.in-force: change " "$MAILS" && curl --silent "http://$OPS/metrics" | grep -q 'outcome="told",target="approvers"'; do sleep 0.05; done`,
+		},
+	},
 	"blast-radius.md":  {presumes: besideEstate, promises: 23},
 	"test-a-bundle.md": {presumes: editing, promises: 14},
 	"revoke.md": {
@@ -452,10 +459,10 @@ func served(t *testing.T, name string) (reader, *sitetest.Site) {
 	return servedWith(t, name, example(t, name))
 }
 
-// servedWith is served with another bundle.
-func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitetest.Site) {
+// servedWith is served with another bundle, and more lines of the server's configuration.
+func servedWith(t *testing.T, name string, bundle policy.Files, config ...string) (reader, *sitetest.Site) {
 	t.Helper()
-	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: bundle})
+	s := newSite(t, site.Options{Name: name, People: []string{"bob", "carol"}, Extra: bundle, Config: strings.Join(config, "")})
 	dir := t.TempDir()
 	home(t, s, dir)
 	s.Start()
@@ -478,6 +485,19 @@ func servedWith(t *testing.T, name string, bundle policy.Files) (reader, *sitete
 			"/var/lib/bailment", s.Data,
 		),
 	}, s
+}
+
+// mailing is served, and the server has a mail command, which keeps what it gets in the file mails.
+func mailing(t *testing.T, name string) reader {
+	t.Helper()
+	dir := t.TempDir()
+	command := filepath.Join(dir, "sendmail")
+	if err := os.WriteFile(command, []byte("#!/bin/sh\ncat >> "+dir+"/mails\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := servedWith(t, name, example(t, name), "notify: {mail: ["+command+", -t, -i]}\n")
+	r.env = append(r.env, "MAILS="+dir+"/mails")
+	return r
 }
 
 // besideEstate is served, and has the other example's directory.
