@@ -1,0 +1,124 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+// send approves by a text and a signature that somebody made.
+func (b *board) send(person string, change uint64, text, sshsig string) error {
+	_, err := b.Env.Approve(context.Background(), b.by[person].Caller, control.ApproveRequest{Change: change, Text: text, SSHSIG: sshsig})
+	return err
+}
+
+// What must not bring a bundle into force, each with its reason. A job that floods refusals is in rollout_test.go, and a server that shows
+// another plan than it has signed in package cli.
+func TestAttemptsOnChanges(t *testing.T) {
+	b := newBoard(t, 2, "alice", "bob", "carol", "dave")
+	b.AddPerson("second") // another key of bob's
+	second := bytes.TrimSpace(ssh.MarshalAuthorizedKey(b.Persons["second"].PublicKey()))
+	b.Files["operators.yaml"] = bytes.Replace(b.Files["operators.yaml"], []byte("- name: bob\n      keys: ["), fmt.Appendf(nil, "- name: bob\n      keys: [%q, ", second), 1)
+	approve := func(ch *state.Change, persons ...string) {
+		t.Helper()
+		for _, p := range persons {
+			_, err := b.Approve(b.by[p], p, ch)
+			b.must(err)
+		}
+	}
+	approve(b.propose("alice", "bob's second key"), "carol", "dave")
+	ch := b.propose("alice", "x")
+
+	t.Run("one's own change", func(*testing.T) {
+		_, err := b.Approve(b.by["alice"], "alice", ch)
+		b.refused(err, problem.ReasonSeparation)
+	})
+	t.Run("one person with two keys", func(*testing.T) {
+		approve(ch, "bob")
+		text := b.Approval("bob", ch).Text()
+		b.refused(b.send("bob", ch.Index, text, b.Sign("second", ceremony.NamespaceChange, text)), problem.ReasonSeparation)
+	})
+	t.Run("a stale approval after an edit", func(*testing.T) {
+		edited := b.propose("alice", "x, edited")
+		text := b.Approval("carol", ch).Text()
+		b.refused(b.send("carol", edited.Index, text, b.Sign("carol", ceremony.NamespaceChange, text)), problem.ReasonSignature)
+	})
+	t.Run("an approval of another environment", func(*testing.T) {
+		foreign := b.Approval("carol", ch)
+		foreign.Genesis[0]++
+		b.refused(b.send("carol", ch.Index, foreign.Text(), b.Sign("carol", ceremony.NamespaceChange, foreign.Text())), problem.ReasonSignature)
+		foreign = b.Approval("carol", ch)
+		foreign.Epoch++
+		b.refused(b.send("carol", ch.Index, foreign.Text(), b.Sign("carol", ceremony.NamespaceChange, foreign.Text())), problem.ReasonSignature)
+	})
+	t.Run("another way back than was proposed", func(*testing.T) {
+		other := b.Approval("carol", ch)
+		other.Rollback = other.Base
+		b.refused(b.send("carol", ch.Index, other.Text(), b.Sign("carol", ceremony.NamespaceChange, other.Text())), problem.ReasonSignature)
+	})
+	t.Run("a forged namespace", func(*testing.T) {
+		text := b.Approval("carol", ch).Text()
+		for _, namespace := range []string{ceremony.NamespaceBundle, ceremony.NamespaceLogin, "file"} {
+			b.refused(b.send("carol", ch.Index, text, b.Sign("carol", namespace, text)), problem.ReasonSignature)
+		}
+	})
+	t.Run("somebody else's signature", func(*testing.T) {
+		text := b.Approval("carol", ch).Text()
+		b.refused(b.send("carol", ch.Index, text, b.Sign("dave", ceremony.NamespaceChange, text)), problem.ReasonSignature)
+	})
+	t.Run("a proposal's text as an approval", func(*testing.T) {
+		text := b.Approval("carol", ch)
+		text.Role, text.Number = ceremony.Proposer, 0
+		b.refused(b.send("carol", ch.Index, text.Text(), b.Sign("carol", ceremony.NamespaceChange, text.Text())), problem.ReasonSignature)
+	})
+	t.Run("version n-1", func(*testing.T) {
+		base, _, _, err := b.Env.Bundle(context.Background(), b.by["alice"].Caller, state.Digest{})
+		b.must(err)
+		for version, want := range map[uint64]problem.Reason{base.Header().Version: problem.ReasonInvalid, base.Header().Version + 2: problem.ReasonInvalid} {
+			m, err := policy.BuildManifest(b.with("README.md", "old"), policy.Header{
+				Environment: controltest.EnvName, Genesis: policy.Digest(b.Genesis), Version: version, Previous: base.Digest(),
+			})
+			b.must(err)
+			text := b.Change("alice", control.ActionBundle, "", m).Text()
+			_, err = b.Env.Propose(context.Background(), b.by["alice"].Caller, control.ProposeRequest{
+				Text: text, SSHSIG: b.Sign("alice", ceremony.NamespaceChange, text), Manifest: m.Text(), Files: b.with("README.md", "old"),
+				ManifestSignature: b.Sign("alice", ceremony.NamespaceBundle, string(m.Text())),
+			})
+			b.refused(err, want)
+		}
+	})
+	t.Run("too few operators", func(*testing.T) {
+		operators := string(b.Files["operators.yaml"])
+		_, err := b.Propose(b.by["alice"], "alice", b.with("operators.yaml", operators[:strings.Index(operators, "    - name: carol")]))
+		b.refused(err, problem.ReasonBundleInvalid)
+	})
+	t.Run("one's own access", func(*testing.T) {
+		own, err := b.Propose(b.by["alice"], "alice", b.with("grants/own.yaml",
+			"apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: own}\nspec: {actions: [secret.read], identities: [/human/carol], secrets: [db/x], purposes: [runtime]}\n"))
+		b.must(err)
+		_, err = b.Approve(b.by["carol"], "carol", own.Change)
+		b.refused(err, problem.ReasonSeparation)
+	})
+	t.Run("an expired approval", func(t *testing.T) {
+		b.Advance(2 * time.Hour)
+		b.by["carol"] = b.Login("carol")
+		_, err := b.Approve(b.by["carol"], "carol", ch)
+		b.refused(err, problem.ReasonConflict)
+		if !strings.Contains(err.Error(), "expired") {
+			t.Errorf("the reason is %v", err)
+		}
+	})
+	b.inForce(2)
+}
