@@ -660,9 +660,12 @@ func (e *StateRootSet) apply(s *State, m Meta) error {
 	return nil
 }
 
-func (e *ProtocolRaised) apply(s *State, _ Meta) error {
+func (e *ProtocolRaised) apply(s *State, m Meta) error {
 	if e.Version <= s.Protocol {
 		return fmt.Errorf("protocol %d is not above %d", e.Version, s.Protocol)
+	}
+	if s.Protocol < protocolRollout && e.Version >= protocolRollout {
+		s.ServesSince = m.Time
 	}
 	s.Protocol = e.Version
 	return nil
