@@ -9,7 +9,7 @@ import (
 
 // How old a review may be when it is entered, and how far ahead of the server's clock a signer's may be.
 const (
-	reviewLife  = 15 * minute
+	reviewLife  = hour
 	reviewAhead = 5 * minute
 )
 

@@ -30,8 +30,8 @@ type Reviewed struct {
 }
 
 const (
-	// ReviewLife is for how long after it was signed a review is taken, and its nonce remembered.
-	ReviewLife = 15 * time.Minute
+	// ReviewLife is for how long after its time a review is taken, and its nonce remembered: it may be read for a while before it is signed.
+	ReviewLife = time.Hour
 	// ReviewAhead is by how much a signer's clock may be ahead.
 	ReviewAhead = 5 * time.Minute
 	// MaxReviewed is how many lines have a decision that is remembered. Each is for 400 days.
