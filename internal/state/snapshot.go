@@ -241,8 +241,10 @@ func (s *State) tables() []tableIO {
 // laterTables are those that came after the first version, in the order of the snapshot. They are written if they have rows: so the root of a
 // state that makes no use of them is the same as ever.
 func (s *State) laterTables() []tableIO {
-	return []tableIO{tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
-		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served), tableOf("reviewed", s.Reviewed)}
+	return []tableIO{
+		tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
+		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served), tableOf("reviewed", s.Reviewed),
+	}
 }
 
 // readIfThere reads the table if it is the next one. A table that is there without rows was not written by Snapshot.
