@@ -188,7 +188,7 @@ func (c *conn) reviewAccess(ctx context.Context, o accessOptions) (*accessView, 
 		Environment: c.trust.Environment, Bundle: b.manifest.Digest().String(), Generation: b.generation, UnusedFor: o.unused,
 		Lines: []accessLine{}, UnusedGrants: []string{},
 	}
-	m := accessModel{lines: map[string][]*patterned{}}
+	m := accessModel{lines: map[string][]*patterned{}, at: map[accessKey]*patterned{}, parts: map[string]bool{}}
 	for _, g := range prog.Grants() {
 		m.add(g, who, what)
 		if m.n > maxAccessLines {
@@ -214,16 +214,21 @@ func accepted(files policy.Files) (*policy.Program, error) {
 // accessModel are the lines by their grants.
 type accessModel struct {
 	lines map[string][]*patterned
+	at    map[accessKey]*patterned
 	parts map[string]bool // grants of which not all lines are here
 	n     int
+}
+
+// accessKey is what a line is about.
+type accessKey struct {
+	grant     string
+	who, what identity.Pattern
 }
 
 // patterned is a line with its patterns, and who used it.
 type patterned struct {
 	accessLine
-	who, what identity.Pattern
-	users     map[string]bool
-	used      map[string]bool
+	users, used map[string]bool
 }
 
 func touches(filter, p identity.Pattern) bool {
@@ -242,22 +247,20 @@ func (m *accessModel) add(g policy.Grant, who, what identity.Pattern) {
 	for _, i := range g.Identities {
 		for _, s := range g.Secrets {
 			if !touches(who, i) || !touches(what, s) {
-				if m.parts == nil {
-					m.parts = map[string]bool{}
-				}
 				m.parts[g.Name] = true
 				continue
 			}
 			if m.n++; m.n > maxAccessLines {
 				return
 			}
-			m.lines[g.Name] = append(m.lines[g.Name], &patterned{
+			l := &patterned{
 				accessLine: accessLine{
 					Grant: g.Name, Identity: i.String(), Secret: s.String(), Actions: actions, Purposes: g.Purposes, When: g.When,
 					Remembered: slices.Contains(g.Actions, policy.ReadSecret),
 				},
-				who: i, what: s, users: map[string]bool{}, used: map[string]bool{},
-			})
+				users: map[string]bool{}, used: map[string]bool{},
+			}
+			m.lines[g.Name], m.at[accessKey{g.Name, i, s}] = append(m.lines[g.Name], l), l
 		}
 	}
 }
@@ -287,10 +290,10 @@ func (m *accessModel) fill(ctx context.Context, c *conn, v *accessView) error {
 			return err
 		}
 		for _, d := range r.Lines {
-			for _, l := range m.lines[d.Grant] {
-				if l.Identity == d.Identity && l.Secret == d.Secret {
-					l.Reviewed = &accessReview{d.Decision, d.By, d.Time.AsTime(), d.Entry.GetIndex()}
-				}
+			who, err1 := identity.ParseIDPattern(d.Identity)
+			what, err2 := identity.ParseSecretPattern(d.Secret)
+			if l := m.at[accessKey{d.Grant, who, what}]; l != nil && err1 == nil && err2 == nil {
+				l.Reviewed = &accessReview{d.Decision, d.By, d.Time.AsTime(), d.Entry.GetIndex()}
 			}
 		}
 		if token = r.NextPageToken; token == "" {
@@ -299,16 +302,25 @@ func (m *accessModel) fill(ctx context.Context, c *conn, v *accessView) error {
 	}
 }
 
-// use counts a use for the lines of its grant that it is by.
+// use counts a use for the lines of its grant that it is by. It looks up the patterns that select it, since a grant may have many lines.
 func (m *accessModel) use(u *v1.Use) {
-	for _, l := range m.lines[u.Grant] {
-		if !l.who.Match(u.Identity) || !l.what.Match(u.Secret) {
-			continue
+	who, err1 := identity.ParseIDPattern(u.Identity)
+	what, err2 := identity.ParseSecretPattern(u.Secret)
+	if len(m.lines[u.Grant]) == 0 || err1 != nil || err2 != nil {
+		return
+	}
+	secrets := append(what.Around(), what)
+	for _, i := range append(who.Around(), who) {
+		for _, s := range secrets {
+			l := m.at[accessKey{u.Grant, i, s}]
+			if l == nil {
+				continue
+			}
+			if last := u.Last.AsTime(); l.LastUsed == nil || last.After(*l.LastUsed) {
+				l.LastUsed = &last
+			}
+			l.users[u.Identity], l.used[u.Secret] = true, true
 		}
-		if last := u.Last.AsTime(); l.LastUsed == nil || last.After(*l.LastUsed) {
-			l.LastUsed = &last
-		}
-		l.users[u.Identity], l.used[u.Secret] = true, true
 	}
 }
 
