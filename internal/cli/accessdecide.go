@@ -24,6 +24,7 @@ type decideView struct {
 	Keep    int      `json:"keep"`
 	Narrow  int      `json:"narrow"`
 	Remove  int      `json:"remove"`
+	Left    int      `json:"left"` // lines of the bundle in force that this review does not decide about
 	// What follows for the bundle: whole grants to take out, and what is left to do by hand.
 	Removes []string `json:"removes"`
 	ByHand  []byHand `json:"by_hand"`
@@ -186,10 +187,14 @@ func consequences(prog *policy.Program, lines []ceremony.ReviewLine) (*decideVie
 	where := map[string]string{}
 	for _, g := range prog.Grants() {
 		where[g.Name] = g.Source.String()
+		if g.Effect == policy.Allow {
+			v.Left += len(g.Identities) * len(g.Secrets)
+		}
 		if n := removed[g.Name]; n > 0 && n == len(g.Identities)*len(g.Secrets) {
 			v.Removes = append(v.Removes, g.Name)
 		}
 	}
+	v.Left -= len(lines) // each is one of them, and none is there twice
 	slices.Sort(v.Removes)
 	for _, l := range lines {
 		if l.Decision != ceremony.Keep && !slices.Contains(v.Removes, l.Grant) {
@@ -265,6 +270,9 @@ func (v *decideView) table(t *rows) {
 		t.line("entered as entry %d", e)
 	}
 	t.line("keep %d, narrow %d, remove %d", v.Keep, v.Narrow, v.Remove)
+	if v.Left > 0 {
+		t.line("%d other %s of the bundle not decided about here", v.Left, plural(v.Left, "line"))
+	}
 	if len(v.Removes)+len(v.ByHand) == 0 {
 		t.line("the bundle stays as it is")
 		return
