@@ -29,6 +29,8 @@ var safe = map[string]bool{
 	bailmentv1connect.ChangeServiceGetChangeProcedure:           true,
 	bailmentv1connect.ChangeServiceGetBundleProcedure:           true,
 	bailmentv1connect.ExplainServiceExplainProcedure:            true,
+	bailmentv1connect.AccessServiceListUsesProcedure:            true,
+	bailmentv1connect.AccessServiceListReviewedProcedure:        true,
 	bailmentv1connect.LedgerServiceGetCheckpointProcedure:       true,
 	bailmentv1connect.LedgerServiceGetEntriesProcedure:          true,
 	bailmentv1connect.LedgerServiceGetReceiptProcedure:          true,

@@ -77,6 +77,7 @@ type Client struct {
 	Revocations bailmentv1connect.RevocationServiceClient
 	Changes     bailmentv1connect.ChangeServiceClient
 	Questions   bailmentv1connect.ExplainServiceClient
+	Access      bailmentv1connect.AccessServiceClient
 	Ledger      bailmentv1connect.LedgerServiceClient
 	Keys        bailmentv1connect.KeyServiceClient
 	Watching    bailmentv1connect.WatchServiceClient
@@ -121,6 +122,7 @@ func Dial(t *Trust, o Options) (*Client, error) {
 		Revocations: bailmentv1connect.NewRevocationServiceClient(hc, base, opts...),
 		Changes:     bailmentv1connect.NewChangeServiceClient(hc, base, opts...),
 		Questions:   bailmentv1connect.NewExplainServiceClient(hc, base, opts...),
+		Access:      bailmentv1connect.NewAccessServiceClient(hc, base, opts...),
 		Ledger:      bailmentv1connect.NewLedgerServiceClient(hc, base, opts...),
 		Keys:        bailmentv1connect.NewKeyServiceClient(hc, base, opts...),
 		Watching:    bailmentv1connect.NewWatchServiceClient(hc, base, opts...),

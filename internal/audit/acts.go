@@ -73,6 +73,8 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.FederationRefreshed:
 		return act{nil, &ev.Ruling, ""}
+	case *state.AccessReviewed:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
 	case *state.RolloutEnded:
 		return r.rolledBack(&ev.Cause, ev.Change)
 	case *state.BundleInForce:

@@ -36,6 +36,8 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		return r.proposed(ev)
 	case *state.ChangeApproved:
 		return r.approved(ev)
+	case *state.AccessReviewed:
+		return r.reviewed(ev)
 	case *state.BundleInForce:
 		return r.broughtIntoForce(at, ev)
 	case *state.RolloutMoved:
@@ -226,6 +228,31 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 		return errors.New("it is approved by a key that is not hardware-backed")
 	}
 	return r.signed(prog, policy.DutyToApprove(c.Action), ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
+}
+
+// reviewed checks an access review: that its text is of this person and environment, about lines of the bundle in force, and signed. That
+// it is about that bundle, and was signed just then, the reducer checks.
+func (r *run) reviewed(ev *state.AccessReviewed) error {
+	person, _ := strings.CutPrefix(ev.Actor.Identity, identity.PrefixHuman) // that it is one was checked
+	text, err := ceremony.ParseReview(ev.Text)
+	if err != nil {
+		return err
+	}
+	if text.Scope != r.scope() || text.Person != person || ev.Signature.Person != person {
+		return errors.New("the signed text is not of this environment and person")
+	}
+	prog, err := r.bundles.program(r.state.Bundle)
+	if err != nil || prog == nil {
+		return err
+	}
+	lines := make([]policy.Line, len(text.Lines))
+	for i, l := range text.Lines {
+		lines[i] = policy.Line{Grant: l.Grant, Identity: l.Identity, Secret: l.Secret}
+	}
+	if l, missing := prog.MissingLine(lines); missing {
+		return fmt.Errorf("it is about %s, %s, %s, and the bundle has no such line", l.Grant, l.Identity, l.Secret)
+	}
+	return r.signed(prog, policy.DutyAudit, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
 }
 
 // completed checks that an approved change of this action, and about this, is behind an entry. Approvals of who, or by what, was

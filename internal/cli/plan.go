@@ -75,7 +75,7 @@ and 2 if something does; 1 is a bundle with findings, as ever.`,
 func (a *app) plan(ctx context.Context, dir string, f planFlags) error {
 	var since time.Time
 	if f.replay != "" {
-		ago, err := parseAgo(f.replay)
+		ago, err := parseAgo("--replay", f.replay)
 		if err != nil {
 			return err
 		}
@@ -169,7 +169,7 @@ func compileBase(files policy.Files) (*policy.Program, error) {
 }
 
 // parseAgo reads a time span, with days.
-func parseAgo(s string) (time.Duration, error) {
+func parseAgo(flag, s string) (time.Duration, error) {
 	const most = 3650 * 24 * time.Hour
 	d, err := time.ParseDuration(s)
 	if days, ok := strings.CutSuffix(s, "d"); ok {
@@ -180,7 +180,7 @@ func parseAgo(s string) (time.Duration, error) {
 		d = time.Duration(n) * 24 * time.Hour
 	}
 	if err != nil || d <= 0 || d > most {
-		return 0, problem.New(problem.ReasonInvalid, "--replay %q is no span of time from now back", s).WithFix("give days or hours, as 7d or 12h, at most 3650d")
+		return 0, problem.New(problem.ReasonInvalid, "%s %q is no span of time from now back", flag, s).WithFix("give days or hours, as 7d or 12h, at most 3650d")
 	}
 	return d, nil
 }

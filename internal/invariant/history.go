@@ -53,6 +53,10 @@ func (c *Checker) once(st *step, fail failure) {
 		if _, used := c.m.spent["n:"+e.Nonce]; used || e.Nonce == "" {
 			fail("its nonce was used before")
 		}
+	case *state.AccessReviewed:
+		if r, ok := readReview(e.Text); !ok || c.m.spent["n:"+r.nonce] != 0 {
+			fail("its nonce was used before")
+		}
 	case *state.SecretWritten:
 		if sec := c.m.secrets[e.Secret]; sec != nil && e.Version <= sec.last {
 			fail("version %d of %s was written before", e.Version, e.Secret)
@@ -142,6 +146,10 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		}
 	case *state.ChangeRejected:
 		c.open(e.Change, fail)
+	case *state.AccessReviewed:
+		if r, ok := readReview(e.Text); !ok || r.bundle != c.m.bundle.String() {
+			fail("it is about another bundle than the one in force")
+		}
 	case *state.EvidenceForgotten:
 		if ch := c.complete(e.Change, "evidence.forget", fail); ch != nil && ch.target != e.Use {
 			fail("change %d is about other evidence", e.Change)
@@ -289,6 +297,10 @@ func (c *Checker) separated(st *step, fail failure) {
 			fail("a bundle is signed by its proposer, and nothing else is")
 		}
 		c.separatedQuorum(st, e, fail)
+	case *state.AccessReviewed:
+		if r, _ := readReview(e.Text); "/human/"+e.Signature.Person != e.Actor.Identity || r.person != e.Signature.Person {
+			fail("%s decides what %s signed", e.Actor.Identity, e.Signature.Person)
+		}
 	case *state.ChangeApproved:
 		ch := c.m.changes[e.Change]
 		if "/human/"+e.Signature.Person != e.Actor.Identity {
@@ -557,6 +569,8 @@ func (c *Checker) confined(st *step, fail failure) {
 	case *state.ChangeProposed:
 		c.confinedText(e.Text, fail)
 	case *state.ChangeApproved:
+		c.confinedText(e.Text, fail)
+	case *state.AccessReviewed:
 		c.confinedText(e.Text, fail)
 	}
 }

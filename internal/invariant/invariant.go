@@ -101,7 +101,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
-		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor; a hold on persons leaves a quorum",
+		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum",
 	},
 	{
 		Name: Monotonic, entry: (*Checker).monotonic,

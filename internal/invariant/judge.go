@@ -413,6 +413,8 @@ func (c *Checker) revoked(st *step, fail failure) {
 		if ch := c.m.changes[e.Change]; ch != nil {
 			c.revokedSigning(st, ch.proposer, ch.proposal, fail)
 		}
+	case *state.AccessReviewed:
+		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature), fail)
 	case *state.BundleInForce:
 		if e.How != state.ByRollback { // it undoes what they approved, and was approved with it
 			c.revokedChange(st, e.Change, fail)
@@ -584,6 +586,8 @@ func (c *Checker) bounded(st *step, fail failure) {
 		}
 	case *state.ChangeProposed:
 		c.boundedProposal(st, e, fail)
+	case *state.AccessReviewed:
+		boundedReview(st, e, fail)
 	case *state.RequestDenied:
 		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole {
 			fail("more than %d denials of %s in one minute", maxWhole, e.Actor.Identity)

@@ -306,6 +306,8 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{actor: &e.Actor, ruling: &e.Ruling}
 	case *state.FederationRefreshed:
 		return deed{ruling: &e.Ruling}
+	case *state.AccessReviewed:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyAudit}
 	case *state.RolloutEnded:
 		return m.deedOfCause(&e.Cause, e.Change)
 	case *state.BundleInForce:
@@ -394,6 +396,8 @@ func (m *model) learn(st *step) {
 			ch.approvers[e.Signature.Person] = m.signing(st.index, &e.Actor, &e.Signature)
 			m.spend("n:"+e.Nonce, ch.expires)
 		}
+	case *state.AccessReviewed:
+		m.learnReview(e)
 	case *state.ChangeRejected:
 		m.finish(e.Change, "rejected", st.at)
 	case *state.TokenCreated:

@@ -43,7 +43,7 @@ func TestEveryTypeIsDecided(t *testing.T) {
 		"environment.genesis", "token.created", "session.opened", "session.closed", "secret.written", "secret.released", "lease.renewed", "lease.returned",
 		"request.denied", "denials.summed", "key.added", "keys.rewrapped", "state.root", "protocol.raised", "evidence.used",
 		"node.quarantined", // by rules, and of a thousand machines at once
-		"jwt.key_added", "key.withdrawn", "jwt.issued", "federation.refreshed", "rollout.observed",
+		"jwt.key_added", "key.withdrawn", "jwt.issued", "federation.refreshed", "rollout.observed", "access.reviewed",
 	}
 	for _, x := range state.Types {
 		is := slices.ContainsFunc(told, func(e example) bool { return e.event.Kind().Type == x.Kind.Type })

@@ -69,6 +69,9 @@ func (e *Genesis) apply(s *State, m Meta) error {
 		return fmt.Errorf("protocol %d is not known", e.Protocol)
 	}
 	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, max(e.Protocol, 1)
+	if s.Protocol >= protocolRollout {
+		s.ServesSince = m.Time
+	}
 	s.Manifests.set(e.Manifest.String(), 1)
 	for i := range e.Keys {
 		s.addKey(&e.Keys[i], m)
@@ -660,9 +663,12 @@ func (e *StateRootSet) apply(s *State, m Meta) error {
 	return nil
 }
 
-func (e *ProtocolRaised) apply(s *State, _ Meta) error {
+func (e *ProtocolRaised) apply(s *State, m Meta) error {
 	if e.Version <= s.Protocol {
 		return fmt.Errorf("protocol %d is not above %d", e.Version, s.Protocol)
+	}
+	if s.Protocol < protocolRollout && e.Version >= protocolRollout {
+		s.ServesSince = m.Time
 	}
 	s.Protocol = e.Version
 	return nil

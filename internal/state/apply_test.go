@@ -224,6 +224,7 @@ func consistent(t testing.TB, s *State) {
 	s.Identities.All(func(k string, _ *Identity) bool { need(qIdentity, k); return true })
 	s.Changes.All(func(k uint64, _ *Change) bool { need(qChange, indexKey(k)); return true })
 	s.Served.All(func(k string, _ *Served) bool { need(qServed, k); return true })
+	s.Reviewed.All(func(k string, _ *Reviewed) bool { need(qReviewed, k); return true })
 	s.Holds.All(func(k string, h *Hold) bool {
 		if h.Until != 0 {
 			need(qHold, k)

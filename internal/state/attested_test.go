@@ -172,6 +172,7 @@ func later(t testing.TB) *State {
 	f.now += 1000
 	f.into(1)
 	f.loses("/node/x/n0")
+	f.must(reviewed(f, 0))
 	return f.s
 }
 
@@ -213,8 +214,8 @@ func TestLaterTablesAreWrittenWithRows(t *testing.T) {
 		}
 	}
 	// Each alone, and each left out.
-	if n := len(old.s.laterTables()); n != 6 {
-		t.Fatalf("there are %d later tables, and the test knows six", n)
+	if n := len(old.s.laterTables()); n != 7 {
+		t.Fatalf("there are %d later tables, and the test knows seven", n)
 	}
 	for i, one := range later(t).laterTables() {
 		for _, alone := range []bool{true, false} {
@@ -223,6 +224,7 @@ func TestLaterTablesAreWrittenWithRows(t *testing.T) {
 				func() { s.Uses = newTable[string, *Use]() }, func() { s.Gone = newTable[string, uint64]() },
 				func() { s.Federations = newTable[string, *Federated]() }, func() { s.rollouts = newTable[string, *Rollout]() },
 				func() { s.sources = newTable[string, *RolloutSource]() }, func() { s.Served = newTable[string, *Served]() },
+				func() { s.Reviewed = newTable[string, *Reviewed]() },
 			} {
 				if (i == j) != alone {
 					table()

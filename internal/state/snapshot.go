@@ -32,6 +32,8 @@ type head struct {
 	Protocol   int       `json:"protocol"`
 	Control    uint64    `json:"control"`
 	Root       StateRoot `json:"root"`
+	// ServesSince came later: a state that has none is written as ever.
+	ServesSince Millis `json:"serves_since,omitempty"`
 }
 
 // Snapshot writes the state in its canonical form: a line of JSON for the head, then for each
@@ -41,7 +43,7 @@ func (s *State) Snapshot(out io.Writer) error {
 	enc := json.NewEncoder(w)
 	h := head{
 		Format: snapshotVersion, Env: s.Env, Next: s.Next, Time: s.Time, Generation: s.Generation,
-		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root,
+		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root, ServesSince: s.ServesSince,
 	}
 	if err := enc.Encode(h); err != nil {
 		return fmt.Errorf("writing the state's head: %w", err)
@@ -132,6 +134,7 @@ func Restore(data []byte) (*State, error) {
 	}
 	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
+	s.ServesSince = h.ServesSince
 	for _, t := range s.tables() {
 		if err := t.read(r, 0); err != nil {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
@@ -238,8 +241,10 @@ func (s *State) tables() []tableIO {
 // laterTables are those that came after the first version, in the order of the snapshot. They are written if they have rows: so the root of a
 // state that makes no use of them is the same as ever.
 func (s *State) laterTables() []tableIO {
-	return []tableIO{tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
-		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served)}
+	return []tableIO{
+		tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
+		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served), tableOf("reviewed", s.Reviewed),
+	}
 }
 
 // readIfThere reads the table if it is the next one. A table that is there without rows was not written by Snapshot.
@@ -358,6 +363,8 @@ func readRow[K cmp.Ordered, V any](line []byte, key *K, value *V) error {
 		v.intern()
 	case *Served:
 		v.Identity, v.Secret, v.Grant = shared(v.Identity), shared(v.Secret), shared(v.Grant)
+	case *Reviewed:
+		v.Decision, v.By = shared(v.Decision), shared(v.By)
 	case *Rollout:
 		if err := v.prepare(); err != nil {
 			return err

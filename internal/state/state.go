@@ -31,6 +31,8 @@ type State struct {
 	Control    uint64 // index of the last entry that connected agents must hear of
 	Root       StateRoot
 
+	ServesSince Millis // since when Served is kept; 0: not yet
+
 	Secrets    Table[string, *Secret]     // by path
 	Leases     Table[uint64, *Lease]      // by the index of the entry that made it
 	LeaseOf    Table[string, uint64]      // leaseKey → lease
@@ -56,6 +58,7 @@ type State struct {
 	rollouts Table[string, *Rollout]       // at most one: see Rollout
 	sources  Table[string, *RolloutSource] // of its present step
 	Served   Table[string, *Served]        // who was given what, by ServedKey
+	Reviewed Table[string, *Reviewed]      // the newest decision about each line of access, by ReviewKey
 }
 
 // Env is what genesis says for ever.
@@ -318,13 +321,13 @@ func New() *State {
 		Keys: newTable[string, *PublicKey](), Manifests: newTable[string, uint64](),
 		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
 		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
-		rollouts: newTable[string, *Rollout](), sources: newTable[string, *RolloutSource](), Served: newTable[string, *Served](),
+		rollouts: newTable[string, *Rollout](), sources: newTable[string, *RolloutSource](), Served: newTable[string, *Served](), Reviewed: newTable[string, *Reviewed](),
 	}
 }
 
 // Rows is the number of rows of the large tables: what a snapshot takes its time for.
 func (s *State) Rows() int {
-	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.Uses.Len() + s.SeenKeys.Len() + s.queue.Len() + s.Served.Len()
+	return s.Secrets.Len() + s.Leases.Len() + s.LeaseOf.Len() + s.Sessions.Len() + s.Identities.Len() + s.Once.Len() + s.Uses.Len() + s.SeenKeys.Len() + s.queue.Len() + s.Served.Len() + s.Reviewed.Len()
 }
 
 // Fork is an isolated copy in O(1). The original must not be written by anybody else meanwhile.
@@ -339,6 +342,7 @@ func (s *State) Fork() *State {
 	f.Uses, f.Gone = s.Uses.fork(), s.Gone.fork()
 	f.Federations = s.Federations.fork()
 	f.rollouts, f.sources, f.Served = s.rollouts.fork(), s.sources.fork(), s.Served.fork()
+	f.Reviewed = s.Reviewed.fork()
 	return &f
 }
 

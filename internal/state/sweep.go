@@ -36,6 +36,7 @@ const (
 	qHold     queueKind = 'h'
 	qUse      queueKind = 'u'
 	qServed   queueKind = 'v'
+	qReviewed queueKind = 'w'
 )
 
 func queueKey(at Millis, kind queueKind, key string) string {
@@ -123,6 +124,10 @@ func (s *State) due(kind queueKind, key string, now Millis) Millis {
 		if x, ok := s.Served.Get(key); ok {
 			return x.Last + keepServed
 		}
+	case qReviewed:
+		if x, ok := s.Reviewed.Get(key); ok {
+			return x.Time + keepReviewed
+		}
 	}
 	return -1
 }
@@ -159,6 +164,8 @@ func (s *State) remove(kind queueKind, key string) {
 		s.Uses.del(key)
 	case qServed:
 		s.Served.del(key)
+	case qReviewed:
+		s.Reviewed.del(key)
 	}
 }
 

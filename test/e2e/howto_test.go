@@ -85,6 +85,12 @@ printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 
 			"curl --silent http://127.0.0.1:8401/metrics | grep bailment_notifications_total": `until grep -q "Subject: .payments-dev. change.in-force: change " "$MAILS" && curl --silent "http://$OPS/metrics" | grep -q 'outcome="told",target="approvers"'; do sleep 0.05; done`,
 		},
 	},
+	"review-access.md": {
+		presumes: reviewing, name: "prod", answers: 1, promises: 13,
+		before: map[string]string{
+			"bailment access decide review.txt --out env-reviewed": `sed -i -e 's/^? payments-api-migrates/remove payments-api-migrates/' -e 's/^? /keep /' review.txt`,
+		},
+	},
 	"blast-radius.md":  {presumes: besideEstate, promises: 23},
 	"test-a-bundle.md": {presumes: editing, promises: 14},
 	"revoke.md": {
@@ -526,6 +532,22 @@ func besideWest(t *testing.T, name string) reader {
 func leasing(t *testing.T, name string) reader {
 	t.Helper()
 	r, s := served(t, name)
+	return leased(t, r, s)
+}
+
+// reviewing is leasing, with a grant that nobody needs any more.
+func reviewing(t *testing.T, name string) reader {
+	t.Helper()
+	files := example(t, name)
+	files["grants/all.yaml"] = fmt.Appendf(files["grants/all.yaml"], "---\n%s",
+		"apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: payments-api-migrates}\n"+
+			"spec: {actions: [secret.read], identities: [/workload/payments-api], secrets: [db/password], purposes: [migration]}\n")
+	r, s := servedWith(t, name, files)
+	return leased(t, r, s)
+}
+
+func leased(t *testing.T, r reader, s *sitetest.Site) reader {
+	t.Helper()
 	s.Connect()
 	admin := s.Dial(s.Login())
 	_, err := admin.Secrets.Generate(t.Context(), &bailmentv1.GenerateRequest{Secret: "db/password"})

@@ -4979,6 +4979,526 @@ func (x *Check) GetDetail() string {
 	return ""
 }
 
+type ListUsesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identities    string                 `protobuf:"bytes,1,opt,name=identities,proto3" json:"identities,omitempty"`              // a pattern; empty: all
+	Secrets       string                 `protobuf:"bytes,2,opt,name=secrets,proto3" json:"secrets,omitempty"`                    // a pattern; empty: all
+	PageSize      int32                  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"` // default 100, maximum 1000
+	PageToken     string                 `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsesRequest) Reset() {
+	*x = ListUsesRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsesRequest) ProtoMessage() {}
+
+func (x *ListUsesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsesRequest.ProtoReflect.Descriptor instead.
+func (*ListUsesRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ListUsesRequest) GetIdentities() string {
+	if x != nil {
+		return x.Identities
+	}
+	return ""
+}
+
+func (x *ListUsesRequest) GetSecrets() string {
+	if x != nil {
+		return x.Secrets
+	}
+	return ""
+}
+
+func (x *ListUsesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListUsesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListUsesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uses          []*Use                 `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"` // also after a page without uses
+	Remembered    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=remembered,proto3" json:"remembered,omitempty"`                              // since when uses are remembered, at most 400 days; none: not yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsesResponse) Reset() {
+	*x = ListUsesResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsesResponse) ProtoMessage() {}
+
+func (x *ListUsesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsesResponse.ProtoReflect.Descriptor instead.
+func (*ListUsesResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ListUsesResponse) GetUses() []*Use {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+func (x *ListUsesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListUsesResponse) GetRemembered() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Remembered
+	}
+	return nil
+}
+
+type Use struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Grant         string                 `protobuf:"bytes,3,opt,name=grant,proto3" json:"grant,omitempty"` // by which it was given last
+	First         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last,proto3" json:"last,omitempty"` // at the latest: the end of the hour after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Use) Reset() {
+	*x = Use{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Use) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Use) ProtoMessage() {}
+
+func (x *Use) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Use.ProtoReflect.Descriptor instead.
+func (*Use) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *Use) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Use) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *Use) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *Use) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Use) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type ListReviewedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identities    string                 `protobuf:"bytes,1,opt,name=identities,proto3" json:"identities,omitempty"`              // lines that say no more than this pattern; empty: all
+	Secrets       string                 `protobuf:"bytes,2,opt,name=secrets,proto3" json:"secrets,omitempty"`                    // the same
+	PageSize      int32                  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"` // default 100, maximum 1000
+	PageToken     string                 `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReviewedRequest) Reset() {
+	*x = ListReviewedRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReviewedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReviewedRequest) ProtoMessage() {}
+
+func (x *ListReviewedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReviewedRequest.ProtoReflect.Descriptor instead.
+func (*ListReviewedRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ListReviewedRequest) GetIdentities() string {
+	if x != nil {
+		return x.Identities
+	}
+	return ""
+}
+
+func (x *ListReviewedRequest) GetSecrets() string {
+	if x != nil {
+		return x.Secrets
+	}
+	return ""
+}
+
+func (x *ListReviewedRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListReviewedRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListReviewedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lines         []*ReviewedLine        `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"` // also after a page without lines
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReviewedResponse) Reset() {
+	*x = ListReviewedResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReviewedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReviewedResponse) ProtoMessage() {}
+
+func (x *ListReviewedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReviewedResponse.ProtoReflect.Descriptor instead.
+func (*ListReviewedResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ListReviewedResponse) GetLines() []*ReviewedLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *ListReviewedResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type ReviewedLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grant         string                 `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Secret        string                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	Decision      string                 `protobuf:"bytes,4,opt,name=decision,proto3" json:"decision,omitempty"` // keep, narrow, remove
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=time,proto3" json:"time,omitempty"`
+	Entry         *EntryRef              `protobuf:"bytes,7,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewedLine) Reset() {
+	*x = ReviewedLine{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewedLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewedLine) ProtoMessage() {}
+
+func (x *ReviewedLine) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewedLine.ProtoReflect.Descriptor instead.
+func (*ReviewedLine) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ReviewedLine) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *ReviewedLine) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *ReviewedLine) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *ReviewedLine) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *ReviewedLine) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *ReviewedLine) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ReviewedLine) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type ReviewRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Text           string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // see `bailment access decide`: what was signed, byte for byte
+	Signature      *Signature             `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReviewRequest) Reset() {
+	*x = ReviewRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewRequest) ProtoMessage() {}
+
+func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
+func (*ReviewRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ReviewRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ReviewRequest) GetSignature() *Signature {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *ReviewRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ReviewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *EntryRef              `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewResponse) Reset() {
+	*x = ReviewResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewResponse) ProtoMessage() {}
+
+func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
+func (*ReviewResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ReviewResponse) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type GetCheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4987,7 +5507,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5519,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5532,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
 }
 
 type GetCheckpointResponse struct {
@@ -5024,7 +5544,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5036,7 +5556,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5049,7 +5569,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -5069,7 +5589,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5081,7 +5601,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5094,7 +5614,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -5123,7 +5643,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5135,7 +5655,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5148,7 +5668,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -5189,7 +5709,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5201,7 +5721,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5214,7 +5734,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -5240,7 +5760,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5252,7 +5772,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5265,7 +5785,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -5284,7 +5804,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5296,7 +5816,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5309,7 +5829,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -5329,7 +5849,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5341,7 +5861,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5354,7 +5874,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -5382,7 +5902,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +5914,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +5927,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -5440,7 +5960,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +5972,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5465,7 +5985,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -5483,7 +6003,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5495,7 +6015,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5508,7 +6028,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
 }
 
 type ListKeysResponse struct {
@@ -5520,7 +6040,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5532,7 +6052,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5545,7 +6065,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -5568,7 +6088,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5580,7 +6100,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5593,7 +6113,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -5640,7 +6160,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5652,7 +6172,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5665,7 +6185,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -5685,7 +6205,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5697,7 +6217,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5710,7 +6230,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -5735,7 +6255,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5747,7 +6267,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5760,7 +6280,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
 }
 
 type RewrapProgress struct {
@@ -5774,7 +6294,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5786,7 +6306,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5799,7 +6319,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -5832,7 +6352,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5844,7 +6364,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5857,7 +6377,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -5881,7 +6401,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5893,7 +6413,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5906,7 +6426,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -5967,7 +6487,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5979,7 +6499,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5992,7 +6512,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *Problem) GetKind() string {
@@ -6456,7 +6976,52 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x87\x01\n" +
+	"\x0fListUsesRequest\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x01 \x01(\tR\n" +
+	"identities\x12\x18\n" +
+	"\asecrets\x18\x02 \x01(\tR\asecrets\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"\x9c\x01\n" +
+	"\x10ListUsesResponse\x12$\n" +
+	"\x04uses\x18\x01 \x03(\v2\x10.bailment.v1.UseR\x04uses\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12:\n" +
+	"\n" +
+	"remembered\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"remembered\"\xb1\x01\n" +
+	"\x03Use\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x14\n" +
+	"\x05grant\x18\x03 \x01(\tR\x05grant\x120\n" +
+	"\x05first\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x8b\x01\n" +
+	"\x13ListReviewedRequest\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x01 \x01(\tR\n" +
+	"identities\x12\x18\n" +
+	"\asecrets\x18\x02 \x01(\tR\asecrets\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"o\n" +
+	"\x14ListReviewedResponse\x12/\n" +
+	"\x05lines\x18\x01 \x03(\v2\x19.bailment.v1.ReviewedLineR\x05lines\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe1\x01\n" +
+	"\fReviewedLine\x12\x14\n" +
+	"\x05grant\x18\x01 \x01(\tR\x05grant\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\tR\x06secret\x12\x1a\n" +
+	"\bdecision\x18\x04 \x01(\tR\bdecision\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12.\n" +
+	"\x04time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12+\n" +
+	"\x05entry\x18\a \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"\x82\x01\n" +
+	"\rReviewRequest\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x124\n" +
+	"\tsignature\x18\x02 \x01(\v2\x16.bailment.v1.SignatureR\tsignature\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"=\n" +
+	"\x0eReviewResponse\x12+\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"\x16\n" +
 	"\x14GetCheckpointRequest\"7\n" +
 	"\x15GetCheckpointResponse\x12\x1e\n" +
 	"\n" +
@@ -6569,7 +7134,11 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\bRollBack\x12\x1c.bailment.v1.RollBackRequest\x1a\x1d.bailment.v1.RollBackResponse\x12J\n" +
 	"\tGetBundle\x12\x1d.bailment.v1.GetBundleRequest\x1a\x1e.bailment.v1.GetBundleResponse2V\n" +
 	"\x0eExplainService\x12D\n" +
-	"\aExplain\x12\x1b.bailment.v1.ExplainRequest\x1a\x1c.bailment.v1.ExplainResponse2\x9e\x03\n" +
+	"\aExplain\x12\x1b.bailment.v1.ExplainRequest\x1a\x1c.bailment.v1.ExplainResponse2\xf0\x01\n" +
+	"\rAccessService\x12G\n" +
+	"\bListUses\x12\x1c.bailment.v1.ListUsesRequest\x1a\x1d.bailment.v1.ListUsesResponse\x12S\n" +
+	"\fListReviewed\x12 .bailment.v1.ListReviewedRequest\x1a!.bailment.v1.ListReviewedResponse\x12A\n" +
+	"\x06Review\x12\x1a.bailment.v1.ReviewRequest\x1a\x1b.bailment.v1.ReviewResponse2\x9e\x03\n" +
 	"\rLedgerService\x12V\n" +
 	"\rGetCheckpoint\x12!.bailment.v1.GetCheckpointRequest\x1a\".bailment.v1.GetCheckpointResponse\x12M\n" +
 	"\n" +
@@ -6599,7 +7168,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -6671,83 +7240,91 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*ExplainResponse)(nil),         // 67: bailment.v1.ExplainResponse
 	(*RuleTrace)(nil),               // 68: bailment.v1.RuleTrace
 	(*Check)(nil),                   // 69: bailment.v1.Check
-	(*GetCheckpointRequest)(nil),    // 70: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 71: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 72: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 73: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 74: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 75: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 76: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 77: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 78: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 79: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 80: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 81: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 82: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 83: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 84: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 85: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 86: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 87: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 88: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 89: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 90: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 91: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 92: google.protobuf.Duration
+	(*ListUsesRequest)(nil),         // 70: bailment.v1.ListUsesRequest
+	(*ListUsesResponse)(nil),        // 71: bailment.v1.ListUsesResponse
+	(*Use)(nil),                     // 72: bailment.v1.Use
+	(*ListReviewedRequest)(nil),     // 73: bailment.v1.ListReviewedRequest
+	(*ListReviewedResponse)(nil),    // 74: bailment.v1.ListReviewedResponse
+	(*ReviewedLine)(nil),            // 75: bailment.v1.ReviewedLine
+	(*ReviewRequest)(nil),           // 76: bailment.v1.ReviewRequest
+	(*ReviewResponse)(nil),          // 77: bailment.v1.ReviewResponse
+	(*GetCheckpointRequest)(nil),    // 78: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 79: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 80: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 81: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 82: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 83: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 84: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 85: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 86: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 87: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 88: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 89: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 90: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 91: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 92: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 93: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 94: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 95: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 96: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 97: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 98: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 99: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 100: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	90,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	98,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	91,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	99,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	91,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	90,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	99,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	98,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	91,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	90,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	90,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	99,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	98,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	98,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	90,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	92,  // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	90,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	98,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	100, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	98,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	90,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	90,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	90,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	90,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	98,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	98,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	98,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	98,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	90,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	98,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	90,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	90,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	98,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	98,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	90,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	90,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	90,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	90,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	98,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	98,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	98,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	98,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	90,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	90,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	98,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	98,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	90,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	90,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	98,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	98,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	90,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	90,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	98,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	98,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
 	52,  // 50: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	90,  // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	98,  // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
 	53,  // 52: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
 	54,  // 53: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
 	51,  // 54: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
@@ -6762,98 +7339,113 @@ var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	51,  // 63: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
 	23,  // 64: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
 	3,   // 65: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	91,  // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	92,  // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	99,  // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	100, // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
 	68,  // 68: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
 	69,  // 69: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	73,  // 70: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	82,  // 71: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	90,  // 72: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 73: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 74: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	92,  // 75: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 76: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 77: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 78: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 79: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 80: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 81: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 82: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 83: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 84: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 85: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 86: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 87: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 88: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 89: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 90: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 91: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 92: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 93: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 94: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 95: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 96: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 97: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 98: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 99: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 100: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 101: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 102: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 103: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 104: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	66,  // 105: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	70,  // 106: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	72,  // 107: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	75,  // 108: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	77,  // 109: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	79,  // 110: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	80,  // 111: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	83,  // 112: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	85,  // 113: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	87,  // 114: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 115: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 116: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 117: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 118: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 119: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 120: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 121: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 122: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 123: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 124: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 125: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 126: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 127: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 128: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 129: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 130: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 131: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 132: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 133: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 134: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 135: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 136: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 137: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 138: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 139: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 140: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 141: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 142: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	67,  // 143: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	71,  // 144: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	74,  // 145: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	76,  // 146: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	78,  // 147: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	73,  // 148: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	81,  // 149: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	84,  // 150: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	86,  // 151: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	88,  // 152: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	115, // [115:153] is the sub-list for method output_type
-	77,  // [77:115] is the sub-list for method input_type
-	77,  // [77:77] is the sub-list for extension type_name
-	77,  // [77:77] is the sub-list for extension extendee
-	0,   // [0:77] is the sub-list for field type_name
+	72,  // 70: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
+	98,  // 71: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	98,  // 72: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	98,  // 73: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	75,  // 74: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
+	98,  // 75: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	23,  // 76: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
+	3,   // 77: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 78: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
+	81,  // 79: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	90,  // 80: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	98,  // 81: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 82: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 83: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	100, // 84: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 85: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 86: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 87: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 88: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 89: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 90: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 91: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 92: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 93: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 94: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 95: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 96: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 97: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 98: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 99: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 100: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 101: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 102: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 103: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 104: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 105: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 106: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 107: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 108: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 109: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 110: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 111: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 112: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 113: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	66,  // 114: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	70,  // 115: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	73,  // 116: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	76,  // 117: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	78,  // 118: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	80,  // 119: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	83,  // 120: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	85,  // 121: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	87,  // 122: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	88,  // 123: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	91,  // 124: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	93,  // 125: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	95,  // 126: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 127: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 128: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 129: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 130: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 131: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 132: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 133: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 134: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 135: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 136: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 137: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 138: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 139: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 140: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 141: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 142: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 143: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 144: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 145: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 146: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 147: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 148: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 149: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 150: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 151: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 152: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 153: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 154: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	67,  // 155: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	71,  // 156: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	74,  // 157: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	77,  // 158: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	79,  // 159: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	82,  // 160: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	84,  // 161: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	86,  // 162: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	81,  // 163: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	89,  // 164: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	92,  // 165: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	94,  // 166: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	96,  // 167: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	127, // [127:168] is the sub-list for method output_type
+	86,  // [86:127] is the sub-list for method input_type
+	86,  // [86:86] is the sub-list for extension type_name
+	86,  // [86:86] is the sub-list for extension extendee
+	0,   // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -6867,9 +7459,9 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   89,
+			NumMessages:   97,
 			NumExtensions: 0,
-			NumServices:   9,
+			NumServices:   10,
 		},
 		GoTypes:           file_bailment_v1_bailment_proto_goTypes,
 		DependencyIndexes: file_bailment_v1_bailment_proto_depIdxs,

@@ -48,6 +48,7 @@ func History(w *World) Cast {
 	h.keys()
 	h.proofs()
 	h.rollouts()
+	h.reviews()
 	return h.finale()
 }
 

@@ -37,6 +37,8 @@ const (
 	ChangeServiceName = "bailment.v1.ChangeService"
 	// ExplainServiceName is the fully-qualified name of the ExplainService service.
 	ExplainServiceName = "bailment.v1.ExplainService"
+	// AccessServiceName is the fully-qualified name of the AccessService service.
+	AccessServiceName = "bailment.v1.AccessService"
 	// LedgerServiceName is the fully-qualified name of the LedgerService service.
 	LedgerServiceName = "bailment.v1.LedgerService"
 	// KeyServiceName is the fully-qualified name of the KeyService service.
@@ -128,6 +130,13 @@ const (
 	ChangeServiceGetBundleProcedure = "/bailment.v1.ChangeService/GetBundle"
 	// ExplainServiceExplainProcedure is the fully-qualified name of the ExplainService's Explain RPC.
 	ExplainServiceExplainProcedure = "/bailment.v1.ExplainService/Explain"
+	// AccessServiceListUsesProcedure is the fully-qualified name of the AccessService's ListUses RPC.
+	AccessServiceListUsesProcedure = "/bailment.v1.AccessService/ListUses"
+	// AccessServiceListReviewedProcedure is the fully-qualified name of the AccessService's
+	// ListReviewed RPC.
+	AccessServiceListReviewedProcedure = "/bailment.v1.AccessService/ListReviewed"
+	// AccessServiceReviewProcedure is the fully-qualified name of the AccessService's Review RPC.
+	AccessServiceReviewProcedure = "/bailment.v1.AccessService/Review"
 	// LedgerServiceGetCheckpointProcedure is the fully-qualified name of the LedgerService's
 	// GetCheckpoint RPC.
 	LedgerServiceGetCheckpointProcedure = "/bailment.v1.LedgerService/GetCheckpoint"
@@ -1316,6 +1325,146 @@ type UnimplementedExplainServiceHandler struct{}
 
 func (UnimplementedExplainServiceHandler) Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.ExplainService.Explain is not implemented"))
+}
+
+// AccessServiceClient is a client for the bailment.v1.AccessService service.
+type AccessServiceClient interface {
+	// Who was given which secret, when first and when last, to the hour. A use counts for the grant that decided it last.
+	ListUses(context.Context, *v1.ListUsesRequest) (*v1.ListUsesResponse, error)
+	// The newest decision about each line that was reviewed within 400 days.
+	ListReviewed(context.Context, *v1.ListReviewedRequest) (*v1.ListReviewedResponse, error)
+	// Enters a signed review of lines of the bundle in force. Nothing that anybody may do is changed by it.
+	Review(context.Context, *v1.ReviewRequest) (*v1.ReviewResponse, error)
+}
+
+// NewAccessServiceClient constructs a client for the bailment.v1.AccessService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewAccessServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) AccessServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	accessServiceMethods := v1.File_bailment_v1_bailment_proto.Services().ByName("AccessService").Methods()
+	return &accessServiceClient{
+		listUses: connect.NewClient[v1.ListUsesRequest, v1.ListUsesResponse](
+			httpClient,
+			baseURL+AccessServiceListUsesProcedure,
+			connect.WithSchema(accessServiceMethods.ByName("ListUses")),
+			connect.WithClientOptions(opts...),
+		),
+		listReviewed: connect.NewClient[v1.ListReviewedRequest, v1.ListReviewedResponse](
+			httpClient,
+			baseURL+AccessServiceListReviewedProcedure,
+			connect.WithSchema(accessServiceMethods.ByName("ListReviewed")),
+			connect.WithClientOptions(opts...),
+		),
+		review: connect.NewClient[v1.ReviewRequest, v1.ReviewResponse](
+			httpClient,
+			baseURL+AccessServiceReviewProcedure,
+			connect.WithSchema(accessServiceMethods.ByName("Review")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// accessServiceClient implements AccessServiceClient.
+type accessServiceClient struct {
+	listUses     *connect.Client[v1.ListUsesRequest, v1.ListUsesResponse]
+	listReviewed *connect.Client[v1.ListReviewedRequest, v1.ListReviewedResponse]
+	review       *connect.Client[v1.ReviewRequest, v1.ReviewResponse]
+}
+
+// ListUses calls bailment.v1.AccessService.ListUses.
+func (c *accessServiceClient) ListUses(ctx context.Context, req *v1.ListUsesRequest) (*v1.ListUsesResponse, error) {
+	response, err := c.listUses.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListReviewed calls bailment.v1.AccessService.ListReviewed.
+func (c *accessServiceClient) ListReviewed(ctx context.Context, req *v1.ListReviewedRequest) (*v1.ListReviewedResponse, error) {
+	response, err := c.listReviewed.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Review calls bailment.v1.AccessService.Review.
+func (c *accessServiceClient) Review(ctx context.Context, req *v1.ReviewRequest) (*v1.ReviewResponse, error) {
+	response, err := c.review.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AccessServiceHandler is an implementation of the bailment.v1.AccessService service.
+type AccessServiceHandler interface {
+	// Who was given which secret, when first and when last, to the hour. A use counts for the grant that decided it last.
+	ListUses(context.Context, *v1.ListUsesRequest) (*v1.ListUsesResponse, error)
+	// The newest decision about each line that was reviewed within 400 days.
+	ListReviewed(context.Context, *v1.ListReviewedRequest) (*v1.ListReviewedResponse, error)
+	// Enters a signed review of lines of the bundle in force. Nothing that anybody may do is changed by it.
+	Review(context.Context, *v1.ReviewRequest) (*v1.ReviewResponse, error)
+}
+
+// NewAccessServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewAccessServiceHandler(svc AccessServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	accessServiceMethods := v1.File_bailment_v1_bailment_proto.Services().ByName("AccessService").Methods()
+	accessServiceListUsesHandler := connect.NewUnaryHandlerSimple(
+		AccessServiceListUsesProcedure,
+		svc.ListUses,
+		connect.WithSchema(accessServiceMethods.ByName("ListUses")),
+		connect.WithHandlerOptions(opts...),
+	)
+	accessServiceListReviewedHandler := connect.NewUnaryHandlerSimple(
+		AccessServiceListReviewedProcedure,
+		svc.ListReviewed,
+		connect.WithSchema(accessServiceMethods.ByName("ListReviewed")),
+		connect.WithHandlerOptions(opts...),
+	)
+	accessServiceReviewHandler := connect.NewUnaryHandlerSimple(
+		AccessServiceReviewProcedure,
+		svc.Review,
+		connect.WithSchema(accessServiceMethods.ByName("Review")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailment.v1.AccessService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case AccessServiceListUsesProcedure:
+			accessServiceListUsesHandler.ServeHTTP(w, r)
+		case AccessServiceListReviewedProcedure:
+			accessServiceListReviewedHandler.ServeHTTP(w, r)
+		case AccessServiceReviewProcedure:
+			accessServiceReviewHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedAccessServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedAccessServiceHandler struct{}
+
+func (UnimplementedAccessServiceHandler) ListUses(context.Context, *v1.ListUsesRequest) (*v1.ListUsesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AccessService.ListUses is not implemented"))
+}
+
+func (UnimplementedAccessServiceHandler) ListReviewed(context.Context, *v1.ListReviewedRequest) (*v1.ListReviewedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AccessService.ListReviewed is not implemented"))
+}
+
+func (UnimplementedAccessServiceHandler) Review(context.Context, *v1.ReviewRequest) (*v1.ReviewResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AccessService.Review is not implemented"))
 }
 
 // LedgerServiceClient is a client for the bailment.v1.LedgerService service.
