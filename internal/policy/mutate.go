@@ -421,15 +421,15 @@ func (p *Program) settled(who identity.Pattern, g *grant) bool {
 	return false
 }
 
-// settles reports whether the grant, which is of a lower rank, decides whatever g could decide for somebody whom it is about.
-func (d *grant) settles(g *grant) bool {
-	if d.when != nil || d.actions&g.actions != g.actions || !covered(g.secrets, d.secrets) {
+// settles reports whether the grant, which is of a lower rank, decides whatever o could decide for somebody whom it is about.
+func (g *grant) settles(o *grant) bool {
+	if g.when != nil || g.actions&o.actions != o.actions || !covered(o.secrets, g.secrets) {
 		return false
 	}
-	if g.actions&ReadSecret.bit() != 0 && len(d.purposes) > 0 && (len(g.purposes) == 0 || slices.ContainsFunc(g.purposes, func(s string) bool { return !slices.Contains(d.purposes, s) })) {
+	if o.actions&ReadSecret.bit() != 0 && len(g.purposes) > 0 && (len(o.purposes) == 0 || slices.ContainsFunc(o.purposes, func(s string) bool { return !slices.Contains(g.purposes, s) })) {
 		return false
 	}
-	return d.effect == Deny || g.effect == Allow && d.assurance <= g.assurance
+	return g.effect == Deny || o.effect == Allow && g.assurance <= o.assurance
 }
 
 // covered reports whether each pattern is inside of one of the others.
