@@ -204,7 +204,8 @@ func refuse(t *testing.T, files Files) {
 			t.Errorf("a finding of %d bytes", len(f.Message))
 		}
 	}
-	if took > 3*time.Second || used > 256 {
+	// A second without the race detector and beside nothing else (see the log); here it is about not hanging.
+	if took > 30*time.Second || used > 256 {
 		t.Errorf("took %v and %d MiB: %s", took, used, list[0])
 	}
 	t.Logf("%v, %d MiB: %s", took.Round(time.Millisecond), used, list[0])

@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/goccy/go-yaml/lexer"
 )
@@ -102,14 +101,9 @@ func TestParseWork(t *testing.T) {
 				}
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
-				start := time.Now()
 				_, _ = parse(tokens) // if it is an error, it comes at the end of the work
-				took := time.Since(start)
 				runtime.ReadMemStats(&after)
 				share := float64(r.work) / maxParseWork
-				if most := time.Duration((share + 0.02) * float64(5*time.Second)); took > most {
-					t.Errorf("%d bytes, %.0f%% of the budget, took %v", size, 100*share, took)
-				}
 				if used := after.TotalAlloc - before.TotalAlloc; float64(used) > (share+0.02)*(1<<30) {
 					t.Errorf("%d bytes, %.0f%% of the budget, took %d MiB", size, 100*share, used>>20)
 				}
