@@ -2,6 +2,7 @@ package control
 
 import (
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -71,4 +72,45 @@ func (t *turn) holdOf(target string) (*state.Hold, error) {
 		return nil, problem.New(problem.ReasonConflict, "the hold on %s was set by entry %d, not %d", limitText(scope), h.Index, index)
 	}
 	return h, nil
+}
+
+// destroyable says why a change can't be about destroying a version, as PATH#VERSION. Who proposes it must be permitted to.
+func (t *turn) destroyable(x *state.Session, target string) error {
+	path, number, ok := state.ParseHoldTarget(target)
+	if !ok {
+		return problem.New(problem.ReasonInvalid, "the target %s is not SECRET#VERSION", limitText(target))
+	}
+	if _, err := t.permit(x, policy.DestroySecret, path, ""); err != nil {
+		return err
+	}
+	_, _, err := t.destructible(path, number)
+	return err
+}
+
+// destructible is the version, and the state that it is in.
+func (t *turn) destructible(path string, number uint64) (*state.Version, state.VersionState, error) {
+	sec, ok := t.s.Secrets.Get(path)
+	if !ok {
+		return nil, "", problem.New(problem.ReasonNotFound, "there is no secret %s", path)
+	}
+	v := sec.Find(number)
+	if v == nil {
+		return nil, "", problem.New(problem.ReasonNotFound, "%s has no version %d", path, number)
+	}
+	from := v.StateAt(t.now)
+	return v, from, state.CheckMove(from, state.Destroyed)
+}
+
+// destroy carries out an approved change.
+func (t *turn) destroy(ch *state.Change, x *state.Session) error {
+	path, number, _ := state.ParseHoldTarget(ch.Target)
+	v, from, err := t.destructible(path, number)
+	if err != nil {
+		return err
+	}
+	t.draft.Shred = append(t.draft.Shred, v.Sealed)
+	_, err = t.enter(&state.SecretMoved{
+		Secret: path, Version: number, From: from, To: state.Destroyed, Reason: limitText(ch.Reason), Change: ch.Index, Actor: actorOf(x), Ruling: t.ruling(""),
+	})
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -229,4 +230,31 @@ func TestBundleLimitsAtPropose(t *testing.T) {
 	b.refused(err, problem.ReasonBundleInvalid)
 	_, err = b.Propose(b.by["alice"], "alice", b.with("tests/t.yaml", fmt.Sprintf(limit, "node/*")))
 	b.must(err)
+}
+
+// The number of a change can be foreseen: who approves before it is there, or rolls back before it is in force, is weighed all the same.
+func TestOwnReachIsWeighedAtTheHead(t *testing.T) {
+	b := newBoard(t, 2, "alice", "bob", "carol", "dave")
+	own := b.with("grants/own.yaml", "apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: own}\nspec: {actions: [secret.read], identities: [/human/bob], secrets: [db/x], purposes: [runtime]}\n")
+	p, err := b.Propose(b.by["alice"], "alice", own)
+	b.must(err)
+	text := b.Approval("bob", p.Change).Text()
+	r := control.ApproveRequest{Change: p.Index, Text: text, SSHSIG: b.Sign("bob", ceremony.NamespaceChange, text)}
+	if err := b.Env.ApproveUnweighed(b.by["bob"].Caller, "bob", r); !errors.Is(err, control.ErrStale) {
+		t.Errorf("it was decided without asking what he gains: %v", err)
+	}
+	for _, person := range []string{"carol", "dave"} {
+		_, err = b.Approve(b.by[person], person, p.Change)
+		b.must(err)
+	}
+	gone, err := b.Propose(b.by["alice"], "alice", b.Files)
+	b.must(err)
+	for _, person := range []string{"carol", "dave"} {
+		_, err = b.Approve(b.by[person], person, gone.Change)
+		b.must(err)
+	}
+	if err := b.Env.RollBackUnweighed(b.by["bob"].Caller, control.RollbackRequest{Change: gone.Index, Reason: "x"}); !errors.Is(err, control.ErrStale) {
+		t.Errorf("it was rolled back without asking what he gains: %v", err)
+	}
+	b.inForce(3)
 }

@@ -349,8 +349,10 @@ type ApproveRequest struct {
 type approval struct {
 	text ceremony.Change
 	own  error // that it widens the approver's own reach
-	sig  state.Signature
-	bad  error // why it is refused: the decision enters that
+	// weighed: whether it does was asked. A change may have come after the preparation: its number can be foreseen.
+	weighed bool
+	sig     state.Signature
+	bad     error // why it is refused: the decision enters that
 }
 
 // Approve adds the caller's approval and, when it is the last one needed, carries the change out in the same commit.
@@ -380,6 +382,7 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 					return a, err
 				}
 				a.own, err = e.ownReach(ctx, ch, text.Person)
+				a.weighed = true
 			}
 			return a, err
 		},
@@ -390,6 +393,22 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	out.Proof = proof
 	out.Change, _ = e.log.State().Changes.Get(r.Change)
 	return out, nil
+}
+
+// approvalOf is what a person signs who approves a change.
+func (t *turn) approvalOf(ch *state.Change, person, nonce string) ceremony.Change {
+	text := ceremony.Change{
+		Scope: t.e.scope(t.s), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: person,
+		Number: ch.Index, Nonce: nonce, Expires: ch.Expires.Time(), Reason: ch.Reason,
+		Version: max(ch.Text, 1), Rollout: ch.Rollout, Containment: ch.Containment,
+	}
+	if !ch.Manifest.IsZero() {
+		text.New = ch.Manifest.String()
+	}
+	if !ch.Rollback.IsZero() {
+		text.Rollback = ch.Rollback.String()
+	}
+	return text
 }
 
 func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error) {
@@ -411,17 +430,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	if !ok {
 		return nil, refuse(problem.ReasonNotFound, "there is no change %d", r.Change)
 	}
-	want := ceremony.Change{
-		Scope: t.e.scope(t.s), Action: ch.Action, Base: ch.Base.String(), Target: ch.Target, Role: ceremony.Approver, Person: op.Name,
-		Number: ch.Index, Nonce: a.text.Nonce, Expires: ch.Expires.Time(), Reason: ch.Reason,
-		Version: max(ch.Text, 1), Rollout: ch.Rollout, Containment: ch.Containment,
-	}
-	if !ch.Manifest.IsZero() {
-		want.New = ch.Manifest.String()
-	}
-	if !ch.Rollback.IsZero() {
-		want.Rollback = ch.Rollback.String()
-	}
+	want := t.approvalOf(ch, op.Name, a.text.Nonce)
 	// The text has whole seconds; the proposal's expiry came from such a text.
 	switch {
 	case ch.StateAt(t.now) != state.Proposed:
@@ -443,6 +452,9 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 		if _, p := checkRevoked(t.s, x, t.now); p != nil {
 			return nil, refuse(p.Reason, "what %s proposed no longer counts: %s", ch.Proposer, p.Message)
 		}
+	}
+	if ch.Action == ActionBundle && !a.weighed {
+		return nil, errStale
 	}
 	if a.own != nil {
 		return nil, &denied{problem: without(a.own), action: "change.approve", target: a.text.Action, session: x}

@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -54,3 +56,39 @@ func (e *Environment) TendTokens(ctx context.Context) error { return e.tendToken
 func (e *Environment) Forget(manifest state.Digest) {
 	e.programs.put(manifest, nil, bundlesOf(e.log.State()))
 }
+
+// ApproveUnweighed decides about an approval that was prepared before its change was there.
+func (e *Environment) ApproveUnweighed(c Caller, person string, r ApproveRequest) error {
+	text, err := ceremony.ParseChange(r.Text)
+	if err != nil {
+		return err
+	}
+	a := approval{text: text, sig: state.Signature{Person: person, SSHSIG: r.SSHSIG}}
+	return e.undone(func(t *turn) error {
+		_, err := t.approve(c, r, a)
+		return err
+	})
+}
+
+// RollBackUnweighed decides about a rollback that was prepared before its change was in force.
+func (e *Environment) RollBackUnweighed(c Caller, r RollbackRequest) error {
+	return e.undone(func(t *turn) error {
+		_, err := t.rollBack(c, r, takingBack{})
+		return err
+	})
+}
+
+// undone decides at the head, and enters nothing.
+func (e *Environment) undone(decide func(*turn) error) error {
+	out, _, err := ledger.Commit(e.run, e.log, func(s *state.State, at ledger.At) (ledger.Draft, error, error) {
+		prog, _ := e.programs.get(s.Bundle)
+		return ledger.Draft{}, decide(&turn{e: e, s: s, at: at, now: state.At(at.Time), prog: prog}), nil
+	})
+	if err != nil {
+		return err
+	}
+	return out
+}
+
+// ErrStale is the answer that has the door prepare again.
+var ErrStale = errStale

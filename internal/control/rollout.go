@@ -208,15 +208,15 @@ func (e *Environment) RollBack(ctx context.Context, c Caller, r RollbackRequest)
 			}
 			after, err := e.program(ctx, ch.Rollback)
 			if err != nil || ch.SelfOK {
-				return takingBack{}, err
+				return takingBack{weighed: true}, err
 			}
 			before, err := e.program(ctx, ch.Manifest)
 			if err != nil {
 				return takingBack{}, err
 			}
-			return takingBack{widensOwn(before, after, x.Identity, "roll this change back")}, nil
+			return takingBack{widensOwn(before, after, x.Identity, "roll this change back"), true}, nil
 		},
-		func(t *turn, p takingBack) (*Proposal, error) { return t.rollBack(c, r, p.own) })
+		func(t *turn, p takingBack) (*Proposal, error) { return t.rollBack(c, r, p) })
 	if err != nil {
 		return nil, err
 	}
@@ -227,10 +227,11 @@ func (e *Environment) RollBack(ctx context.Context, c Caller, r RollbackRequest)
 
 // takingBack is a checked rollback.
 type takingBack struct {
-	own error // that it widens the reach of who asks for it
+	own     error // that it widens the reach of who asks for it
+	weighed bool  // whether it does was asked: the change may have come into force after the preparation
 }
 
-func (t *turn) rollBack(c Caller, r RollbackRequest, own error) (*Proposal, error) {
+func (t *turn) rollBack(c Caller, r RollbackRequest, p takingBack) (*Proposal, error) {
 	x, err := t.session(c)
 	if err != nil {
 		return nil, err
@@ -256,8 +257,11 @@ func (t *turn) rollBack(c Caller, r RollbackRequest, own error) (*Proposal, erro
 			return nil, refuse(problem.ReasonConflict, "change %d is %s: what is being rolled out or in force can be rolled back", ch.Index, ch.StateAt(t.now))
 		}
 	}
-	if own != nil && staged == nil {
-		return nil, &denied{problem: without(own), action: "change.rollback", session: x}
+	if staged == nil && !ch.Rollback.IsZero() && !p.weighed {
+		return nil, errStale
+	}
+	if p.own != nil && staged == nil {
+		return nil, &denied{problem: without(p.own), action: "change.rollback", session: x}
 	}
 	ruling := t.ruling("")
 	actor := actorOf(x)

@@ -516,6 +516,9 @@ func (s *State) RolloutDue(now Millis) (RolloutDue, *Figure) {
 	if r == nil {
 		return NothingDue, nil
 	}
+	if c, ok := s.Changes.Get(r.Change); ok && r.Stage() == string(InForce) && c.Rollback.IsZero() {
+		return NothingDue, nil // all that it changes stays changed: there is nothing to bring back
+	}
 	for i, t := range r.Plan.Triggers {
 		if r.Hits[i] >= t.Sources && r.Hits[i]*100 > t.Share*r.Asked {
 			return RollbackDue, s.figure(r, i)
