@@ -22,6 +22,7 @@ const (
 	ActForget       = "evidence.forget"
 	ActDecommission = "identity.decommission"
 	ActDestroy      = "secret.destroy"
+	ActGlass        = "glass.open"
 )
 
 // Acts is the closed table of what takes approvals.
@@ -32,6 +33,7 @@ var Acts = []Act{
 	{ActForget, DutyApproveContainment, "let evidence of first use be used once more"},
 	{ActDecommission, DutyApproveContainment, "end an identity for ever"},
 	{ActDestroy, DutyApproveSecrets, "destroy a version of a secret"},
+	{ActGlass, DutyApproveSecrets, "open a break-glass grant beyond its budget, or before an earlier opening was reviewed"},
 }
 
 // FindAct finds an act by its name.

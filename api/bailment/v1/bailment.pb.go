@@ -5499,6 +5499,718 @@ func (x *ReviewResponse) GetEntry() *EntryRef {
 	return nil
 }
 
+type OpenGlassRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Grant          string                 `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	Incident       string                 `protobuf:"bytes,2,opt,name=incident,proto3" json:"incident,omitempty"` // 1 to 64 of a-z, A-Z, 0-9, '-', '.', '_' and '/'
+	Reason         string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`     // at most 500 bytes
+	Minutes        int32                  `protobuf:"varint,4,opt,name=minutes,proto3" json:"minutes,omitempty"`  // 0: as long as the grant may be open
+	IdempotencyKey string                 `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *OpenGlassRequest) Reset() {
+	*x = OpenGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenGlassRequest) ProtoMessage() {}
+
+func (x *OpenGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenGlassRequest.ProtoReflect.Descriptor instead.
+func (*OpenGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *OpenGlassRequest) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *OpenGlassRequest) GetIncident() string {
+	if x != nil {
+		return x.Incident
+	}
+	return ""
+}
+
+func (x *OpenGlassRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OpenGlassRequest) GetMinutes() int32 {
+	if x != nil {
+		return x.Minutes
+	}
+	return 0
+}
+
+func (x *OpenGlassRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type OpenGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opening       *Opening               `protobuf:"bytes,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenGlassResponse) Reset() {
+	*x = OpenGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenGlassResponse) ProtoMessage() {}
+
+func (x *OpenGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenGlassResponse.ProtoReflect.Descriptor instead.
+func (*OpenGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *OpenGlassResponse) GetOpening() *Opening {
+	if x != nil {
+		return x.Opening
+	}
+	return nil
+}
+
+type Opening struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *EntryRef              `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Grant         string                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
+	Identity      string                 `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"` // who opened it
+	Incident      string                 `protobuf:"bytes,4,opt,name=incident,proto3" json:"incident,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Opened        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=opened,proto3" json:"opened,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=until,proto3" json:"until,omitempty"`
+	Change        uint64                 `protobuf:"varint,8,opt,name=change,proto3" json:"change,omitempty"`                    // that others approved; 0: within the budget
+	ClosedBy      string                 `protobuf:"bytes,9,opt,name=closed_by,json=closedBy,proto3" json:"closed_by,omitempty"` // before its time
+	Uses          int32                  `protobuf:"varint,10,opt,name=uses,proto3" json:"uses,omitempty"`
+	Secrets       []string               `protobuf:"bytes,11,rep,name=secrets,proto3" json:"secrets,omitempty"`    // what it was used for, at most 50
+	Beyond        int32                  `protobuf:"varint,12,opt,name=beyond,proto3" json:"beyond,omitempty"`     // uses for secrets that are not named
+	Reviewed      uint64                 `protobuf:"varint,13,opt,name=reviewed,proto3" json:"reviewed,omitempty"` // the review's entry; 0: nobody reviewed it
+	Reviewer      string                 `protobuf:"bytes,14,opt,name=reviewer,proto3" json:"reviewer,omitempty"`
+	Verdict       string                 `protobuf:"bytes,15,opt,name=verdict,proto3" json:"verdict,omitempty"` // justified, not-justified
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Opening) Reset() {
+	*x = Opening{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Opening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Opening) ProtoMessage() {}
+
+func (x *Opening) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Opening.ProtoReflect.Descriptor instead.
+func (*Opening) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *Opening) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *Opening) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *Opening) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Opening) GetIncident() string {
+	if x != nil {
+		return x.Incident
+	}
+	return ""
+}
+
+func (x *Opening) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Opening) GetOpened() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+func (x *Opening) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Opening) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+func (x *Opening) GetClosedBy() string {
+	if x != nil {
+		return x.ClosedBy
+	}
+	return ""
+}
+
+func (x *Opening) GetUses() int32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Opening) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *Opening) GetBeyond() int32 {
+	if x != nil {
+		return x.Beyond
+	}
+	return 0
+}
+
+func (x *Opening) GetReviewed() uint64 {
+	if x != nil {
+		return x.Reviewed
+	}
+	return 0
+}
+
+func (x *Opening) GetReviewer() string {
+	if x != nil {
+		return x.Reviewer
+	}
+	return ""
+}
+
+func (x *Opening) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+type CloseGlassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opening       uint64                 `protobuf:"varint,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseGlassRequest) Reset() {
+	*x = CloseGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseGlassRequest) ProtoMessage() {}
+
+func (x *CloseGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseGlassRequest.ProtoReflect.Descriptor instead.
+func (*CloseGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *CloseGlassRequest) GetOpening() uint64 {
+	if x != nil {
+		return x.Opening
+	}
+	return 0
+}
+
+type CloseGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opening       *Opening               `protobuf:"bytes,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseGlassResponse) Reset() {
+	*x = CloseGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseGlassResponse) ProtoMessage() {}
+
+func (x *CloseGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseGlassResponse.ProtoReflect.Descriptor instead.
+func (*CloseGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *CloseGlassResponse) GetOpening() *Opening {
+	if x != nil {
+		return x.Opening
+	}
+	return nil
+}
+
+type ListGlassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGlassRequest) Reset() {
+	*x = ListGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGlassRequest) ProtoMessage() {}
+
+func (x *ListGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGlassRequest.ProtoReflect.Descriptor instead.
+func (*ListGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+}
+
+type ListGlassResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Openings        []*Opening             `protobuf:"bytes,1,rep,name=openings,proto3" json:"openings,omitempty"`
+	Grants          []*BreakGlassGrant     `protobuf:"bytes,2,rep,name=grants,proto3" json:"grants,omitempty"`      // of the bundle in force
+	Quarter         string                 `protobuf:"bytes,3,opt,name=quarter,proto3" json:"quarter,omitempty"`    // as 2026-Q4
+	Used            int32                  `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`         // openings in it
+	Budget          int32                  `protobuf:"varint,5,opt,name=budget,proto3" json:"budget,omitempty"`     // openings in a quarter without approvals
+	Releases        int32                  `protobuf:"varint,6,opt,name=releases,proto3" json:"releases,omitempty"` // of secrets in the quarter, by whatever grant
+	ReleasesByGlass int32                  `protobuf:"varint,7,opt,name=releases_by_glass,json=releasesByGlass,proto3" json:"releases_by_glass,omitempty"`
+	AlarmPercent    int32                  `protobuf:"varint,8,opt,name=alarm_percent,json=alarmPercent,proto3" json:"alarm_percent,omitempty"` // of releases
+	Alarmed         bool                   `protobuf:"varint,9,opt,name=alarmed,proto3" json:"alarmed,omitempty"`
+	QuarterEnds     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=quarter_ends,json=quarterEnds,proto3" json:"quarter_ends,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ListGlassResponse) Reset() {
+	*x = ListGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGlassResponse) ProtoMessage() {}
+
+func (x *ListGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGlassResponse.ProtoReflect.Descriptor instead.
+func (*ListGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *ListGlassResponse) GetOpenings() []*Opening {
+	if x != nil {
+		return x.Openings
+	}
+	return nil
+}
+
+func (x *ListGlassResponse) GetGrants() []*BreakGlassGrant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *ListGlassResponse) GetQuarter() string {
+	if x != nil {
+		return x.Quarter
+	}
+	return ""
+}
+
+func (x *ListGlassResponse) GetUsed() int32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetBudget() int32 {
+	if x != nil {
+		return x.Budget
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetReleases() int32 {
+	if x != nil {
+		return x.Releases
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetReleasesByGlass() int32 {
+	if x != nil {
+		return x.ReleasesByGlass
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetAlarmPercent() int32 {
+	if x != nil {
+		return x.AlarmPercent
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetAlarmed() bool {
+	if x != nil {
+		return x.Alarmed
+	}
+	return false
+}
+
+func (x *ListGlassResponse) GetQuarterEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QuarterEnds
+	}
+	return nil
+}
+
+type BreakGlassGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Identities    []string               `protobuf:"bytes,2,rep,name=identities,proto3" json:"identities,omitempty"`
+	Secrets       []string               `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	Actions       []string               `protobuf:"bytes,4,rep,name=actions,proto3" json:"actions,omitempty"`
+	Purposes      []string               `protobuf:"bytes,5,rep,name=purposes,proto3" json:"purposes,omitempty"`
+	Minutes       int32                  `protobuf:"varint,6,opt,name=minutes,proto3" json:"minutes,omitempty"` // at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassGrant) Reset() {
+	*x = BreakGlassGrant{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassGrant) ProtoMessage() {}
+
+func (x *BreakGlassGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassGrant.ProtoReflect.Descriptor instead.
+func (*BreakGlassGrant) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *BreakGlassGrant) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BreakGlassGrant) GetIdentities() []string {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetActions() []string {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetPurposes() []string {
+	if x != nil {
+		return x.Purposes
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetMinutes() int32 {
+	if x != nil {
+		return x.Minutes
+	}
+	return 0
+}
+
+type ReviewGlassRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Opening        uint64                 `protobuf:"varint,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	Text           string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // see `bailment break-glass review`: what was signed, byte for byte
+	Signature      *Signature             `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReviewGlassRequest) Reset() {
+	*x = ReviewGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewGlassRequest) ProtoMessage() {}
+
+func (x *ReviewGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewGlassRequest.ProtoReflect.Descriptor instead.
+func (*ReviewGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ReviewGlassRequest) GetOpening() uint64 {
+	if x != nil {
+		return x.Opening
+	}
+	return 0
+}
+
+func (x *ReviewGlassRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ReviewGlassRequest) GetSignature() *Signature {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *ReviewGlassRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ReviewGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *EntryRef              `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewGlassResponse) Reset() {
+	*x = ReviewGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewGlassResponse) ProtoMessage() {}
+
+func (x *ReviewGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewGlassResponse.ProtoReflect.Descriptor instead.
+func (*ReviewGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *ReviewGlassResponse) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type GetCheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -5507,7 +6219,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5519,7 +6231,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5532,7 +6244,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
 }
 
 type GetCheckpointResponse struct {
@@ -5544,7 +6256,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5556,7 +6268,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5569,7 +6281,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -5589,7 +6301,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5601,7 +6313,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5614,7 +6326,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -5643,7 +6355,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5655,7 +6367,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5668,7 +6380,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -5709,7 +6421,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5721,7 +6433,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5734,7 +6446,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -5760,7 +6472,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5772,7 +6484,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5785,7 +6497,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -5804,7 +6516,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +6528,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +6541,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -5849,7 +6561,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5861,7 +6573,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5874,7 +6586,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -5902,7 +6614,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5914,7 +6626,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5927,7 +6639,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -5960,7 +6672,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6684,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6697,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -6003,7 +6715,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6015,7 +6727,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6028,7 +6740,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{97}
 }
 
 type ListKeysResponse struct {
@@ -6040,7 +6752,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6052,7 +6764,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6065,7 +6777,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -6088,7 +6800,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6100,7 +6812,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6113,7 +6825,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -6160,7 +6872,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6884,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6897,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -6205,7 +6917,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6217,7 +6929,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6230,7 +6942,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -6255,7 +6967,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6267,7 +6979,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6280,7 +6992,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{102}
 }
 
 type RewrapProgress struct {
@@ -6294,7 +7006,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6306,7 +7018,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6319,7 +7031,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -6352,7 +7064,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6364,7 +7076,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6377,7 +7089,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -6401,7 +7113,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6413,7 +7125,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6426,7 +7138,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -6487,7 +7199,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6499,7 +7211,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6512,7 +7224,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Problem) GetKind() string {
@@ -7021,6 +7733,64 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\tsignature\x18\x02 \x01(\v2\x16.bailment.v1.SignatureR\tsignature\x12'\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"=\n" +
 	"\x0eReviewResponse\x12+\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"\x9f\x01\n" +
+	"\x10OpenGlassRequest\x12\x14\n" +
+	"\x05grant\x18\x01 \x01(\tR\x05grant\x12\x1a\n" +
+	"\bincident\x18\x02 \x01(\tR\bincident\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\aminutes\x18\x04 \x01(\x05R\aminutes\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\"C\n" +
+	"\x11OpenGlassResponse\x12.\n" +
+	"\aopening\x18\x01 \x01(\v2\x14.bailment.v1.OpeningR\aopening\"\xcf\x03\n" +
+	"\aOpening\x12+\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x14\n" +
+	"\x05grant\x18\x02 \x01(\tR\x05grant\x12\x1a\n" +
+	"\bidentity\x18\x03 \x01(\tR\bidentity\x12\x1a\n" +
+	"\bincident\x18\x04 \x01(\tR\bincident\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x122\n" +
+	"\x06opened\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06opened\x120\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06change\x18\b \x01(\x04R\x06change\x12\x1b\n" +
+	"\tclosed_by\x18\t \x01(\tR\bclosedBy\x12\x12\n" +
+	"\x04uses\x18\n" +
+	" \x01(\x05R\x04uses\x12\x18\n" +
+	"\asecrets\x18\v \x03(\tR\asecrets\x12\x16\n" +
+	"\x06beyond\x18\f \x01(\x05R\x06beyond\x12\x1a\n" +
+	"\breviewed\x18\r \x01(\x04R\breviewed\x12\x1a\n" +
+	"\breviewer\x18\x0e \x01(\tR\breviewer\x12\x18\n" +
+	"\averdict\x18\x0f \x01(\tR\averdict\"-\n" +
+	"\x11CloseGlassRequest\x12\x18\n" +
+	"\aopening\x18\x01 \x01(\x04R\aopening\"D\n" +
+	"\x12CloseGlassResponse\x12.\n" +
+	"\aopening\x18\x01 \x01(\v2\x14.bailment.v1.OpeningR\aopening\"\x12\n" +
+	"\x10ListGlassRequest\"\x87\x03\n" +
+	"\x11ListGlassResponse\x120\n" +
+	"\bopenings\x18\x01 \x03(\v2\x14.bailment.v1.OpeningR\bopenings\x124\n" +
+	"\x06grants\x18\x02 \x03(\v2\x1c.bailment.v1.BreakGlassGrantR\x06grants\x12\x18\n" +
+	"\aquarter\x18\x03 \x01(\tR\aquarter\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x05R\x04used\x12\x16\n" +
+	"\x06budget\x18\x05 \x01(\x05R\x06budget\x12\x1a\n" +
+	"\breleases\x18\x06 \x01(\x05R\breleases\x12*\n" +
+	"\x11releases_by_glass\x18\a \x01(\x05R\x0freleasesByGlass\x12#\n" +
+	"\ralarm_percent\x18\b \x01(\x05R\falarmPercent\x12\x18\n" +
+	"\aalarmed\x18\t \x01(\bR\aalarmed\x12=\n" +
+	"\fquarter_ends\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vquarterEnds\"\xaf\x01\n" +
+	"\x0fBreakGlassGrant\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x02 \x03(\tR\n" +
+	"identities\x12\x18\n" +
+	"\asecrets\x18\x03 \x03(\tR\asecrets\x12\x18\n" +
+	"\aactions\x18\x04 \x03(\tR\aactions\x12\x1a\n" +
+	"\bpurposes\x18\x05 \x03(\tR\bpurposes\x12\x18\n" +
+	"\aminutes\x18\x06 \x01(\x05R\aminutes\"\xa1\x01\n" +
+	"\x12ReviewGlassRequest\x12\x18\n" +
+	"\aopening\x18\x01 \x01(\x04R\aopening\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x124\n" +
+	"\tsignature\x18\x03 \x01(\v2\x16.bailment.v1.SignatureR\tsignature\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"B\n" +
+	"\x13ReviewGlassResponse\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"\x16\n" +
 	"\x14GetCheckpointRequest\"7\n" +
 	"\x15GetCheckpointResponse\x12\x1e\n" +
@@ -7138,7 +7908,13 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\rAccessService\x12G\n" +
 	"\bListUses\x12\x1c.bailment.v1.ListUsesRequest\x1a\x1d.bailment.v1.ListUsesResponse\x12S\n" +
 	"\fListReviewed\x12 .bailment.v1.ListReviewedRequest\x1a!.bailment.v1.ListReviewedResponse\x12A\n" +
-	"\x06Review\x12\x1a.bailment.v1.ReviewRequest\x1a\x1b.bailment.v1.ReviewResponse2\x9e\x03\n" +
+	"\x06Review\x12\x1a.bailment.v1.ReviewRequest\x1a\x1b.bailment.v1.ReviewResponse2\xcc\x02\n" +
+	"\x11BreakGlassService\x12J\n" +
+	"\tOpenGlass\x12\x1d.bailment.v1.OpenGlassRequest\x1a\x1e.bailment.v1.OpenGlassResponse\x12M\n" +
+	"\n" +
+	"CloseGlass\x12\x1e.bailment.v1.CloseGlassRequest\x1a\x1f.bailment.v1.CloseGlassResponse\x12J\n" +
+	"\tListGlass\x12\x1d.bailment.v1.ListGlassRequest\x1a\x1e.bailment.v1.ListGlassResponse\x12P\n" +
+	"\vReviewGlass\x12\x1f.bailment.v1.ReviewGlassRequest\x1a .bailment.v1.ReviewGlassResponse2\x9e\x03\n" +
 	"\rLedgerService\x12V\n" +
 	"\rGetCheckpoint\x12!.bailment.v1.GetCheckpointRequest\x1a\".bailment.v1.GetCheckpointResponse\x12M\n" +
 	"\n" +
@@ -7168,7 +7944,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -7248,83 +8024,93 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*ReviewedLine)(nil),            // 75: bailment.v1.ReviewedLine
 	(*ReviewRequest)(nil),           // 76: bailment.v1.ReviewRequest
 	(*ReviewResponse)(nil),          // 77: bailment.v1.ReviewResponse
-	(*GetCheckpointRequest)(nil),    // 78: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 79: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 80: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 81: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 82: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 83: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 84: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 85: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 86: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 87: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 88: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 89: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 90: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 91: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 92: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 93: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 94: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 95: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 96: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 97: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 98: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 99: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 100: google.protobuf.Duration
+	(*OpenGlassRequest)(nil),        // 78: bailment.v1.OpenGlassRequest
+	(*OpenGlassResponse)(nil),       // 79: bailment.v1.OpenGlassResponse
+	(*Opening)(nil),                 // 80: bailment.v1.Opening
+	(*CloseGlassRequest)(nil),       // 81: bailment.v1.CloseGlassRequest
+	(*CloseGlassResponse)(nil),      // 82: bailment.v1.CloseGlassResponse
+	(*ListGlassRequest)(nil),        // 83: bailment.v1.ListGlassRequest
+	(*ListGlassResponse)(nil),       // 84: bailment.v1.ListGlassResponse
+	(*BreakGlassGrant)(nil),         // 85: bailment.v1.BreakGlassGrant
+	(*ReviewGlassRequest)(nil),      // 86: bailment.v1.ReviewGlassRequest
+	(*ReviewGlassResponse)(nil),     // 87: bailment.v1.ReviewGlassResponse
+	(*GetCheckpointRequest)(nil),    // 88: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 89: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 90: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 91: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 92: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 93: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 94: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 95: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 96: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 97: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 98: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 99: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 100: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 101: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 102: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 103: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 104: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 105: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 106: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 107: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 108: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 109: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 110: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	98,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	108, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	99,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	109, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	99,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	98,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	109, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	108, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	99,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	98,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	98,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	109, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	108, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	108, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	98,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	100, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	98,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	108, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	110, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	108, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	98,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	98,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	98,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	98,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	108, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	108, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	108, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	108, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	98,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	108, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	98,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	108, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	108, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	98,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	98,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	98,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	108, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	108, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	108, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	108, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	98,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	98,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	108, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	108, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	98,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	98,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	108, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	108, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	98,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	108, // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	108, // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
 	52,  // 50: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	98,  // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	108, // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
 	53,  // 52: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
 	54,  // 53: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
 	51,  // 54: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
@@ -7339,113 +8125,131 @@ var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	51,  // 63: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
 	23,  // 64: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
 	3,   // 65: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	99,  // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	100, // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	109, // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	110, // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
 	68,  // 68: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
 	69,  // 69: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
 	72,  // 70: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	98,  // 71: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	98,  // 72: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	98,  // 73: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	108, // 71: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	108, // 72: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	108, // 73: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
 	75,  // 74: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	98,  // 75: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	108, // 75: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
 	23,  // 76: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
 	3,   // 77: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
 	23,  // 78: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
-	81,  // 79: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	90,  // 80: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	98,  // 81: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 82: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 83: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	100, // 84: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 85: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 86: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 87: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 88: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 89: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 90: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 91: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 92: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 93: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 94: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 95: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 96: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 97: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 98: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 99: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 100: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 101: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 102: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 103: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 104: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 105: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 106: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 107: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 108: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 109: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 110: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 111: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 112: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 113: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	66,  // 114: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	70,  // 115: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	73,  // 116: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	76,  // 117: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	78,  // 118: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	80,  // 119: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	83,  // 120: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	85,  // 121: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	87,  // 122: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	88,  // 123: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	91,  // 124: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	93,  // 125: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	95,  // 126: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 127: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 128: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 129: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 130: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 131: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 132: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 133: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 134: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 135: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 136: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 137: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 138: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 139: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 140: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 141: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 142: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 143: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 144: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 145: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 146: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 147: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 148: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 149: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 150: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 151: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 152: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 153: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 154: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	67,  // 155: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	71,  // 156: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	74,  // 157: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	77,  // 158: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	79,  // 159: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	82,  // 160: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	84,  // 161: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	86,  // 162: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	81,  // 163: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	89,  // 164: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	92,  // 165: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	94,  // 166: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	96,  // 167: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	127, // [127:168] is the sub-list for method output_type
-	86,  // [86:127] is the sub-list for method input_type
-	86,  // [86:86] is the sub-list for extension type_name
-	86,  // [86:86] is the sub-list for extension extendee
-	0,   // [0:86] is the sub-list for field type_name
+	80,  // 79: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
+	23,  // 80: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
+	108, // 81: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
+	108, // 82: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
+	80,  // 83: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
+	80,  // 84: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
+	85,  // 85: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
+	108, // 86: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
+	3,   // 87: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 88: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
+	91,  // 89: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	100, // 90: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	108, // 91: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 92: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 93: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	110, // 94: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 95: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 96: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 97: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 98: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 99: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 100: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 101: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 102: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 103: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 104: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 105: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 106: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 107: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 108: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 109: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 110: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 111: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 112: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 113: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 114: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 115: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 116: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 117: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 118: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 119: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 120: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 121: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 122: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 123: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	66,  // 124: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	70,  // 125: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	73,  // 126: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	76,  // 127: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	78,  // 128: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
+	81,  // 129: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
+	83,  // 130: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
+	86,  // 131: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
+	88,  // 132: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	90,  // 133: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	93,  // 134: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	95,  // 135: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	97,  // 136: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	98,  // 137: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	101, // 138: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	103, // 139: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	105, // 140: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 141: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 142: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 143: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 144: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 145: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 146: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 147: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 148: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 149: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 150: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 151: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 152: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 153: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 154: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 155: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 156: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 157: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 158: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 159: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 160: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 161: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 162: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 163: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 164: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 165: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 166: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 167: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 168: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	67,  // 169: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	71,  // 170: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	74,  // 171: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	77,  // 172: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	79,  // 173: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
+	82,  // 174: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
+	84,  // 175: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
+	87,  // 176: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
+	89,  // 177: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	92,  // 178: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	94,  // 179: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	96,  // 180: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	91,  // 181: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	99,  // 182: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	102, // 183: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	104, // 184: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	106, // 185: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	141, // [141:186] is the sub-list for method output_type
+	96,  // [96:141] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -7459,9 +8263,9 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   97,
+			NumMessages:   107,
 			NumExtensions: 0,
-			NumServices:   10,
+			NumServices:   11,
 		},
 		GoTypes:           file_bailment_v1_bailment_proto_goTypes,
 		DependencyIndexes: file_bailment_v1_bailment_proto_depIdxs,
