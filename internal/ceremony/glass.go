@@ -56,10 +56,18 @@ func (g GlassReview) Text() string {
 	var b strings.Builder
 	g.lines(&b, glassTitle)
 	for _, x := range [...][2]string{
-		{"opening", strconv.FormatUint(g.Opening, 10)}, {"grant", g.Grant}, {"opener", g.Opener}, {"incident", g.Incident},
-		{"opened", g.Opened.UTC().Format(glassTime)}, {"closed", g.Closed.UTC().Format(glassTime)},
-		{"uses", strconv.Itoa(g.Uses)}, {"beyond", strconv.Itoa(g.Beyond)},
-		{"verdict", string(g.Verdict)}, {"person", g.Person}, {"time", g.Time.UTC().Format(time.RFC3339)}, {"nonce", g.Nonce},
+		{"opening", strconv.FormatUint(g.Opening, 10)},
+		{"grant", g.Grant},
+		{"opener", g.Opener},
+		{"incident", g.Incident},
+		{"opened", g.Opened.UTC().Format(glassTime)},
+		{"closed", g.Closed.UTC().Format(glassTime)},
+		{"uses", strconv.Itoa(g.Uses)},
+		{"beyond", strconv.Itoa(g.Beyond)},
+		{"verdict", string(g.Verdict)},
+		{"person", g.Person},
+		{"time", g.Time.UTC().Format(time.RFC3339)},
+		{"nonce", g.Nonce},
 	} {
 		b.WriteString(x[0] + " " + x[1] + "\n")
 	}

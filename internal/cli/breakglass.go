@@ -128,7 +128,7 @@ func (a *app) glassList() *cobra.Command {
 	var grants bool
 	c := &cobra.Command{
 		Use: "list", Short: "List openings, the budget, and the share of all releases", Args: cobra.NoArgs,
-		Long: "Lists the openings of the last 400 days and all that are not reviewed, newest first, and the figures\nof this quarter of a year (UTC).",
+		Long:    "Lists the openings of the last 400 days and all that are not reviewed, newest first, and the figures\nof this quarter of a year (UTC).",
 		Example: "  bailment break-glass list\n  bailment break-glass list --grants",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
 			r, err := c.BreakGlass.ListGlass(ctx, &v1.ListGlassRequest{})
@@ -325,7 +325,9 @@ func (a *app) reviewGlass(ctx context.Context, c *conn, r ceremony.GlassReview, 
 	if err != nil {
 		return err
 	}
-	return a.show(x, func(t *rows) { t.line("opening %d is reviewed: %s (entry %d)", r.Opening, r.Verdict, x.Entry.GetIndex()) })
+	return a.show(x, func(t *rows) {
+		t.line("opening %d is reviewed: %s (entry %d)", r.Opening, r.Verdict, x.Entry.GetIndex())
+	})
 }
 
 func (a *app) glassExport() *cobra.Command {

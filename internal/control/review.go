@@ -187,7 +187,9 @@ func (e *Environment) Review(ctx context.Context, c Caller, r ReviewRequest) (ui
 		return 0, err
 	}
 	index, _, err := do(ctx, e,
-		func(ctx context.Context, s *state.State) (signedReview, error) { return e.prepareReview(ctx, s, c, text.Person, r) },
+		func(ctx context.Context, s *state.State) (signedReview, error) {
+			return e.prepareReview(ctx, s, c, text.Person, r)
+		},
 		func(t *turn, p signedReview) (uint64, error) {
 			x, op, done, err := t.reviewer(c, idem)
 			if err != nil || done != 0 {

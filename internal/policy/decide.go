@@ -105,8 +105,8 @@ type grant struct {
 	purposes   []string           // sorted; empty: any
 	assurance  identity.Assurance
 	ttl        time.Duration
-	when       *condition // nil: none
-	whenText   string     // as it is written
+	when       *condition    // nil: none
+	whenText   string        // as it is written
 	glass      time.Duration // how long it may be opened; 0: it is no break-glass grant
 	source     Pos
 	lines      lines
