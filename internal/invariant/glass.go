@@ -21,7 +21,6 @@ type glass struct {
 	opened, until             state.Millis
 	uses, beyond              int
 	secrets                   []string // ascending
-	reviewed                  bool
 }
 
 // quarter are the figures of a quarter of a year.
