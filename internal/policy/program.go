@@ -36,6 +36,7 @@ type Environment struct {
 	Agents       Agents
 	SPIFFE       SPIFFE
 	Notify       []Notify // who is told of what, in the bundle's order; shared: don't change it
+	Recovery     Recovery // who may replace the operators, as a last resort
 }
 
 // Sessions are the lifetimes of sessions by the kind of identity.

@@ -114,7 +114,7 @@ func (c *compiler) unlock(u unlockSpec, workloads []string) (Unlock, bool) {
 // canBe reports whether a rule gives the identity, or an operator has it.
 func (c *compiler) canBe(path string) bool {
 	if name, human := strings.CutPrefix(path, identity.PrefixHuman); human {
-		return !c.humansKnown || c.humans[name]
+		return !c.humansKnown || c.accepted || c.humans[name]
 	}
 	return c.workloads[path] || c.nodeCanBe(path)
 }
