@@ -244,6 +244,7 @@ func (s *State) laterTables() []tableIO {
 	return []tableIO{
 		tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
 		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served), tableOf("reviewed", s.Reviewed),
+		tableOf("recoveries", s.recoveries),
 	}
 }
 

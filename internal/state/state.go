@@ -59,6 +59,8 @@ type State struct {
 	sources  Table[string, *RolloutSource] // of its present step
 	Served   Table[string, *Served]        // who was given what, by ServedKey
 	Reviewed Table[string, *Reviewed]      // the newest decision about each line of access, by ReviewKey
+
+	recoveries Table[string, *Recovery] // at most one: see Recovery
 }
 
 // Env is what genesis says for ever.
@@ -322,6 +324,7 @@ func New() *State {
 		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
 		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
 		rollouts: newTable[string, *Rollout](), sources: newTable[string, *RolloutSource](), Served: newTable[string, *Served](), Reviewed: newTable[string, *Reviewed](),
+		recoveries: newTable[string, *Recovery](),
 	}
 }
 
@@ -343,6 +346,7 @@ func (s *State) Fork() *State {
 	f.Federations = s.Federations.fork()
 	f.rollouts, f.sources, f.Served = s.rollouts.fork(), s.sources.fork(), s.Served.fork()
 	f.Reviewed = s.Reviewed.fork()
+	f.recoveries = s.recoveries.fork()
 	return &f
 }
 
