@@ -75,6 +75,10 @@ func (r *run) actOf(ev state.Event) act {
 		return act{nil, &ev.Ruling, ""}
 	case *state.AccessReviewed:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
+	case *state.RecoveryStarted:
+		return act{nil, &ev.Ruling, ""}
+	case *state.RecoveryWithdrawn:
+		return act{nil, &ev.Ruling, ""}
 	case *state.RolloutEnded:
 		return r.rolledBack(&ev.Cause, ev.Change)
 	case *state.BundleInForce:

@@ -61,6 +61,7 @@ type model struct {
 	roots      []state.StateRootSet
 	inForce    uint64          // the change that brought the bundle into force
 	way        *onItsWay       // the rollout; nil: none
+	recovery   *recovering     // that is under way; nil: none
 	served     map[string]*use // who was given what (identity, NUL, secret)
 	// superseding is the entry that must bring another bundle into force, since it ended a rollout; 0: none must.
 	superseding uint64
@@ -304,6 +305,7 @@ func (m *model) learn(st *step) {
 		}
 	}
 	m.learnRollout(st)
+	m.learnRecovery(st)
 	m.learnSPIFFE(st)
 	m.learnIdem(st)
 }

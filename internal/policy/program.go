@@ -132,6 +132,8 @@ type Program struct {
 	tests       []testDocument // by name
 	limits      []ReachLimit   // by test
 	advice      Findings       // about rules for jobs
+	sources     Sources
+	orphans     int
 }
 
 // Environment are the environment's settings.

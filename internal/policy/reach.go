@@ -83,8 +83,12 @@ func (c *compiler) unlock(u unlockSpec, workloads []string) (Unlock, bool) {
 			c.found.add(u.Identity.at, "%v", err)
 			return out, false
 		}
+		if _, human := strings.CutPrefix(out.Identity, identity.PrefixHuman); human && !c.canBe(out.Identity) {
+			c.nobody(u.Identity.at, "nobody can be %s: there is no such operator", out.Identity)
+			return out, c.accepted
+		}
 		if !c.canBe(out.Identity) {
-			c.found.add(u.Identity.at, "nobody can be %s: no identity rule gives it, and there is no such operator", out.Identity)
+			c.found.add(u.Identity.at, "nobody can be %s: no identity rule gives it", out.Identity)
 			return out, false
 		}
 		return out, true
@@ -114,7 +118,7 @@ func (c *compiler) unlock(u unlockSpec, workloads []string) (Unlock, bool) {
 // canBe reports whether a rule gives the identity, or an operator has it.
 func (c *compiler) canBe(path string) bool {
 	if name, human := strings.CutPrefix(path, identity.PrefixHuman); human {
-		return !c.humansKnown || c.accepted || c.humans[name]
+		return !c.humansKnown || c.humans[name]
 	}
 	return c.workloads[path] || c.nodeCanBe(path)
 }

@@ -29,7 +29,7 @@ type (
 	recoverySpec struct {
 		At       Pos
 		Required number            `yaml:"required" need:"true" doc:"How many distinct persons sign a recovery. Production: 2 or more."`
-		Delay    period            `yaml:"delay" default:"72h" doc:"How long a recovery is public before it is carried out, up to 720h. Production: 24h or more."`
+		Delay    period            `yaml:"delay" default:"72h" doc:"How long a recovery is public before it is carried out, up to 720h. Production: 24h or more. Development: any, so that it can be rehearsed."`
 		Keys     []recoveryKeySpec `yaml:"keys" need:"true" doc:"Who may sign one. At most 32."`
 	}
 
@@ -80,7 +80,7 @@ func (c *compiler) recovery(s *environmentSpec) {
 	if x.At == (Pos{}) {
 		return
 	}
-	least, shortest, where := 1, minPeriod, ""
+	least, shortest, where := 1, time.Second, ""
 	if e.Class == Production {
 		least, shortest, where = 2, leastRecovery, " in the class production"
 	}
@@ -222,6 +222,33 @@ func OnlyOperators(before, after *Manifest) (operators Digest, err error) {
 		return Digest{}, fmt.Errorf("it has no %s", path)
 	}
 	return is[path].Digest, nil
+}
+
+// Orphans is how many places name persons who are no operators, in a bundle that was compiled as one that came into force once.
+func (p *Program) Orphans() int { return p.orphans }
+
+// Sources are digests of the files that a program was compiled from.
+type Sources struct {
+	Operators Digest // of the file that lists them
+	Others    Digest // of all other files together, and of their paths
+}
+
+// Sources are those of the program.
+func (p *Program) Sources() Sources { return p.sources }
+
+func sourcesOf(files Files) Sources {
+	var out Sources
+	path, others := files.OperatorsFile(), sha256.New()
+	for _, name := range files.Paths() {
+		digest := OperatorsDigest(files[name])
+		if name == path {
+			out.Operators = digest
+			continue
+		}
+		fmt.Fprintf(others, "%x  %s\n", digest, name)
+	}
+	others.Sum(out.Others[:0])
+	return out
 }
 
 // CompileRecovered compiles what Recovered made, for who is to bring it into force or to sign it. What else there is in the bundle came into

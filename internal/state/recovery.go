@@ -36,15 +36,20 @@ func (*RecoveryWithdrawn) Kind() Kind { return Kind{"recovery.withdrawn", 1} }
 // takes his signature back. A rollback doesn't end it: one person can make one. What it was made for is then not in force any more, but what
 // that change's approval allows in its place, and the operators of that are replaced.
 type Recovery struct {
-	Index     uint64   `json:"index"`
-	Text      string   `json:"text"`
-	Base      Digest   `json:"base"`     // in force when it began
-	Manifest  Digest   `json:"manifest"` // that follows it
-	Operators Digest   `json:"operators"`
-	Persons   []string `json:"persons"` // who signed
-	Reason    string   `json:"reason"`
-	Began     Millis   `json:"began"`
-	Until     Millis   `json:"until"`
+	Index      uint64      `json:"index"`
+	Text       string      `json:"text"`
+	Signatures []Signature `json:"signatures"`
+	Base       Digest      `json:"base"`     // in force when it began
+	Manifest   Digest      `json:"manifest"` // that follows it
+	Operators  Digest      `json:"operators"`
+	Reason     string      `json:"reason"`
+	Began      Millis      `json:"began"`
+	Until      Millis      `json:"until"`
+}
+
+// SignedBy reports whether a person signed it.
+func (r *Recovery) SignedBy(person string) bool {
+	return slices.ContainsFunc(r.Signatures, func(x Signature) bool { return x.Person == person })
 }
 
 // recoveryKey is the one row of the table of recoveries.
@@ -70,7 +75,7 @@ func (e *RecoveryStarted) apply(s *State, m Meta) error {
 	if err != nil {
 		return err
 	}
-	row := &Recovery{Index: m.Index, Text: e.Text, Reason: r.Reason, Began: m.Time, Until: e.Until}
+	row := &Recovery{Index: m.Index, Text: e.Text, Signatures: e.Signatures, Reason: r.Reason, Began: m.Time, Until: e.Until}
 	for _, x := range []struct {
 		to   *Digest
 		text string
@@ -79,9 +84,6 @@ func (e *RecoveryStarted) apply(s *State, m Meta) error {
 			return err
 		}
 	}
-	for _, x := range e.Signatures {
-		row.Persons = append(row.Persons, x.Person)
-	}
 	switch {
 	case s.Recovery() != nil:
 		return fmt.Errorf("there is a recovery already")
@@ -89,13 +91,13 @@ func (e *RecoveryStarted) apply(s *State, m Meta) error {
 		return fmt.Errorf("it replaces another bundle than the one in force")
 	case r.Delay <= 0 || e.Until != m.Time.Add(r.Delay):
 		return fmt.Errorf("its delay is not over at %s", e.Until)
-	case len(row.Persons) != r.Required || r.Required < 1:
-		return fmt.Errorf("it has the signatures of %d persons, and takes %d", len(row.Persons), r.Required)
+	case len(e.Signatures) != r.Required || r.Required < 1:
+		return fmt.Errorf("it has the signatures of %d persons, and takes %d", len(e.Signatures), r.Required)
 	case m.Time >= At(r.Expires):
 		return fmt.Errorf("it expired")
 	}
-	for i := 1; i < len(row.Persons); i++ {
-		if row.Persons[i-1] >= row.Persons[i] {
+	for i := 1; i < len(e.Signatures); i++ {
+		if e.Signatures[i-1].Person >= e.Signatures[i].Person {
 			return fmt.Errorf("its signatures are not in their order, or of one person twice")
 		}
 	}
@@ -111,7 +113,7 @@ func (e *RecoveryWithdrawn) apply(s *State, _ Meta) error {
 	if r == nil || r.Index != e.Recovery {
 		return fmt.Errorf("there is no recovery %d", e.Recovery)
 	}
-	if !slices.Contains(r.Persons, e.Signature.Person) {
+	if !r.SignedBy(e.Signature.Person) {
 		return fmt.Errorf("%s didn't sign recovery %d", e.Signature.Person, e.Recovery)
 	}
 	s.recoveries.del(recoveryKey)
