@@ -135,7 +135,7 @@ func checkRecovery(s *state.State, here ceremony.Scope, by policy.Recovery, text
 	case expires > now.Add(maxChangeLife):
 		return problem.New(problem.ReasonInvalid, "a recovery expires within %s of its beginning", maxChangeLife)
 	case text.Base != s.Bundle.String():
-		return problem.New(problem.ReasonConflict, "the recovery is of bundle %s, and another one is in force", limitText(text.Base)).
+		return problem.New(problem.ReasonConflict, "the recovery is of another bundle than the one in force").
 			WithFix("prepare it from the bundle in force, and have it signed anew")
 	case text.Required != by.Required:
 		return unlike("required")
@@ -159,11 +159,11 @@ func signedBy(by policy.Recovery, r RecoveryRequest) ([]state.Signature, error) 
 		return nil, problem.New(problem.ReasonInvalid, "a recovery has exactly as many signatures as it takes, which are %d", by.Required)
 	}
 	out := make([]state.Signature, 0, len(r.Signatures))
-	for _, x := range r.Signatures {
+	for i, x := range r.Signatures {
 		if slices.ContainsFunc(out, func(o state.Signature) bool { return o.Person == x.Person }) {
-			return nil, problem.New(problem.ReasonSeparation, "%s signed twice: every person counts once", limitText(x.Person))
+			return nil, problem.New(problem.ReasonSeparation, "signature %d is of who signed before: every person counts once", i+1)
 		}
-		fingerprint, err := verifyRecovery(by, x.Person, r.Text, x.SSHSIG)
+		fingerprint, err := verifyRecovery(by, i+1, x.Person, r.Text, x.SSHSIG)
 		if err != nil {
 			return nil, err
 		}
@@ -173,11 +173,12 @@ func signedBy(by policy.Recovery, r RecoveryRequest) ([]state.Signature, error) 
 	return out, nil
 }
 
-// verifyRecovery checks an SSHSIG by one of the person's recovery keys and returns that key's fingerprint.
-func verifyRecovery(by policy.Recovery, person, text, armored string) (string, error) {
+// verifyRecovery checks the nth SSHSIG by one of the person's recovery keys and returns that key's fingerprint. A stranger learns nothing of
+// who has one.
+func verifyRecovery(by policy.Recovery, n int, person, text, armored string) (string, error) {
 	listed := by.Of(person)
 	if len(listed) == 0 {
-		return "", problem.New(problem.ReasonSignature, "the bundle in force lists no recovery key of %s", limitText(person))
+		return "", problem.New(problem.ReasonSignature, "signature %d is not by a recovery key that the bundle in force lists for that person", n)
 	}
 	keys := make([]ssh.PublicKey, len(listed))
 	for i, k := range listed {
@@ -185,7 +186,7 @@ func verifyRecovery(by policy.Recovery, person, text, armored string) (string, e
 	}
 	key, err := sshsig.Verify([]byte(armored), keys, ceremony.NamespaceRecovery, []byte(text))
 	if err != nil {
-		return "", problem.Wrap(err, problem.ReasonSignature, "checking the signature of %s", limitText(person))
+		return "", problem.New(problem.ReasonSignature, "signature %d is not by a recovery key that the bundle in force lists for that person", n)
 	}
 	return sshsig.Fingerprint(key), nil
 }
@@ -226,7 +227,7 @@ func (e *Environment) WithdrawRecovery(ctx context.Context, text string, by stat
 			if err := checkWithdrawal(s, e.scope(s), w); err != nil {
 				return by, err
 			}
-			by.Key, err = verifyRecovery(prog.Environment().Recovery, w.Person, text, by.SSHSIG)
+			by.Key, err = verifyRecovery(prog.Environment().Recovery, 1, w.Person, text, by.SSHSIG)
 			return by, err
 		},
 		func(t *turn, by state.Signature) (uint64, error) {
@@ -253,7 +254,7 @@ func checkWithdrawal(s *state.State, here ceremony.Scope, w ceremony.Withdrawal)
 	case r.Manifest.String() != w.New:
 		return unlike("new")
 	case !r.SignedBy(w.Person):
-		return problem.New(problem.ReasonSeparation, "%s didn't sign recovery %d, and only its signers can take their signature back", w.Person, r.Index).
+		return problem.New(problem.ReasonSeparation, "this person didn't sign recovery %d, and only its signers can take their signature back", r.Index).
 			WithFix("a quorum of the operators ends it by any change of the bundle")
 	}
 	return nil

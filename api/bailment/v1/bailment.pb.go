@@ -3488,8 +3488,11 @@ func (x *ListChangesRequest) GetMine() bool {
 }
 
 type ListChangesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Changes       []*ChangeInfo          `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Changes []*ChangeInfo          `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// When a recovery that is under way replaces the operators; none: none is. RecoveryService has the rest.
+	RecoveryUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=recovery_until,json=recoveryUntil,proto3" json:"recovery_until,omitempty"`
+	Recovery      uint64                 `protobuf:"varint,3,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3529,6 +3532,20 @@ func (x *ListChangesResponse) GetChanges() []*ChangeInfo {
 		return x.Changes
 	}
 	return nil
+}
+
+func (x *ListChangesResponse) GetRecoveryUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RecoveryUntil
+	}
+	return nil
+}
+
+func (x *ListChangesResponse) GetRecovery() uint64 {
+	if x != nil {
+		return x.Recovery
+	}
+	return 0
 }
 
 type ChangeInfo struct {
@@ -6848,9 +6865,11 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"generation\"E\n" +
 	"\x12ListChangesRequest\x12\x1b\n" +
 	"\topen_only\x18\x01 \x01(\bR\bopenOnly\x12\x12\n" +
-	"\x04mine\x18\x02 \x01(\bR\x04mine\"H\n" +
+	"\x04mine\x18\x02 \x01(\bR\x04mine\"\xa7\x01\n" +
 	"\x13ListChangesResponse\x121\n" +
-	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\"\xa8\x04\n" +
+	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\x12A\n" +
+	"\x0erecovery_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rrecoveryUntil\x12\x1a\n" +
+	"\brecovery\x18\x03 \x01(\x04R\brecovery\"\xa8\x04\n" +
 	"\n" +
 	"ChangeInfo\x12\x16\n" +
 	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x16\n" +
@@ -7321,131 +7340,132 @@ var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	98,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
-	52,  // 50: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	98,  // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
-	53,  // 52: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
-	54,  // 53: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
-	51,  // 54: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
-	3,   // 55: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
-	57,  // 56: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
-	3,   // 57: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
-	3,   // 58: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
-	3,   // 59: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
-	51,  // 60: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 61: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
-	23,  // 62: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
-	51,  // 63: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 64: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
-	3,   // 65: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	99,  // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	100, // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
-	68,  // 68: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
-	69,  // 69: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	72,  // 70: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	98,  // 71: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	98,  // 72: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	98,  // 73: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
-	75,  // 74: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	98,  // 75: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
-	23,  // 76: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
-	3,   // 77: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
-	23,  // 78: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
-	81,  // 79: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	90,  // 80: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	98,  // 81: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 82: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 83: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	100, // 84: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 85: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 86: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 87: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 88: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 89: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 90: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 91: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 92: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 93: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 94: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 95: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 96: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 97: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 98: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 99: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 100: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 101: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 102: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 103: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 104: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 105: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 106: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 107: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 108: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 109: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 110: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 111: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 112: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 113: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	66,  // 114: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	70,  // 115: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	73,  // 116: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	76,  // 117: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	78,  // 118: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	80,  // 119: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	83,  // 120: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	85,  // 121: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	87,  // 122: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	88,  // 123: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	91,  // 124: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	93,  // 125: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	95,  // 126: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 127: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 128: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 129: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 130: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 131: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 132: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 133: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 134: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 135: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 136: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 137: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 138: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 139: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 140: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 141: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 142: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 143: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 144: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 145: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 146: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 147: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 148: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 149: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 150: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 151: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 152: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 153: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 154: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	67,  // 155: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	71,  // 156: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	74,  // 157: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	77,  // 158: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	79,  // 159: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	82,  // 160: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	84,  // 161: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	86,  // 162: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	81,  // 163: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	89,  // 164: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	92,  // 165: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	94,  // 166: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	96,  // 167: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	127, // [127:168] is the sub-list for method output_type
-	86,  // [86:127] is the sub-list for method input_type
-	86,  // [86:86] is the sub-list for extension type_name
-	86,  // [86:86] is the sub-list for extension extendee
-	0,   // [0:86] is the sub-list for field type_name
+	98,  // 48: bailment.v1.ListChangesResponse.recovery_until:type_name -> google.protobuf.Timestamp
+	98,  // 49: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	98,  // 50: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	52,  // 51: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
+	98,  // 52: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	53,  // 53: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
+	54,  // 54: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
+	51,  // 55: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
+	3,   // 56: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
+	57,  // 57: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
+	3,   // 58: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
+	3,   // 59: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
+	3,   // 60: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
+	51,  // 61: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 62: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
+	23,  // 63: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 64: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 65: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
+	3,   // 66: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
+	99,  // 67: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	100, // 68: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	68,  // 69: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
+	69,  // 70: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
+	72,  // 71: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
+	98,  // 72: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	98,  // 73: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	98,  // 74: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	75,  // 75: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
+	98,  // 76: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	23,  // 77: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
+	3,   // 78: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 79: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
+	81,  // 80: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	90,  // 81: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	98,  // 82: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 83: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 84: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	100, // 85: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 86: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 87: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 88: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 89: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 90: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 91: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 92: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 93: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 94: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 95: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 96: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 97: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 98: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 99: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 100: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 101: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 102: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 103: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 104: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 105: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 106: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 107: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 108: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 109: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 110: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 111: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 112: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 113: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 114: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	66,  // 115: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	70,  // 116: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	73,  // 117: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	76,  // 118: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	78,  // 119: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	80,  // 120: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	83,  // 121: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	85,  // 122: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	87,  // 123: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	88,  // 124: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	91,  // 125: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	93,  // 126: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	95,  // 127: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 128: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 129: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 130: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 131: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 132: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 133: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 134: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 135: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 136: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 137: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 138: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 139: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 140: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 141: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 142: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 143: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 144: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 145: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 146: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 147: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 148: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 149: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 150: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 151: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 152: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 153: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 154: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 155: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	67,  // 156: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	71,  // 157: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	74,  // 158: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	77,  // 159: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	79,  // 160: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	82,  // 161: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	84,  // 162: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	86,  // 163: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	81,  // 164: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	89,  // 165: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	92,  // 166: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	94,  // 167: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	96,  // 168: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	128, // [128:169] is the sub-list for method output_type
+	87,  // [87:128] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
