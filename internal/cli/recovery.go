@@ -336,9 +336,10 @@ func (a *app) recoveryStatus() *cobra.Command {
 	var out string
 	c := &cobra.Command{
 		Use: "status", Short: "Show the recovery that is under way", Args: cobra.NoArgs,
-		Long: `Shows whether a recovery is under way, what was signed, by whom, and when it replaces the operators.
-No login is needed. With --out it writes the text, the signatures and the keys that made them to a new
-directory, so that plain ssh-keygen verifies them: compare those keys with recovery in environment.yaml.`,
+		Long: `Shows whether a recovery is under way, what was signed, by whom, and when it replaces the
+operators. No login is needed. With --out it writes the text, the signatures and the keys that made
+them to a new directory, so that plain ssh-keygen verifies them: compare those keys with recovery
+in environment.yaml.`,
 		Example: "  bailment recovery status\n  bailment recovery status --out under-way",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, _, err := a.dial(cmd.Context())
@@ -406,8 +407,9 @@ func (a *app) recoveryWithdraw() *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "withdraw --reason TEXT", Short: "Take back one's signature of the recovery that is under way", Args: cobra.NoArgs,
-		Long: `Ends the recovery that is under way: with one signature less there are too few. It is signed with the
-recovery key that signed it. Who didn't sign it can't; a quorum of the operators ends it by any change.`,
+		Long: `Ends the recovery that is under way: with one signature less there are too few. It is signed with
+the recovery key that signed it. Who didn't sign it can't; a quorum of the operators ends it by any
+change.`,
 		Example: "  bailment recovery withdraw --reason \"the keys were found\" -i ~/.ssh/recovery",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withdraw(cmd.Context(), reason, yes)

@@ -88,10 +88,8 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{ruling: &e.Ruling}
 	case *state.AccessReviewed:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyAudit}
-	case *state.RecoveryStarted:
-		return deed{ruling: &e.Ruling}
-	case *state.RecoveryWithdrawn:
-		return deed{ruling: &e.Ruling}
+	case *state.RecoveryStarted, *state.RecoveryWithdrawn:
+		return deedOfRecovery(e)
 	case *state.RolloutEnded:
 		return m.deedOfCause(&e.Cause, e.Change)
 	case *state.BundleInForce:

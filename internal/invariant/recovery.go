@@ -64,6 +64,14 @@ func withdraws(text string) (recovery, person string) {
 	return recovery, person
 }
 
+// deedOfRecovery is nobody's session: who holds recovery keys has none.
+func deedOfRecovery(e state.Event) deed {
+	if w, ok := e.(*state.RecoveryWithdrawn); ok {
+		return deed{ruling: &w.Ruling}
+	}
+	return deed{ruling: &e.(*state.RecoveryStarted).Ruling}
+}
+
 // recoverySigned checks that signatures are of distinct persons, by keys that the bundle in force lists for them, and as many as it asks for.
 func recoverySigned(st *step, signatures []state.Signature, fail failure) {
 	seen := map[string]bool{}
