@@ -17,8 +17,10 @@ import (
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/sshsig"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -498,4 +500,49 @@ func TestRecoveryBySSHKeygen(t *testing.T) {
 			}
 		}
 	}
+}
+
+// In production the new operators must leave nobody indispensable, as a change must; and one signature is never enough.
+func TestRecoveryInProduction(t *testing.T) {
+	src, err := seal.NewSource(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder, err := file.Create(t.TempDir()+"/root.key", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	releases := "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBwiBcxF9wiBbT2I9ADzUUQ/IfPSuTLWzeIsKeWtFrzy"
+	c := &custodians{board: newBoardOf(t, controltest.Options{
+		Persons: []string{"alice", "bob", "carol"}, Class: "production", Quorum: 1, Holder: sturdy{holder},
+		Extra: policy.Files{"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + controltest.EnvName +
+			"}\nspec:\n  class: production\n  agents: {signers: ['" + releases + "']}\n")},
+	})}
+	c.Files["environment.yaml"] = c.Recoverable(c.Files["environment.yaml"], 2, recoveryDelay, "rita", "sam", "tess")
+	c.bring("alice", "bob", c.Files)
+	c.AddPerson("dora")
+	c.AddPerson("erin")
+	for name, x := range map[string]struct {
+		persons []string
+		refused problem.Reason
+	}{
+		"two, of whom each is needed": {[]string{"dora", "erin"}, problem.ReasonLastQuorum},
+		"one":                         {[]string{"dora"}, problem.ReasonBundleInvalid},
+	} {
+		operators := c.Operators(x.persons...)
+		base, files := c.InForce()
+		m, after, err := policy.Recovered(base, policy.Digest(c.Genesis), files, operators)
+		c.must(err)
+		all := c.Operators("carol", "dora", "erin")
+		r := c.RecoveryOf(all)
+		r.New, r.Operators = m.Digest().String(), policy.OperatorsDigest(operators).String()
+		if p, err := policy.CompileRecovered(after); err == nil {
+			r.After = p.Persons()
+		}
+		if _, err := c.Recover(r, operators, "rita", "sam"); !problem.Is(err, x.refused) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	c.operators = c.Operators("carol", "dora", "erin")
+	c.begin()
 }
