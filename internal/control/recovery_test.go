@@ -546,3 +546,17 @@ func TestRecoveryInProduction(t *testing.T) {
 	c.operators = c.Operators("carol", "dora", "erin")
 	c.begin()
 }
+
+// Nobody approves that he gets a recovery key himself.
+func TestNobodyApprovesHisOwnRecoveryKey(t *testing.T) {
+	c := newCustodians(t)
+	key := bytes.TrimSpace(ssh.MarshalAuthorizedKey(c.AddPerson("spare").PublicKey()))
+	files := maps.Clone(c.Files)
+	files["environment.yaml"] = fmt.Appendf(bytes.Clone(files["environment.yaml"]), "      - {person: bob, key: %q}\n", key)
+	p, err := c.Propose(c.by["alice"], "alice", files)
+	c.must(err)
+	_, err = c.Approve(c.by["bob"], "bob", p.Change)
+	recoveryRefused(t, err, problem.ReasonSeparation)
+	_, err = c.Approve(c.by["carol"], "carol", p.Change)
+	c.must(err)
+}
