@@ -40,6 +40,7 @@ var safe = map[string]bool{
 	bailmentv1connect.KeyServiceListKeysProcedure:               true,
 	bailmentv1connect.WatchServiceWatchProcedure:                true,
 	bailmentv1connect.SpiffeServiceGetTrustBundlesProcedure:     true,
+	bailmentv1connect.RecoveryServiceGetRecoveryProcedure:       true,
 }
 
 // keyed are the requests that carry an idempotency key: with one, a repetition has its effects once.

@@ -83,6 +83,7 @@ type Client struct {
 	Keys        bailmentv1connect.KeyServiceClient
 	Watching    bailmentv1connect.WatchServiceClient
 	Spiffe      bailmentv1connect.SpiffeServiceClient
+	Recoveries  bailmentv1connect.RecoveryServiceClient
 
 	trust     *Trust
 	agent     func() *v1.AgentStatement
@@ -129,6 +130,7 @@ func Dial(t *Trust, o Options) (*Client, error) {
 		Keys:        bailmentv1connect.NewKeyServiceClient(hc, base, opts...),
 		Watching:    bailmentv1connect.NewWatchServiceClient(hc, base, opts...),
 		Spiffe:      bailmentv1connect.NewSpiffeServiceClient(hc, base, opts...),
+		Recoveries:  bailmentv1connect.NewRecoveryServiceClient(hc, base, opts...),
 		trust:       t, agent: o.Agent, transport: tr,
 	}, nil
 }

@@ -85,7 +85,7 @@ var table = []archtest.Row{
 
 	{"internal/federation", "internal/problem internal/spiffe", "github.com/spiffe/go-spiffe/v2"},
 
-	{"internal/notify", "internal/policy internal/state", ""},
+	{"internal/notify", "internal/ceremony internal/policy internal/state", ""},
 
 	// The use cases, and what watches them.
 	{"internal/invariant", "internal/problem internal/identity internal/authority internal/spiffe internal/policy internal/release internal/state", ""},

@@ -54,12 +54,38 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, policy.DutyRevoke}
 	case *state.RequestDenied:
 		return act{&ev.Actor, &ev.Ruling, ""}
-	case *state.KeyAdded:
-		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
 	case *state.NodeQuarantined:
 		return act{nil, &ev.Ruling, ""}
 	case *state.IdentityDecommissioned:
 		return act{nil, &ev.Ruling, ""}
+	case *state.KeyAdded, *state.KeysRewrapped, *state.JWTKeyAdded, *state.KeyWithdrawn:
+		return actOfKeys(ev)
+	case *state.JWTIssued:
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.FederationRefreshed:
+		return act{nil, &ev.Ruling, ""}
+	case *state.AccessReviewed:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
+	case *state.GlassOpened, *state.GlassClosed, *state.GlassReviewed:
+		return r.actOfGlass(ev)
+	case *state.RecoveryStarted:
+		return act{nil, &ev.Ruling, ""}
+	case *state.RecoveryWithdrawn:
+		return act{nil, &ev.Ruling, ""}
+	case *state.RolloutEnded:
+		return r.rolledBack(&ev.Cause, ev.Change)
+	case *state.BundleInForce:
+		if ev.Cause != nil {
+			return r.rolledBack(ev.Cause, ev.Change)
+		}
+	}
+	return act{}
+}
+
+func actOfKeys(ev state.Event) act {
+	switch ev := ev.(type) {
+	case *state.KeyAdded:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
 	case *state.KeysRewrapped:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
 	case *state.JWTKeyAdded:
@@ -69,30 +95,6 @@ func (r *run) actOf(ev state.Event) act {
 		return act{ev.Actor, &ev.Ruling, policy.DutyKeys}
 	case *state.KeyWithdrawn:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyKeys}
-	case *state.JWTIssued:
-		return act{&ev.Actor, &ev.Ruling, ""}
-	case *state.FederationRefreshed:
-		return act{nil, &ev.Ruling, ""}
-	case *state.AccessReviewed:
-		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
-	case *state.GlassOpened:
-		if ev.Change != 0 {
-			return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)} // carried out by its last approver
-		}
-		return act{&ev.Actor, &ev.Ruling, ""}
-	case *state.GlassClosed:
-		if g, ok := r.state.Glass.Get(ev.Opening); ok && g.Identity == ev.Actor.Identity {
-			return act{&ev.Actor, &ev.Ruling, ""} // closing one's own
-		}
-		return act{&ev.Actor, &ev.Ruling, policy.DutyRevoke}
-	case *state.GlassReviewed:
-		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
-	case *state.RolloutEnded:
-		return r.rolledBack(&ev.Cause, ev.Change)
-	case *state.BundleInForce:
-		if ev.Cause != nil {
-			return r.rolledBack(ev.Cause, ev.Change)
-		}
 	}
 	return act{}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/bailment/bailment/internal/audit"
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
 	"github.com/bailment/bailment/internal/custody"
@@ -161,6 +162,15 @@ func (m *memory) bundleBlobs(ctx context.Context, st store.Store, body []byte) e
 		return m.bundleOf(ctx, st, ev.Manifest)
 	case *state.ChangeProposed:
 		return errors.Join(m.bundleOf(ctx, st, ev.Manifest), m.bundleOf(ctx, st, ev.Rollback))
+	case *state.BundleInForce: // by a recovery it may be one that nobody named before
+		return m.bundleOf(ctx, st, ev.Manifest)
+	case *state.RecoveryStarted:
+		text, err := ceremony.ParseRecovery(ev.Text)
+		if err != nil {
+			return err
+		}
+		d, err := state.ParseDigest(text.New)
+		return errors.Join(err, m.bundleOf(ctx, st, d))
 	}
 	return nil
 }

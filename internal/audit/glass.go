@@ -14,6 +14,24 @@ import (
 	"github.com/bailment/bailment/internal/state"
 )
 
+func (r *run) actOfGlass(ev state.Event) act {
+	switch ev := ev.(type) {
+	case *state.GlassOpened:
+		if ev.Change != 0 {
+			return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)} // carried out by its last approver
+		}
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.GlassClosed:
+		if g, ok := r.state.Glass.Get(ev.Opening); ok && g.Identity == ev.Actor.Identity {
+			return act{&ev.Actor, &ev.Ruling, ""} // closing one's own
+		}
+		return act{&ev.Actor, &ev.Ruling, policy.DutyRevoke}
+	case *state.GlassReviewed:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
+	}
+	return act{}
+}
+
 // glassOpened checks that the bundle in force has the grant, for this person and so long, and that the budget had room or others approved.
 // That an earlier opening was reviewed the reducer checks.
 func (r *run) glassOpened(at state.Millis, ev *state.GlassOpened) error {

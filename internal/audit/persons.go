@@ -44,7 +44,14 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		return r.glassReviewed(ev)
 	case *state.GlassAlarmed:
 		return r.glassAlarmed(ev)
+	case *state.RecoveryStarted:
+		return r.recovering(at, ev)
+	case *state.RecoveryWithdrawn:
+		return r.withdrawn(ev)
 	case *state.BundleInForce:
+		if ev.How == state.ByRecovery {
+			return r.recovered(at, ev)
+		}
 		return r.broughtIntoForce(at, ev)
 	case *state.RolloutMoved:
 		return r.rolled(at, ev)

@@ -40,6 +40,9 @@ func (a *app) changeList() *cobra.Command {
 				return err
 			}
 			return a.show(r, func(t *rows) {
+				if r.Recovery != 0 {
+					t.line("%s", recoveryWarning(r.Recovery, r.RecoveryUntil.AsTime()))
+				}
 				t.add("CHANGE", "ACTION", "STATE", "BY", "APPROVED", "EXPIRES", "REASON")
 				for _, x := range r.Changes {
 					t.add(x.Change, x.Action, x.State, x.Proposer, fmt.Sprintf("%d/%d", len(x.ApprovedBy), x.Required), x.Expires, brief(x.Reason))

@@ -151,7 +151,7 @@ func (v *review) signed() signedChange {
 
 // texts are what was signed, by the names of files, and the commands that verify them in dir.
 func (s signedChange) texts(v *review, dir string) (map[string][]byte, []string, error) {
-	prog, err := compile(v.base.files)
+	prog, err := compileBase(v.base.files)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -26,9 +26,9 @@ func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "doctor", Short: "Check what a command on this machine needs", Args: cobra.NoArgs,
 		Long: `Checks, in order: what is pinned, that the server can be reached and is the one that is pinned,
-that clocks agree, the login, the SSH key, and the agent on this machine. What rests on a check
-that failed is left out. It changes nothing, and exits with 1 if a check failed. What is off (no
-login, no SSH key, no agent) is not a failure.`,
+that clocks agree, that nobody is replacing the operators, the login, the SSH key, and the agent on
+this machine. What rests on a check that failed is left out. It changes nothing, and exits with 1
+if a check failed. What is off (no login, no SSH key, no agent) is not a failure.`,
 		Example: "  bailment doctor\n  bailment doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found := a.diagnose(cmd.Context())
@@ -89,6 +89,9 @@ func (a *app) diagnoseServer(ctx context.Context) (out []finding) {
 	}
 	out = append(out, finding{"server", "ok", fmt.Sprintf("%s at %s, %s, generation %d", e.ServerVersion, t.Address, time.Since(begun).Round(time.Millisecond), e.Generation), ""})
 	out = append(out, diagnoseClock(ctx, c.Attestation.Challenge))
+	if r, err := c.Recoveries.GetRecovery(ctx, &v1.GetRecoveryRequest{}); err == nil && r.Recovery != nil {
+		out = append(out, finding{"recovery", "failed", recoveryWarning(r.Recovery.Recovery, r.Recovery.Until.AsTime()), "ask those who signed it; if nobody knows of it, approve a change of the bundle"})
+	}
 	if s, err := a.session(t); err != nil {
 		out = append(out, off("login", err))
 	} else {

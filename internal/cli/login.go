@@ -145,14 +145,21 @@ func (a *app) tellLogout(ctx context.Context, t *client.Trust) error {
 }
 
 type statusView struct {
-	Environment   string       `json:"environment"`
-	Class         string       `json:"class"`
-	Bootstrap     string       `json:"bootstrap"`
-	Generation    uint64       `json:"generation"`
-	Bundle        string       `json:"bundle"`
-	ServerVersion string       `json:"server_version"`
-	Methods       []string     `json:"attestation_methods"`
-	Login         *sessionView `json:"login"`
+	Environment   string        `json:"environment"`
+	Class         string        `json:"class"`
+	Bootstrap     string        `json:"bootstrap"`
+	Generation    uint64        `json:"generation"`
+	Bundle        string        `json:"bundle"`
+	ServerVersion string        `json:"server_version"`
+	Methods       []string      `json:"attestation_methods"`
+	Login         *sessionView  `json:"login"`
+	Recovery      *recoveryView `json:"recovery"` // that is under way
+}
+
+type recoveryView struct {
+	Recovery uint64    `json:"recovery"`
+	Until    time.Time `json:"until"`
+	Reason   string    `json:"reason"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -170,7 +177,12 @@ func (a *app) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v := statusView{t.Environment, t.Class, t.BootstrapString(), e.Generation, e.Bundle, e.ServerVersion, e.AttestationMethods, nil}
+			v := statusView{t.Environment, t.Class, t.BootstrapString(), e.Generation, e.Bundle, e.ServerVersion, e.AttestationMethods, nil, nil}
+			if r, err := c.Recoveries.GetRecovery(cmd.Context(), &v1.GetRecoveryRequest{}); err != nil {
+				return err
+			} else if x := r.Recovery; x != nil {
+				v.Recovery = &recoveryView{x.Recovery, x.Until.AsTime(), x.Reason}
+			}
 			who := "nobody"
 			if s, err := a.session(t); err == nil {
 				v.Login = &sessionView{t.Environment, s.Path(), s.Assurance, s.Expires.UTC(), s.Index}
@@ -186,6 +198,9 @@ func (a *app) statusCommand() *cobra.Command {
 				r.add("bundle", v.Bundle)
 				r.add("server", v.ServerVersion)
 				r.add("logged in", who)
+				if v.Recovery != nil {
+					r.add("recovery", recoveryWarning(v.Recovery.Recovery, v.Recovery.Until))
+				}
 			})
 		},
 	}

@@ -115,7 +115,7 @@ func (k *known) look(ctx context.Context, c *conn) error {
 	if err != nil {
 		return err
 	}
-	prog, err := compile(b.files)
+	prog, err := compileBase(b.files)
 	if err != nil {
 		return err
 	}

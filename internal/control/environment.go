@@ -91,6 +91,9 @@ type Environment struct {
 	differences  differences
 	rolloutWake  chan struct{} // holds one: a rollout has something due
 	rolloutAt    atomic.Uint64 // which change and step was published last
+	recoveryWake chan struct{} // holds one: a recovery began
+	recoveryAt   atomic.Uint64 // which was published last
+	header       atomic.Pointer[inForceHeader]
 	docs         *documents
 	watchers     watchers
 	arrivals     watchers // of entries, whatever they are
@@ -115,7 +118,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1)}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
 	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())
@@ -161,6 +164,7 @@ func (e *Environment) start(ctx context.Context) error {
 	e.background.Go(func() { e.keysLoop(e.run) })
 	e.background.Go(func() { e.tokensLoop(e.run) })
 	e.background.Go(func() { e.rolloutLoop(e.run) })
+	e.background.Go(func() { e.recoveryLoop(e.run) })
 	e.startChecks()
 	e.started.Store(true)
 	return nil
@@ -273,6 +277,7 @@ func (e *Environment) committed(first uint64, records []ledger.Record) {
 func (e *Environment) published(s *state.State) {
 	e.watchers.tell(s.Control)
 	e.arrivals.tell(s.Next)
+	e.recovers(s)
 	if k := e.keys.Load(); k != nil && k.Behind(s) {
 		select {
 		case e.keysWake <- struct{}{}:

@@ -52,6 +52,9 @@ func (e *Environment) prepareRollout(base, changed policy.Files, was, is *policy
 		if compiled, err = policy.CompileAccepted(bundle); err == nil {
 			err = CheckBundle(e.cfg.Methods, compiled)
 		}
+		if err == nil && compiled.Orphans() > was.Orphans() { // after a recovery there may be some that it leaves as they are
+			err = problem.New(problem.ReasonBundleInvalid, "it names persons who are no operators any more")
+		}
 	}
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonBundleInvalid, "rehearsing the rollback of this change, which keeps its operators").

@@ -71,6 +71,31 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{ruling: &e.Ruling}
 	case *state.RequestDenied:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, giving: true, refused: true}
+	case *state.KeyAdded, *state.KeysRewrapped, *state.JWTKeyAdded, *state.KeyWithdrawn:
+		return deedOfKeys(e)
+	case *state.JWTIssued:
+		return deed{actor: &e.Actor, ruling: &e.Ruling}
+	case *state.FederationRefreshed:
+		return deed{ruling: &e.Ruling}
+	case *state.AccessReviewed:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyAudit}
+	case *state.GlassOpened, *state.GlassClosed, *state.GlassReviewed:
+		return m.deedOfGlass(e)
+	case *state.RecoveryStarted, *state.RecoveryWithdrawn:
+		return deedOfRecovery(e)
+	case *state.RolloutEnded:
+		return m.deedOfCause(&e.Cause, e.Change)
+	case *state.BundleInForce:
+		if e.Cause != nil {
+			return m.deedOfCause(e.Cause, e.Change)
+		}
+	}
+	return deed{}
+}
+
+// deedOfKeys is about the environment's own keys.
+func deedOfKeys(e state.Event) deed {
+	switch e := e.(type) {
 	case *state.KeyAdded:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
 	case *state.KeysRewrapped:
@@ -82,20 +107,6 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{actor: e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
 	case *state.KeyWithdrawn:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyKeys}
-	case *state.JWTIssued:
-		return deed{actor: &e.Actor, ruling: &e.Ruling}
-	case *state.FederationRefreshed:
-		return deed{ruling: &e.Ruling}
-	case *state.AccessReviewed:
-		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyAudit}
-	case *state.GlassOpened, *state.GlassClosed, *state.GlassReviewed:
-		return m.deedOfGlass(e)
-	case *state.RolloutEnded:
-		return m.deedOfCause(&e.Cause, e.Change)
-	case *state.BundleInForce:
-		if e.Cause != nil {
-			return m.deedOfCause(e.Cause, e.Change)
-		}
 	}
 	return deed{}
 }

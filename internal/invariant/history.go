@@ -61,6 +61,10 @@ func (c *Checker) once(st *step, fail failure) {
 		if r, ok := readGlass(e.Text); !ok || c.m.spent["n:"+r.nonce] != 0 {
 			fail("its nonce was used before")
 		}
+	case *state.RecoveryStarted:
+		if r, ok := readRecovery(e.Text); !ok || c.m.spent["n:"+r.nonce] != 0 {
+			fail("its nonce was used before")
+		}
 	case *state.SecretWritten:
 		if sec := c.m.secrets[e.Secret]; sec != nil && e.Version <= sec.last {
 			fail("version %d of %s was written before", e.Version, e.Secret)
@@ -123,6 +127,7 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleSPIFFE(st, fail)
 	c.lifecycleGlass(st, fail)
 	c.rolls(st, fail)
+	c.recoveries(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -329,7 +334,13 @@ func (c *Checker) separated(st *step, fail failure) {
 			fail("%s approves change %d again", e.Signature.Person, e.Change)
 		}
 	case *state.BundleInForce:
-		c.enough(e.Change, fail)
+		if e.How != state.ByRecovery {
+			c.enough(e.Change, fail)
+		}
+	case *state.RecoveryStarted:
+		recoverySigned(st, e.Signatures, fail)
+	case *state.RecoveryWithdrawn:
+		c.separatedRecovery(st, e, fail)
 	case *state.RolloutMoved:
 		c.enough(e.Change, fail)
 	case *state.SecretMoved:
@@ -579,6 +590,10 @@ func (c *Checker) confined(st *step, fail failure) {
 	case *state.AccessReviewed:
 		c.confinedText(e.Text, fail)
 	case *state.GlassReviewed:
+		c.confinedText(e.Text, fail)
+	case *state.RecoveryStarted:
+		c.confinedText(e.Text, fail)
+	case *state.RecoveryWithdrawn:
 		c.confinedText(e.Text, fail)
 	}
 }

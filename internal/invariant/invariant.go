@@ -89,7 +89,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Bounded, entry: (*Checker).bounded,
-		Entries: "leases expire, not after their maximum, grant, secret and environment, and those of a job not after its session; what a job's evidence opened ends with the evidence; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, join tokens, open changes and whole denials have their bounds; a JWT-SVID lives for minutes, within its session",
+		Entries: "leases expire, not after their maximum, grant, secret and environment, and those of a job not after its session; what a job's evidence opened ends with the evidence; sessions not after what the bundle says, the enrolment's lifetime and the node's session; enrolments not after what any bundle since has said; what one person revokes for good is within the blast limit; holds beyond it, join tokens, open changes and whole denials have their bounds; a JWT-SVID lives for minutes, within its session; a recovery waits out its delay",
 	},
 	{
 		Name: ExactlyOnce, entry: (*Checker).once,
@@ -97,11 +97,11 @@ var Table = []Invariant{
 	},
 	{
 		Name: Lifecycle, entry: (*Checker).lifecycle,
-		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised",
+		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; one recovery at a time, which changes nothing but the operators",
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
-		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum",
+		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum; a recovery has as many signers as the bundle in force asks for, each by his recovery key",
 	},
 	{
 		Name: Monotonic, entry: (*Checker).monotonic,

@@ -425,7 +425,7 @@ func (c *Checker) revoked(st *step, fail failure) {
 	case *state.AccessReviewed:
 		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature), fail)
 	case *state.BundleInForce:
-		if e.How != state.ByRollback { // it undoes what they approved, and was approved with it
+		if e.How != state.ByRollback && e.How != state.ByRecovery { // the first undoes what they approved, and was approved with it; the other is nobody's change
 			c.revokedChange(st, e.Change, fail)
 		}
 	case *state.RolloutMoved:
@@ -598,6 +598,8 @@ func (c *Checker) bounded(st *step, fail failure) {
 		c.boundedProposal(st, e, fail)
 	case *state.AccessReviewed:
 		boundedReview(st, e, fail)
+	case *state.RecoveryStarted:
+		boundedRecovery(st, e, fail)
 	case *state.RequestDenied:
 		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole {
 			fail("more than %d denials of %s in one minute", maxWhole, e.Actor.Identity)

@@ -61,6 +61,7 @@ type model struct {
 	roots      []state.StateRootSet
 	inForce    uint64          // the change that brought the bundle into force
 	way        *onItsWay       // the rollout; nil: none
+	recovery   *recovering     // that is under way; nil: none
 	served     map[string]*use // who was given what (identity, NUL, secret)
 	// superseding is the entry that must bring another bundle into force, since it ended a rollout; 0: none must.
 	superseding uint64
@@ -261,12 +262,7 @@ func (m *model) learn(st *step) {
 	case *state.ChangeRejected:
 		m.finish(e.Change, "rejected", st.at)
 	case *state.TokenCreated:
-		t := &token{created: st.index, expires: e.Expires, by: e.Actor.Identity}
-		if x := m.sessions[e.Actor.Session]; x != nil {
-			t.anchor = x.anchor
-		}
-		m.tokens[e.ID] = t
-		m.later(e.Expires, 't', 0, e.ID)
+		m.learnToken(st, e)
 	case *state.SessionOpened:
 		m.learnSession(st, e)
 	case *state.SessionClosed:
@@ -306,9 +302,19 @@ func (m *model) learn(st *step) {
 		}
 	}
 	m.learnRollout(st)
+	m.learnRecovery(st)
 	m.learnSPIFFE(st)
 	m.learnGlass(st)
 	m.learnIdem(st)
+}
+
+func (m *model) learnToken(st *step, e *state.TokenCreated) {
+	t := &token{created: st.index, expires: e.Expires, by: e.Actor.Identity}
+	if x := m.sessions[e.Actor.Session]; x != nil {
+		t.anchor = x.anchor
+	}
+	m.tokens[e.ID] = t
+	m.later(e.Expires, 't', 0, e.ID)
 }
 
 func (m *model) learnBundle(st *step, e *state.BundleInForce) {

@@ -87,7 +87,7 @@ func (c *Checker) governing(st *step) (state.Digest, string, *policy.Program) {
 
 // rolls checks the entries of rollouts: their place in the life of a change.
 func (c *Checker) rolls(st *step, fail failure) {
-	if in, ok := st.event.(*state.BundleInForce); st.index > 0 && st.index == c.m.superseding && (!ok || in.How != state.ByChange) {
+	if in, ok := st.event.(*state.BundleInForce); st.index > 0 && st.index == c.m.superseding && (!ok || in.How != state.ByChange && in.How != state.ByRecovery) {
 		fail("a rollout was ended for another bundle, and none comes into force")
 	}
 	switch e := st.event.(type) {
@@ -196,6 +196,8 @@ func (c *Checker) rollsIn(st *step, e *state.BundleInForce, fail failure) {
 			fail("what is in force is not rolled back by %s", e.Cause.By)
 		}
 		c.because(st, e.Cause, e.Change, fail)
+	case state.ByRecovery:
+		c.recoversInto(st, e, fail)
 	default:
 		fail("a bundle can't come into force by %q", e.How)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -42,7 +43,7 @@ func Concerns(ev state.Event) bool {
 	switch x := ev.(type) {
 	case *state.ChangeProposed, *state.ChangeApproved, *state.ChangeRejected, *state.BundleInForce, *state.RolloutMoved, *state.RolloutEnded,
 		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned,
-		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed:
+		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.RecoveryStarted, *state.RecoveryWithdrawn:
 		return true
 	case *state.SecretMoved:
 		return x.Change != 0
@@ -72,8 +73,22 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 	case *state.ChangeRejected:
 		m.about(s, policy.TopicRejected, x.Change, "was rejected")
 		m.By, m.Reason = x.Actor.Identity, x.Reason
+	case *state.RecoveryStarted:
+		m.recovery(fmt.Sprintf("a recovery began: it replaces the operators at %s", x.Until.Time().UTC().Format(time.RFC3339)), x.Signatures)
+		if text, err := ceremony.ParseRecovery(x.Text); err == nil {
+			m.Reason, m.Digest = text.Reason, text.New
+		}
+		until := x.Until.Time().UTC()
+		m.Expires = &until
+	case *state.RecoveryWithdrawn:
+		m.recovery(fmt.Sprintf("recovery %d was withdrawn", x.Recovery), []state.Signature{x.Signature})
+		if text, err := ceremony.ParseWithdrawal(x.Text); err == nil {
+			m.Reason = text.Reason
+		}
 	case *state.BundleInForce:
-		if x.How == state.ByRollback {
+		if x.How == state.ByRecovery {
+			m.recovery(fmt.Sprintf("recovery %d was carried out: the operators were replaced", x.Recovery), nil)
+		} else if x.How == state.ByRollback {
 			m.about(s, policy.TopicRolledBack, x.Change, "was rolled back")
 			m.cause(x.Cause)
 		} else {
@@ -110,6 +125,17 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 	m.Summary, m.By, m.Action = plain(m.Summary), plain(m.By), plain(m.Action)
 	m.Target, m.Reason = plain(m.Target), plain(m.Reason)
 	return m, true
+}
+
+// recovery is for what is done by who holds recovery keys: persons, and no identities.
+func (m *Message) recovery(summary string, by []state.Signature) {
+	m.Event, m.Summary, m.Review = policy.TopicRecovery, summary, "bailment recovery status"
+	for i, x := range by {
+		if i > 0 {
+			m.By += ", "
+		}
+		m.By += x.Person
+	}
 }
 
 // carriedOut is for the acts that are no bundles: what they do is the entry.

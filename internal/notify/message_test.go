@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -18,6 +19,11 @@ type example struct {
 	topic policy.Topic
 	want  string // in the text
 }
+
+var recoveryText = ceremony.Recovery{
+	Base: "sha256:aa", New: "sha256:bb", Operators: "sha256:cc", Required: 2, Delay: time.Hour, Nonce: "00ff", Reason: "both are gone",
+	Before: []string{"alice propose SHA256:a"}, After: []string{"dora propose SHA256:d"}, Scope: ceremony.Scope{Environment: "payments"},
+}.Text()
 
 // told is one event of each sort that is told, with what is told of it.
 var told = []example{
@@ -38,6 +44,11 @@ var told = []example{
 	{&state.GlassClosed{Opening: 5, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicGlass, "opening 5 was closed before its time"},
 	{&state.GlassReviewed{Opening: 5, Actor: state.Actor{Identity: "/human/carol"}}, policy.TopicGlass, "opening 5 was reviewed"},
 	{&state.GlassAlarmed{Quarter: "2026-Q4", Glass: 12, Releases: 300, Percent: 1}, policy.TopicGlass, "12 of 300 releases of 2026-Q4"},
+	{&state.RecoveryStarted{Text: recoveryText, Signatures: []state.Signature{{Person: "rita"}, {Person: "sam"}}, Until: state.At(at.Add(72 * time.Hour))}, policy.TopicRecovery, "it replaces the operators at 2026-11-25T12:00:00Z"},
+	{&state.RecoveryStarted{Text: recoveryText, Signatures: []state.Signature{{Person: "rita"}, {Person: "sam"}}}, policy.TopicRecovery, "rita, sam"},
+	{&state.RecoveryStarted{Text: recoveryText}, policy.TopicRecovery, `"both are gone"`},
+	{&state.RecoveryWithdrawn{Recovery: 9, Signature: state.Signature{Person: "sam"}}, policy.TopicRecovery, "recovery 9 was withdrawn"},
+	{&state.BundleInForce{Recovery: 9, How: state.ByRecovery}, policy.TopicRecovery, "the operators were replaced"},
 	{&state.SecretMoved{Secret: "db/password", Version: 2, To: "destroyed", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 }
 

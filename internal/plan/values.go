@@ -77,6 +77,9 @@ func settings(e *policy.Environment) []value {
 		period("spiffe.jwt.rotate", e.SPIFFE.Rotate, moreWider),
 		audiences(e.SPIFFE.Audiences()),
 		many("notify", notified(e.Notify), neither),
+		number("recovery.required", e.Recovery.Required, neither), // none at all is the least that can be done
+		period("recovery.delay", e.Recovery.Delay, lessWider),
+		many("recovery.keys", recoverers(e.Recovery.Keys), moreWider),
 	}
 }
 
@@ -119,6 +122,15 @@ func acts(e *policy.Environment) []string {
 		if n := e.Needs(a.Name); n.Approvals > max(e.Approvals, 1) || n.Hardware != e.Hardware {
 			out = append(out, strings.TrimSpace(fmt.Sprintf("%s: %d %s", a.Name, n.Approvals, hardware(n.Hardware))))
 		}
+	}
+	return out
+}
+
+// recoverers are who may replace the operators, and by which keys.
+func recoverers(keys []policy.RecoveryKey) []string {
+	out := make([]string, len(keys))
+	for i, k := range keys {
+		out[i] = k.Person + " " + k.Fingerprint
 	}
 	return out
 }

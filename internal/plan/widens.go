@@ -17,7 +17,7 @@ type Via string
 const (
 	ByGrant   Via = "grant"   // grants permit it more, by its name or by a pattern that holds it
 	ByDuty    Via = "duty"    // it gets a duty, or becomes an operator
-	ByKey     Via = "key"     // it gets another key
+	ByKey     Via = "key"     // it gets another key, of an operator or to recover by
 	ByControl Via = "control" // something that it can make or speak for gets more, or it can make or speak for more
 )
 
@@ -54,6 +54,7 @@ func (p *Plan) Widens(path string) []Widening {
 	out = append(out, p.widensAccess(ByGrant, who, true)...)
 	if name, person := strings.CutPrefix(path, identity.PrefixHuman); person {
 		out = append(out, p.widensPerson(name)...)
+		out = append(out, p.widensRecovery(name)...)
 		out = append(out, p.widensControl(name)...)
 	}
 	return out[:min(len(out), maxWidenings)]

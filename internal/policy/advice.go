@@ -15,6 +15,7 @@ const MaxAdvice = 1000
 // is what RunTests gave; nil leaves out what tests would say.
 func (p *Program) Advice(report *TestReport) Findings {
 	found := collector{most: MaxAdvice, list: slices.Clone(p.advice[:min(len(p.advice), MaxAdvice)])}
+	p.adviseRecovery(&found)
 	for i := range p.grants {
 		p.idle(&p.grants[i], &found)
 	}

@@ -87,6 +87,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	if list := c.found.findings(); len(list) > 0 {
 		return nil, invalid(list)
 	}
+	c.program.sources = sourcesOf(b.files)
 	return c.program, nil
 }
 
@@ -95,6 +96,16 @@ func (c *compiler) advise(at Pos, format string, args ...any) {
 	if !c.accepted {
 		c.found.add(at, format, args...)
 	}
+}
+
+// nobody finds what names a person who is no operator. A bundle that came into force by a recovery may: it is for nobody then, and else
+// stays as it was.
+func (c *compiler) nobody(at Pos, format string, args ...any) {
+	if !c.accepted {
+		c.found.add(at, format, args...)
+		return
+	}
+	c.program.orphans++
 }
 
 // each calls fn for every document of a kind that was read whole. It stops when no more findings

@@ -27,6 +27,7 @@ func (c *compiler) environment() {
 		}
 		c.settings(s)
 		c.agents(s)
+		c.recovery(s)
 		c.authorities(s)
 	})
 }
@@ -119,6 +120,7 @@ func (c *compiler) operators() {
 		}
 		if whole && len(s.Operators) > 0 {
 			c.quorum(s.At)
+			c.recoverable(s.At)
 		}
 	})
 }
@@ -154,6 +156,7 @@ func (c *compiler) operator(s operatorSpec, owners map[string]string) {
 			}
 			continue
 		}
+		c.notForRecovery(line.at, key)
 		owners[string(key.Key.Marshal())] = o.Name
 		o.Keys = append(o.Keys, key)
 	}

@@ -371,7 +371,7 @@ func (c *compiler) grantIdentities(s *grantSpec) {
 			}
 		case "human":
 			if exact && c.humansKnown && !c.humans[strings.TrimPrefix(path, identity.PrefixHuman)] {
-				c.found.add(t.at, "there is no operator for %s in operators.yaml", path)
+				c.nobody(t.at, "there is no operator for %s in operators.yaml", path)
 			}
 		case "node", "ci":
 			if exact && !c.nodeCanBe(path) {

@@ -357,7 +357,7 @@ func (c *testCompiler) given(path string) bool {
 	case identity.ValidPath(path) != nil:
 		return false
 	case strings.HasPrefix(path, identity.PrefixHuman):
-		return !c.humansKnown || c.humans[strings.TrimPrefix(path, identity.PrefixHuman)]
+		return !c.humansKnown || c.accepted || c.humans[strings.TrimPrefix(path, identity.PrefixHuman)]
 	case strings.HasPrefix(path, identity.PrefixWorkload):
 		return c.workloads[path]
 	}

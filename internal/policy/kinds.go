@@ -93,6 +93,7 @@ type (
 		} `yaml:"agents" doc:"Which agents may run."`
 		SPIFFE      spiffeSpec   `yaml:"spiffe" doc:"How this environment is known to others: its trust bundle and its tokens."`
 		Notify      []notifySpec `yaml:"notify" doc:"Who is told of changes and revocations. At most 16."`
+		Recovery    recoverySpec `yaml:"recovery" doc:"Who may replace the operators, and nothing else, when they can't do it themselves: a last resort."`
 		Authorities []rootsSpec  `yaml:"authorities" doc:"Certificate authorities whose certificates x509 identities may present: a short form of an Authority for x509."`
 	}
 

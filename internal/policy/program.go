@@ -37,6 +37,7 @@ type Environment struct {
 	SPIFFE       SPIFFE
 	BreakGlass   BreakGlass
 	Notify       []Notify // who is told of what, in the bundle's order; shared: don't change it
+	Recovery     Recovery // who may replace the operators, as a last resort
 }
 
 // Sessions are the lifetimes of sessions by the kind of identity.
@@ -132,6 +133,8 @@ type Program struct {
 	tests       []testDocument // by name
 	limits      []ReachLimit   // by test
 	advice      Findings       // about rules for jobs
+	sources     Sources
+	orphans     int
 }
 
 // Environment are the environment's settings.

@@ -83,8 +83,12 @@ func (c *compiler) unlock(u unlockSpec, workloads []string) (Unlock, bool) {
 			c.found.add(u.Identity.at, "%v", err)
 			return out, false
 		}
+		if _, human := strings.CutPrefix(out.Identity, identity.PrefixHuman); human && !c.canBe(out.Identity) {
+			c.nobody(u.Identity.at, "nobody can be %s: there is no such operator", out.Identity)
+			return out, c.accepted
+		}
 		if !c.canBe(out.Identity) {
-			c.found.add(u.Identity.at, "nobody can be %s: no identity rule gives it, and there is no such operator", out.Identity)
+			c.found.add(u.Identity.at, "nobody can be %s: no identity rule gives it", out.Identity)
 			return out, false
 		}
 		return out, true

@@ -232,7 +232,7 @@ const MaxContainment = 32
 
 // RollbackFiles are the files of the bundle that a change can be rolled back to: those of the bundle that it replaces, but what never
 // comes back (DESIGN §8) is as in the change: the operators; the environment's settings, whole, if they differ in what is asked of
-// agents, in approvals, or in the blast limit; and the files that the change marks as containment, which are sorted. was and is are the
+// agents, in approvals, in who may recover, or in the blast limit; and the files that the change marks as containment, which are sorted. was and is are the
 // settings of the two bundles. The result shares the files' bytes. It is of reason invalid if a marked file is not one that the change
 // changes.
 func RollbackFiles(base, changed Files, was, is Environment, containment []string) (Files, error) {
@@ -283,7 +283,7 @@ func operatorsOf(files Files) []byte {
 // sameGuards reports whether two settings agree in what a rollback never brings back.
 func (e Environment) sameGuards(o Environment) bool {
 	a, b := e.Agents, o.Agents
-	return e.Approvals == o.Approvals && e.Hardware == o.Hardware && slices.Equal(e.acts, o.acts) && e.BlastLimit == o.BlastLimit && a.Minimum.Compare(b.Minimum) == 0 && a.Require == b.Require && a.Rollback == b.Rollback &&
+	return e.Approvals == o.Approvals && e.Hardware == o.Hardware && slices.Equal(e.acts, o.acts) && e.BlastLimit == o.BlastLimit && e.Recovery.equal(o.Recovery) && a.Minimum.Compare(b.Minimum) == 0 && a.Require == b.Require && a.Rollback == b.Rollback &&
 		slices.EqualFunc(a.Signers, b.Signers, func(x, y OperatorKey) bool { return x.Fingerprint == y.Fingerprint })
 }
 

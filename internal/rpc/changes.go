@@ -98,6 +98,9 @@ func (s changes) ListChanges(ctx context.Context, r *pb.ListChangesRequest) (*pb
 		return nil, err
 	}
 	out := &pb.ListChangesResponse{}
+	if r := c.conn.site.Env.State().Recovery(); r != nil {
+		out.Recovery, out.RecoveryUntil = r.Index, millis(r.Until)
+	}
 	for _, x := range all {
 		out.Changes = append(out.Changes, changeInfo(c.conn.site.Env, x.Change))
 	}

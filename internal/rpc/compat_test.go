@@ -32,7 +32,7 @@ func TestWireIsCompatible(t *testing.T) {
 	if len(b) == 0 {
 		kept = nil
 	}
-	now := append(wire(pb.File_bailment_v1_bailment_proto), wire(pb.File_bailment_v1_spiffe_proto)...)
+	now := slices.Concat(wire(pb.File_bailment_v1_bailment_proto), wire(pb.File_bailment_v1_spiffe_proto), wire(pb.File_bailment_v1_recovery_proto))
 	for _, broken := range missing(kept, now) {
 		t.Errorf("no longer on the wire: %s", broken)
 	}

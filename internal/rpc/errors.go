@@ -40,6 +40,8 @@ const (
 	accountUnknown = "unknown" // an attestation by a method that there isn't
 	accountRenewal = "renewal"
 	accountLogin   = "login"
+
+	accountRecovery = "recovery"
 )
 
 // fail accounts for an error and gives it its form on the wire.

@@ -19,6 +19,9 @@ var public = map[string]string{
 	api.AttestationServiceAppraiseProcedure:       accountUnknown,
 	api.AttestationServiceRenewProcedure:          accountRenewal,
 	api.AttestationServiceLoginProcedure:          accountLogin,
+	api.RecoveryServiceGetRecoveryProcedure:       "",
+	api.RecoveryServiceStartRecoveryProcedure:     accountRecovery,
+	api.RecoveryServiceWithdrawRecoveryProcedure:  accountRecovery,
 	api.LedgerServiceGetCheckpointProcedure:       "",
 	api.LedgerServiceGetConsistencyProcedure:      "",
 }
@@ -39,8 +42,9 @@ func (a *API) mount(options []connect.HandlerOption) {
 	add(api.NewKeyServiceHandler(keys{a}, options...))
 	add(api.NewWatchServiceHandler(watches{a}, options...))
 	add(api.NewSpiffeServiceHandler(spiffes{a}, options...))
+	add(api.NewRecoveryServiceHandler(recoveries{attestations{a}}, options...))
 	direct := a.directs()
-	for _, file := range []protoreflect.FileDescriptor{pb.File_bailment_v1_bailment_proto, pb.File_bailment_v1_spiffe_proto} {
+	for _, file := range []protoreflect.FileDescriptor{pb.File_bailment_v1_bailment_proto, pb.File_bailment_v1_spiffe_proto, pb.File_bailment_v1_recovery_proto} {
 		for i := range file.Services().Len() {
 			s := file.Services().Get(i)
 			h := handlers["/"+string(s.FullName())+"/"]

@@ -98,12 +98,21 @@ func (e *BundleInForce) apply(s *State, m Meta) error {
 	if e.Previous != s.Bundle {
 		return fmt.Errorf("it replaces another bundle than the one in force")
 	}
-	c, ok := s.Changes.Get(e.Change)
-	if !ok {
-		return fmt.Errorf("there is no change %d", e.Change)
+	if e.How == ByRecovery {
+		if err := e.recovers(s, m); err != nil {
+			return err
+		}
+	} else {
+		c, ok := s.Changes.Get(e.Change)
+		if !ok || e.Recovery != 0 {
+			return fmt.Errorf("there is no change %d", e.Change)
+		}
+		if err := e.comes(s, c, m); err != nil {
+			return err
+		}
 	}
-	if err := e.comes(s, c, m); err != nil {
-		return err
+	if e.How != ByRollback { // see Recovery
+		s.recoveries.del(recoveryKey)
 	}
 	s.Changes.All(func(_ uint64, c *Change) bool {
 		if c.State == InForce && c.Index != e.Change {

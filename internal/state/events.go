@@ -58,9 +58,10 @@ type BundleInForce struct {
 	Manifest   Digest `json:"manifest"`
 	Previous   Digest `json:"previous"`
 	Change     uint64 `json:"change"`
-	How        string `json:"how"`             // ByChange, ByRollout or ByRollback
+	How        string `json:"how"`             // ByChange, ByRollout, ByRollback or ByRecovery
 	Watch      Millis `json:"watch,omitempty"` // until when the triggers of its rollout may take it back
 	Cause      *Cause `json:"cause,omitempty"` // of a rollback
+	Recovery   uint64 `json:"recovery,omitempty"`
 }
 
 // ChangeProposed opens a change. Text is what the proposer signed, byte for byte.
@@ -307,7 +308,7 @@ func (e *Genesis) Kind() Kind { return versionOf("environment.genesis", e.Protoc
 
 // Kind is version 2 for what a change alone can't do.
 func (e *BundleInForce) Kind() Kind {
-	return versionOf("bundle.in_force", e.How != ByChange || e.Watch != 0 || e.Cause != nil)
+	return versionOf("bundle.in_force", e.How != ByChange || e.Watch != 0 || e.Cause != nil || e.Recovery != 0)
 }
 
 // Kind is version 2 for a text of version 2.

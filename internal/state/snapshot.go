@@ -252,6 +252,7 @@ func (s *State) laterTables() []tableIO {
 		tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
 		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served), tableOf("reviewed", s.Reviewed),
 		tableOf("glass", s.Glass),
+		tableOf("recoveries", s.recoveries),
 	}
 }
 

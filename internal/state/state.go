@@ -61,6 +61,8 @@ type State struct {
 	Reviewed Table[string, *Reviewed]      // the newest decision about each line of access, by ReviewKey
 	Glass    Table[uint64, *Glass]         // openings of break-glass grants, by the index of their entry
 	quarter  GlassQuarter                  // of the newest entry that counted; see Quarter
+
+	recoveries Table[string, *Recovery] // at most one: see Recovery
 }
 
 // Env is what genesis says for ever.
@@ -324,7 +326,8 @@ func New() *State {
 		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
 		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
 		rollouts: newTable[string, *Rollout](), sources: newTable[string, *RolloutSource](), Served: newTable[string, *Served](), Reviewed: newTable[string, *Reviewed](),
-		Glass: newTable[uint64, *Glass](),
+		Glass:      newTable[uint64, *Glass](),
+		recoveries: newTable[string, *Recovery](),
 	}
 }
 
@@ -346,6 +349,7 @@ func (s *State) Fork() *State {
 	f.Federations = s.Federations.fork()
 	f.rollouts, f.sources, f.Served = s.rollouts.fork(), s.sources.fork(), s.Served.fork()
 	f.Reviewed, f.Glass = s.Reviewed.fork(), s.Glass.fork()
+	f.recoveries = s.recoveries.fork()
 	return &f
 }
 

@@ -82,7 +82,7 @@ var Types = []Type{
 	{Kind{"rollout.ended", 1}, func() Event { return new(RolloutEnded) }, "a rollout was taken back before its bundle was in force", 3},
 	{Kind{"rollout.observed", 1}, func() Event { return new(RolloutObserved) }, "what the candidate of a rollout would have decided otherwise, summed", 3},
 	{Kind{"environment.genesis", 2}, func() Event { return new(Genesis) }, "the same, with the protocol that holds from the beginning", 3},
-	{Kind{"bundle.in_force", 2}, func() Event { return new(BundleInForce) }, "the same: after a rollout, or again, by a rollback", 3},
+	{Kind{"bundle.in_force", 2}, func() Event { return new(BundleInForce) }, "the same: after a rollout, or again, by a rollback; or with other operators, by a recovery", 3},
 	{Kind{"change.proposed", 2}, func() Event { return new(ChangeProposed) }, "the same, with how it comes into force and what it may be rolled back to", 3},
 	{Kind{"secret.written", 2}, func() Event { return new(SecretWritten) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"secret.moved", 2}, func() Event { return new(SecretMoved) }, "the same, decided by the candidate of a rollout, or by an approved change", 3},
@@ -93,6 +93,8 @@ var Types = []Type{
 	{Kind{"glass.closed", 1}, func() Event { return new(GlassClosed) }, "an opening was ended before its time", 3},
 	{Kind{"glass.reviewed", 1}, func() Event { return new(GlassReviewed) }, "another operator wrote and signed what he found of an opening", 3},
 	{Kind{"glass.alarmed", 1}, func() Event { return new(GlassAlarmed) }, "releases by break-glass grants reached an alarming share of a quarter's", 3},
+	{Kind{"recovery.started", 1}, func() Event { return new(RecoveryStarted) }, "the holders of recovery keys begin to replace the operators", 3},
+	{Kind{"recovery.withdrawn", 1}, func() Event { return new(RecoveryWithdrawn) }, "one of a recovery's signers took his signature back, which ends it", 3},
 	{Kind{"request.denied", 2}, func() Event { return new(RequestDenied) }, "the same, during a rollout: with what the bundle beside it says", 3},
 }
 

@@ -42,6 +42,7 @@ type page struct {
 const (
 	// bob sits at another machine, and alice gets back to hers.
 	bob   = `export BAILMENT_HOME="$PWD/bob-home" BAILMENT_SSH_KEY="$PWD/bob"`
+	carol = `export BAILMENT_HOME="$PWD/carol-home" BAILMENT_SSH_KEY="$PWD/carol"`
 	alice = `export BAILMENT_HOME="$PWD/alice-home" BAILMENT_SSH_KEY="$HOME/.ssh/id_ed25519"`
 	// proposed is the number of the newest change, as a person reads it from the screen.
 	proposed = `"$(grep -o 'change [0-9][0-9]*' "$OUTPUT" | tail -n 1 | cut -d ' ' -f 2)"`
@@ -109,6 +110,19 @@ printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 
 		before: map[string]string{
 			"bailment login bob":        bob,
 			"bailment node token web-1": alice,
+		},
+	},
+	"lost-operator-key.md": {
+		presumes: serving, answers: 1, promises: 8,
+		before: map[string]string{"bailment login bob": bob, "bailment login carol": carol},
+	},
+	"recover-operators.md": {
+		presumes: recovering, answers: 6, promises: 17,
+		before: map[string]string{
+			"bailment login bob":                                bob,
+			"bailment login alice # who is not lost":            alice,
+			"bailment login bob # who is not lost either":       bob,
+			"bailment recovery status # when the delay is over": `until bailment recovery status | grep "^no recovery" > /dev/null; do sleep 0.1; done`,
 		},
 	},
 	"quarantine-and-decommission.md": {
@@ -514,6 +528,14 @@ func mailing(t *testing.T, name string) reader {
 	}
 	r, _ := servedWith(t, name, example(t, name), "notify: {mail: ["+command+", -t, -i]}\n")
 	r.env = append(r.env, "MAILS="+dir+"/mails")
+	return r
+}
+
+// recovering is served, in an environment where three days are some seconds.
+func recovering(t *testing.T, name string) reader {
+	t.Helper()
+	r, _ := served(t, name)
+	r.replace = strings.NewReplacer(" 97", " "+proposed, "delay: 72h", "delay: 6s")
 	return r
 }
 

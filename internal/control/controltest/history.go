@@ -50,6 +50,7 @@ func History(w *World) Cast {
 	h.rollouts()
 	h.reviews()
 	h.glass()
+	h.recoveries()
 	return h.finale()
 }
 

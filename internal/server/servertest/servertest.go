@@ -207,6 +207,7 @@ type Clients struct {
 	Key         api.KeyServiceClient
 	Watch       api.WatchServiceClient
 	Spiffe      api.SpiffeServiceClient
+	Recovery    api.RecoveryServiceClient
 }
 
 // Clients makes the generated clients over a certificate, or over none.
@@ -221,7 +222,7 @@ func NewClients(c *http.Client, url string, opts ...connect.ClientOption) *Clien
 		Secret: api.NewSecretServiceClient(c, url, opts...), Revocation: api.NewRevocationServiceClient(c, url, opts...),
 		Change: api.NewChangeServiceClient(c, url, opts...), Explain: api.NewExplainServiceClient(c, url, opts...),
 		Ledger: api.NewLedgerServiceClient(c, url, opts...), Key: api.NewKeyServiceClient(c, url, opts...), Watch: api.NewWatchServiceClient(c, url, opts...),
-		Spiffe: api.NewSpiffeServiceClient(c, url, opts...),
+		Spiffe: api.NewSpiffeServiceClient(c, url, opts...), Recovery: api.NewRecoveryServiceClient(c, url, opts...),
 	}
 }
 
