@@ -141,8 +141,11 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 			fail("session %d is closed in session %d", e.Session, e.Actor.Session)
 		}
 	case *state.ChangeApproved:
-		if ch := c.open(e.Change, fail); ch != nil && ch.base != c.m.bundle {
-			fail("change %d was made for another bundle than the one in force", e.Change)
+		if ch := c.open(e.Change, fail); ch != nil {
+			if ch.base != c.m.bundle {
+				fail("change %d was made for another bundle than the one in force", e.Change)
+			}
+			c.approvable(st, ch, e.Change, fail)
 		}
 	case *state.ChangeRejected:
 		c.open(e.Change, fail)
@@ -297,6 +300,7 @@ func (c *Checker) separated(st *step, fail failure) {
 			fail("a bundle is signed by its proposer, and nothing else is")
 		}
 		c.separatedQuorum(st, e, fail)
+		c.waits(st, e, fail)
 	case *state.AccessReviewed:
 		if r, _ := readReview(e.Text); "/human/"+e.Signature.Person != e.Actor.Identity || r.person != e.Signature.Person {
 			fail("%s decides what %s signed", e.Actor.Identity, e.Signature.Person)
@@ -329,6 +333,7 @@ func (c *Checker) separated(st *step, fail failure) {
 	case *state.SecretMoved:
 		if e.Change != 0 {
 			c.enough(e.Change, fail)
+			c.waited(st, e.Change, fail)
 		} else if e.To == state.Destroyed && c.m.protocol >= 3 && st.prog != nil && st.prog.Environment().Takes(policy.ActDestroy) {
 			fail("version %d of %s is destroyed without the approvals that it takes", e.Version, e.Secret)
 		}
@@ -338,6 +343,7 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 	case *state.IdentityDecommissioned:
 		c.enough(e.Change, fail)
+		c.waited(st, e.Change, fail)
 	case *state.RevocationRecorded:
 		if e.Change != 0 {
 			c.enough(e.Change, fail)

@@ -101,7 +101,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
-		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum",
+		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum; what can't be undone waits for as long as that bundle asked for",
 	},
 	{
 		Name: Monotonic, entry: (*Checker).monotonic,
@@ -204,6 +204,7 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 		}
 	}
 	c.m.learn(st)
+	c.learnWaiting(st)
 	out = append(out, c.learnCandidate(index, e.Event)...)
 	if d, changed := manifestOf(e.Event); changed {
 		c.m.prog = nil

@@ -39,6 +39,7 @@ const (
 	ReasonDuty             Reason = "duty"
 	ReasonSeparation       Reason = "separation"
 	ReasonQuorum           Reason = "quorum"
+	ReasonWaiting          Reason = "waiting"
 	ReasonBlastLimit       Reason = "blast-limit"
 	ReasonLastQuorum       Reason = "last-quorum"
 	ReasonNotFound         Reason = "not-found"
@@ -144,6 +145,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonDuty:             {Refused, "ask an operator who has this duty"},
 	ReasonSeparation:       {Refused, "somebody else has to do this"},
 	ReasonQuorum:           {Refused, "collect the missing approvals"},
+	ReasonWaiting:          {Refused, "wait until its delay is over; whoever may approve it can still reject it"},
 	ReasonBlastLimit:       {Refused, "narrow the scope, or have it confirmed by a quorum"},
 	ReasonLastQuorum:       {Refused, "nobody could lift it: bring another operator or key into force first, or only cut off, with --no-hold, after which a new login is needed"},
 	ReasonNotFound:         {NotFound, "check the name with the list command"},

@@ -241,6 +241,9 @@ type Change struct {
 	// Text is the version of what was signed, which approvals are of too; 0: the first.
 	Text        int      `json:"text,omitempty"`
 	Containment []string `json:"containment,omitempty"`
+	// Of what can't be undone: for how many seconds it waits, and since when it does.
+	Delay int64  `json:"delay_s,omitempty"`
+	Since Millis `json:"since,omitempty"`
 }
 
 // Approval is one person's yes.

@@ -3545,11 +3545,14 @@ type ChangeInfo struct {
 	Created       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created,proto3" json:"created,omitempty"`
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=expires,proto3" json:"expires,omitempty"`
 	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
-	Rollout       string                 `protobuf:"bytes,13,opt,name=rollout,proto3" json:"rollout,omitempty"`                             // by which it comes into force; empty: at once
-	Rollback      string                 `protobuf:"bytes,14,opt,name=rollback,proto3" json:"rollback,omitempty"`                           // digest of the manifest that it may be rolled back to
-	Containment   []string               `protobuf:"bytes,15,rep,name=containment,proto3" json:"containment,omitempty"`                     // files that no rollback undoes
-	TextVersion   int32                  `protobuf:"varint,16,opt,name=text_version,json=textVersion,proto3" json:"text_version,omitempty"` // of what is signed
-	Progress      *RolloutInfo           `protobuf:"bytes,17,opt,name=progress,proto3" json:"progress,omitempty"`                           // if it is being rolled out, or is watched
+	Rollout       string                 `protobuf:"bytes,13,opt,name=rollout,proto3" json:"rollout,omitempty"`                                // by which it comes into force; empty: at once
+	Rollback      string                 `protobuf:"bytes,14,opt,name=rollback,proto3" json:"rollback,omitempty"`                              // digest of the manifest that it may be rolled back to
+	Containment   []string               `protobuf:"bytes,15,rep,name=containment,proto3" json:"containment,omitempty"`                        // files that no rollback undoes
+	TextVersion   int32                  `protobuf:"varint,16,opt,name=text_version,json=textVersion,proto3" json:"text_version,omitempty"`    // of what is signed
+	Progress      *RolloutInfo           `protobuf:"bytes,17,opt,name=progress,proto3" json:"progress,omitempty"`                              // if it is being rolled out, or is watched
+	DelaySeconds  int64                  `protobuf:"varint,18,opt,name=delay_seconds,json=delaySeconds,proto3" json:"delay_seconds,omitempty"` // for how long it waits after the last approval that it needs
+	Due           *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=due,proto3" json:"due,omitempty"`                                        // from when on it can be carried out, if it waits
+	Ends          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=ends,proto3" json:"ends,omitempty"`                                      // when it is over if nothing becomes of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3699,6 +3702,27 @@ func (x *ChangeInfo) GetTextVersion() int32 {
 func (x *ChangeInfo) GetProgress() *RolloutInfo {
 	if x != nil {
 		return x.Progress
+	}
+	return nil
+}
+
+func (x *ChangeInfo) GetDelaySeconds() int64 {
+	if x != nil {
+		return x.DelaySeconds
+	}
+	return 0
+}
+
+func (x *ChangeInfo) GetDue() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Due
+	}
+	return nil
+}
+
+func (x *ChangeInfo) GetEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ends
 	}
 	return nil
 }
@@ -4539,6 +4563,102 @@ func (x *RollBackResponse) GetGeneration() uint64 {
 	return 0
 }
 
+type CarryOutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        uint64                 `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarryOutRequest) Reset() {
+	*x = CarryOutRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarryOutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarryOutRequest) ProtoMessage() {}
+
+func (x *CarryOutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarryOutRequest.ProtoReflect.Descriptor instead.
+func (*CarryOutRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *CarryOutRequest) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+type CarryOutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        *ChangeInfo            `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	Entry         *EntryRef              `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarryOutResponse) Reset() {
+	*x = CarryOutResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarryOutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarryOutResponse) ProtoMessage() {}
+
+func (x *CarryOutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarryOutResponse.ProtoReflect.Descriptor instead.
+func (*CarryOutResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *CarryOutResponse) GetChange() *ChangeInfo {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *CarryOutResponse) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type GetBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -4548,7 +4668,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4680,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4693,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetBundleRequest) GetDigest() string {
@@ -4595,7 +4715,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4607,7 +4727,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4620,7 +4740,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetBundleResponse) GetManifest() string {
@@ -4665,7 +4785,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4677,7 +4797,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4690,7 +4810,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExplainRequest) GetIdentity() string {
@@ -4752,7 +4872,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4764,7 +4884,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4777,7 +4897,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainResponse) GetAllowed() bool {
@@ -4856,7 +4976,7 @@ type RuleTrace struct {
 
 func (x *RuleTrace) Reset() {
 	*x = RuleTrace{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4868,7 +4988,7 @@ func (x *RuleTrace) String() string {
 func (*RuleTrace) ProtoMessage() {}
 
 func (x *RuleTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,7 +5001,7 @@ func (x *RuleTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleTrace.ProtoReflect.Descriptor instead.
 func (*RuleTrace) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RuleTrace) GetGrant() string {
@@ -4930,7 +5050,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4942,7 +5062,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4955,7 +5075,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Check) GetName() string {
@@ -4991,7 +5111,7 @@ type ListUsesRequest struct {
 
 func (x *ListUsesRequest) Reset() {
 	*x = ListUsesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5003,7 +5123,7 @@ func (x *ListUsesRequest) String() string {
 func (*ListUsesRequest) ProtoMessage() {}
 
 func (x *ListUsesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5016,7 +5136,7 @@ func (x *ListUsesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsesRequest.ProtoReflect.Descriptor instead.
 func (*ListUsesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListUsesRequest) GetIdentities() string {
@@ -5058,7 +5178,7 @@ type ListUsesResponse struct {
 
 func (x *ListUsesResponse) Reset() {
 	*x = ListUsesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5070,7 +5190,7 @@ func (x *ListUsesResponse) String() string {
 func (*ListUsesResponse) ProtoMessage() {}
 
 func (x *ListUsesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5083,7 +5203,7 @@ func (x *ListUsesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsesResponse.ProtoReflect.Descriptor instead.
 func (*ListUsesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListUsesResponse) GetUses() []*Use {
@@ -5120,7 +5240,7 @@ type Use struct {
 
 func (x *Use) Reset() {
 	*x = Use{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5132,7 +5252,7 @@ func (x *Use) String() string {
 func (*Use) ProtoMessage() {}
 
 func (x *Use) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5145,7 +5265,7 @@ func (x *Use) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Use.ProtoReflect.Descriptor instead.
 func (*Use) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Use) GetIdentity() string {
@@ -5195,7 +5315,7 @@ type ListReviewedRequest struct {
 
 func (x *ListReviewedRequest) Reset() {
 	*x = ListReviewedRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5207,7 +5327,7 @@ func (x *ListReviewedRequest) String() string {
 func (*ListReviewedRequest) ProtoMessage() {}
 
 func (x *ListReviewedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5220,7 +5340,7 @@ func (x *ListReviewedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReviewedRequest.ProtoReflect.Descriptor instead.
 func (*ListReviewedRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListReviewedRequest) GetIdentities() string {
@@ -5261,7 +5381,7 @@ type ListReviewedResponse struct {
 
 func (x *ListReviewedResponse) Reset() {
 	*x = ListReviewedResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5393,7 @@ func (x *ListReviewedResponse) String() string {
 func (*ListReviewedResponse) ProtoMessage() {}
 
 func (x *ListReviewedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5406,7 @@ func (x *ListReviewedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReviewedResponse.ProtoReflect.Descriptor instead.
 func (*ListReviewedResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListReviewedResponse) GetLines() []*ReviewedLine {
@@ -5318,7 +5438,7 @@ type ReviewedLine struct {
 
 func (x *ReviewedLine) Reset() {
 	*x = ReviewedLine{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5330,7 +5450,7 @@ func (x *ReviewedLine) String() string {
 func (*ReviewedLine) ProtoMessage() {}
 
 func (x *ReviewedLine) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5343,7 +5463,7 @@ func (x *ReviewedLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewedLine.ProtoReflect.Descriptor instead.
 func (*ReviewedLine) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReviewedLine) GetGrant() string {
@@ -5406,7 +5526,7 @@ type ReviewRequest struct {
 
 func (x *ReviewRequest) Reset() {
 	*x = ReviewRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5418,7 +5538,7 @@ func (x *ReviewRequest) String() string {
 func (*ReviewRequest) ProtoMessage() {}
 
 func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5431,7 +5551,7 @@ func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
 func (*ReviewRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ReviewRequest) GetText() string {
@@ -5464,7 +5584,7 @@ type ReviewResponse struct {
 
 func (x *ReviewResponse) Reset() {
 	*x = ReviewResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5476,7 +5596,7 @@ func (x *ReviewResponse) String() string {
 func (*ReviewResponse) ProtoMessage() {}
 
 func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5489,7 +5609,7 @@ func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
 func (*ReviewResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ReviewResponse) GetEntry() *EntryRef {
@@ -5507,7 +5627,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5519,7 +5639,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5532,7 +5652,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
 }
 
 type GetCheckpointResponse struct {
@@ -5544,7 +5664,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5556,7 +5676,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5569,7 +5689,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -5589,7 +5709,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5601,7 +5721,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5614,7 +5734,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -5643,7 +5763,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5655,7 +5775,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5668,7 +5788,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -5709,7 +5829,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5721,7 +5841,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5734,7 +5854,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -5760,7 +5880,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5772,7 +5892,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5785,7 +5905,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -5804,7 +5924,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +5936,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +5949,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -5849,7 +5969,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5861,7 +5981,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5874,7 +5994,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -5902,7 +6022,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5914,7 +6034,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5927,7 +6047,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -5960,7 +6080,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6092,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6105,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -6003,7 +6123,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6015,7 +6135,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6028,7 +6148,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
 }
 
 type ListKeysResponse struct {
@@ -6040,7 +6160,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6052,7 +6172,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6065,7 +6185,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -6088,7 +6208,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6100,7 +6220,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6113,7 +6233,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -6160,7 +6280,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6292,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6305,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -6205,7 +6325,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6217,7 +6337,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6230,7 +6350,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -6255,7 +6375,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6267,7 +6387,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6280,7 +6400,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
 }
 
 type RewrapProgress struct {
@@ -6294,7 +6414,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6306,7 +6426,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6319,7 +6439,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -6352,7 +6472,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6364,7 +6484,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6377,7 +6497,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -6401,7 +6521,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6413,7 +6533,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6426,7 +6546,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -6487,7 +6607,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6499,7 +6619,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6512,7 +6632,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Problem) GetKind() string {
@@ -6850,7 +6970,7 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\topen_only\x18\x01 \x01(\bR\bopenOnly\x12\x12\n" +
 	"\x04mine\x18\x02 \x01(\bR\x04mine\"H\n" +
 	"\x13ListChangesResponse\x121\n" +
-	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\"\xa8\x04\n" +
+	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\"\xab\x05\n" +
 	"\n" +
 	"ChangeInfo\x12\x16\n" +
 	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x16\n" +
@@ -6871,7 +6991,10 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\brollback\x18\x0e \x01(\tR\brollback\x12 \n" +
 	"\vcontainment\x18\x0f \x03(\tR\vcontainment\x12!\n" +
 	"\ftext_version\x18\x10 \x01(\x05R\vtextVersion\x124\n" +
-	"\bprogress\x18\x11 \x01(\v2\x18.bailment.v1.RolloutInfoR\bprogress\"\xf0\x02\n" +
+	"\bprogress\x18\x11 \x01(\v2\x18.bailment.v1.RolloutInfoR\bprogress\x12#\n" +
+	"\rdelay_seconds\x18\x12 \x01(\x03R\fdelaySeconds\x12,\n" +
+	"\x03due\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12.\n" +
+	"\x04ends\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\"\xf0\x02\n" +
 	"\vRolloutInfo\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\x05R\x04step\x12\x14\n" +
@@ -6938,7 +7061,12 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"*\n" +
+	"generation\")\n" +
+	"\x0fCarryOutRequest\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\"p\n" +
+	"\x10CarryOutResponse\x12/\n" +
+	"\x06change\x18\x01 \x01(\v2\x17.bailment.v1.ChangeInfoR\x06change\x12+\n" +
+	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"*\n" +
 	"\x10GetBundleRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xac\x01\n" +
 	"\x11GetBundleResponse\x12\x1a\n" +
@@ -7124,14 +7252,15 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\vReturnLease\x12\x1f.bailment.v1.ReturnLeaseRequest\x1a .bailment.v1.ReturnLeaseResponse2\xb4\x01\n" +
 	"\x11RevocationService\x12A\n" +
 	"\x06Revoke\x12\x1a.bailment.v1.RevokeRequest\x1a\x1b.bailment.v1.RevokeResponse\x12\\\n" +
-	"\x0fListRevocations\x12#.bailment.v1.ListRevocationsRequest\x1a$.bailment.v1.ListRevocationsResponse2\x91\x04\n" +
+	"\x0fListRevocations\x12#.bailment.v1.ListRevocationsRequest\x1a$.bailment.v1.ListRevocationsResponse2\xda\x04\n" +
 	"\rChangeService\x12D\n" +
 	"\aPropose\x12\x1b.bailment.v1.ProposeRequest\x1a\x1c.bailment.v1.ProposeResponse\x12P\n" +
 	"\vListChanges\x12\x1f.bailment.v1.ListChangesRequest\x1a .bailment.v1.ListChangesResponse\x12J\n" +
 	"\tGetChange\x12\x1d.bailment.v1.GetChangeRequest\x1a\x1e.bailment.v1.GetChangeResponse\x12D\n" +
 	"\aApprove\x12\x1b.bailment.v1.ApproveRequest\x1a\x1c.bailment.v1.ApproveResponse\x12A\n" +
 	"\x06Reject\x12\x1a.bailment.v1.RejectRequest\x1a\x1b.bailment.v1.RejectResponse\x12G\n" +
-	"\bRollBack\x12\x1c.bailment.v1.RollBackRequest\x1a\x1d.bailment.v1.RollBackResponse\x12J\n" +
+	"\bRollBack\x12\x1c.bailment.v1.RollBackRequest\x1a\x1d.bailment.v1.RollBackResponse\x12G\n" +
+	"\bCarryOut\x12\x1c.bailment.v1.CarryOutRequest\x1a\x1d.bailment.v1.CarryOutResponse\x12J\n" +
 	"\tGetBundle\x12\x1d.bailment.v1.GetBundleRequest\x1a\x1e.bailment.v1.GetBundleResponse2V\n" +
 	"\x0eExplainService\x12D\n" +
 	"\aExplain\x12\x1b.bailment.v1.ExplainRequest\x1a\x1c.bailment.v1.ExplainResponse2\xf0\x01\n" +
@@ -7168,7 +7297,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -7234,218 +7363,226 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*RejectResponse)(nil),          // 61: bailment.v1.RejectResponse
 	(*RollBackRequest)(nil),         // 62: bailment.v1.RollBackRequest
 	(*RollBackResponse)(nil),        // 63: bailment.v1.RollBackResponse
-	(*GetBundleRequest)(nil),        // 64: bailment.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 65: bailment.v1.GetBundleResponse
-	(*ExplainRequest)(nil),          // 66: bailment.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 67: bailment.v1.ExplainResponse
-	(*RuleTrace)(nil),               // 68: bailment.v1.RuleTrace
-	(*Check)(nil),                   // 69: bailment.v1.Check
-	(*ListUsesRequest)(nil),         // 70: bailment.v1.ListUsesRequest
-	(*ListUsesResponse)(nil),        // 71: bailment.v1.ListUsesResponse
-	(*Use)(nil),                     // 72: bailment.v1.Use
-	(*ListReviewedRequest)(nil),     // 73: bailment.v1.ListReviewedRequest
-	(*ListReviewedResponse)(nil),    // 74: bailment.v1.ListReviewedResponse
-	(*ReviewedLine)(nil),            // 75: bailment.v1.ReviewedLine
-	(*ReviewRequest)(nil),           // 76: bailment.v1.ReviewRequest
-	(*ReviewResponse)(nil),          // 77: bailment.v1.ReviewResponse
-	(*GetCheckpointRequest)(nil),    // 78: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 79: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 80: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 81: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 82: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 83: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 84: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 85: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 86: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 87: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 88: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 89: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 90: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 91: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 92: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 93: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 94: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 95: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 96: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 97: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 98: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 99: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 100: google.protobuf.Duration
+	(*CarryOutRequest)(nil),         // 64: bailment.v1.CarryOutRequest
+	(*CarryOutResponse)(nil),        // 65: bailment.v1.CarryOutResponse
+	(*GetBundleRequest)(nil),        // 66: bailment.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 67: bailment.v1.GetBundleResponse
+	(*ExplainRequest)(nil),          // 68: bailment.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 69: bailment.v1.ExplainResponse
+	(*RuleTrace)(nil),               // 70: bailment.v1.RuleTrace
+	(*Check)(nil),                   // 71: bailment.v1.Check
+	(*ListUsesRequest)(nil),         // 72: bailment.v1.ListUsesRequest
+	(*ListUsesResponse)(nil),        // 73: bailment.v1.ListUsesResponse
+	(*Use)(nil),                     // 74: bailment.v1.Use
+	(*ListReviewedRequest)(nil),     // 75: bailment.v1.ListReviewedRequest
+	(*ListReviewedResponse)(nil),    // 76: bailment.v1.ListReviewedResponse
+	(*ReviewedLine)(nil),            // 77: bailment.v1.ReviewedLine
+	(*ReviewRequest)(nil),           // 78: bailment.v1.ReviewRequest
+	(*ReviewResponse)(nil),          // 79: bailment.v1.ReviewResponse
+	(*GetCheckpointRequest)(nil),    // 80: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 81: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 82: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 83: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 84: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 85: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 86: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 87: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 88: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 89: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 90: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 91: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 92: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 93: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 94: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 95: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 96: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 97: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 98: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 99: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 100: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 101: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 102: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	98,  // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	100, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	99,  // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	101, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	99,  // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	98,  // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	101, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	100, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	99,  // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	98,  // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	98,  // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	101, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	100, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	100, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	98,  // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	100, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	98,  // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	100, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	102, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	100, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	98,  // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	98,  // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	98,  // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	98,  // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	100, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	100, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	100, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	100, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	98,  // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	100, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	98,  // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	100, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	100, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	98,  // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	98,  // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	98,  // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	100, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	100, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	100, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	100, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	98,  // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	98,  // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	100, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	100, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	98,  // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	98,  // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	100, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	100, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	98,  // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	98,  // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	100, // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	100, // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
 	52,  // 50: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	98,  // 51: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
-	53,  // 52: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
-	54,  // 53: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
-	51,  // 54: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
-	3,   // 55: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
-	57,  // 56: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
-	3,   // 57: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
-	3,   // 58: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
-	3,   // 59: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
-	51,  // 60: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 61: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
-	23,  // 62: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
-	51,  // 63: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 64: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
-	3,   // 65: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	99,  // 66: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	100, // 67: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
-	68,  // 68: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
-	69,  // 69: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	72,  // 70: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	98,  // 71: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	98,  // 72: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	98,  // 73: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
-	75,  // 74: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	98,  // 75: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
-	23,  // 76: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
-	3,   // 77: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
-	23,  // 78: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
-	81,  // 79: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	90,  // 80: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	98,  // 81: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 82: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 83: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	100, // 84: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 85: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 86: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 87: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 88: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 89: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 90: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 91: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 92: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 93: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 94: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 95: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 96: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 97: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 98: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 99: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 100: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 101: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 102: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 103: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 104: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 105: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 106: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 107: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 108: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 109: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 110: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 111: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 112: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 113: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	66,  // 114: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	70,  // 115: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	73,  // 116: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	76,  // 117: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	78,  // 118: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	80,  // 119: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	83,  // 120: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	85,  // 121: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	87,  // 122: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	88,  // 123: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	91,  // 124: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	93,  // 125: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	95,  // 126: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 127: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 128: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 129: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 130: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 131: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 132: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 133: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 134: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 135: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 136: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 137: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 138: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 139: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 140: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 141: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 142: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 143: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 144: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 145: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 146: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 147: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 148: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 149: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 150: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 151: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 152: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 153: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 154: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	67,  // 155: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	71,  // 156: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	74,  // 157: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	77,  // 158: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	79,  // 159: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	82,  // 160: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	84,  // 161: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	86,  // 162: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	81,  // 163: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	89,  // 164: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	92,  // 165: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	94,  // 166: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	96,  // 167: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	127, // [127:168] is the sub-list for method output_type
-	86,  // [86:127] is the sub-list for method input_type
-	86,  // [86:86] is the sub-list for extension type_name
-	86,  // [86:86] is the sub-list for extension extendee
-	0,   // [0:86] is the sub-list for field type_name
+	100, // 51: bailment.v1.ChangeInfo.due:type_name -> google.protobuf.Timestamp
+	100, // 52: bailment.v1.ChangeInfo.ends:type_name -> google.protobuf.Timestamp
+	100, // 53: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	53,  // 54: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
+	54,  // 55: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
+	51,  // 56: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
+	3,   // 57: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
+	57,  // 58: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
+	3,   // 59: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
+	3,   // 60: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
+	3,   // 61: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
+	51,  // 62: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 63: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
+	23,  // 64: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 65: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 66: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 67: bailment.v1.CarryOutResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 68: bailment.v1.CarryOutResponse.entry:type_name -> bailment.v1.EntryRef
+	3,   // 69: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
+	101, // 70: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	102, // 71: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	70,  // 72: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
+	71,  // 73: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
+	74,  // 74: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
+	100, // 75: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	100, // 76: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	100, // 77: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	77,  // 78: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
+	100, // 79: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	23,  // 80: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
+	3,   // 81: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 82: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
+	83,  // 83: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	92,  // 84: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	100, // 85: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 86: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 87: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	102, // 88: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 89: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 90: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 91: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 92: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 93: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 94: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 95: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 96: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 97: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 98: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 99: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 100: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 101: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 102: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 103: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 104: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 105: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 106: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 107: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 108: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 109: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 110: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 111: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 112: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 113: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 114: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 115: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 116: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 117: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
+	66,  // 118: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	68,  // 119: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	72,  // 120: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	75,  // 121: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	78,  // 122: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	80,  // 123: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	82,  // 124: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	85,  // 125: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	87,  // 126: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	89,  // 127: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	90,  // 128: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	93,  // 129: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	95,  // 130: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	97,  // 131: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 132: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 133: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 134: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 135: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 136: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 137: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 138: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 139: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 140: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 141: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 142: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 143: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 144: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 145: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 146: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 147: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 148: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 149: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 150: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 151: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 152: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 153: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 154: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 155: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 156: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 157: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 158: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 159: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
+	67,  // 160: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	69,  // 161: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	73,  // 162: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	76,  // 163: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	79,  // 164: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	81,  // 165: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	84,  // 166: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	86,  // 167: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	88,  // 168: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	83,  // 169: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	91,  // 170: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	94,  // 171: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	96,  // 172: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	98,  // 173: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	132, // [132:174] is the sub-list for method output_type
+	90,  // [90:132] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -7459,7 +7596,7 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   97,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   10,
 		},
