@@ -185,4 +185,3 @@ func (b *board) version(path string, n uint64) *state.Version {
 	}
 	return sec.Find(n)
 }
-

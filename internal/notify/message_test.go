@@ -126,3 +126,20 @@ func TestWhatItTakes(t *testing.T) {
 		t.Error("a change that is kept no more")
 	}
 }
+
+// What can't be undone waits, and whoever could stop it is told until when, and how.
+func TestWhatWaits(t *testing.T) {
+	about := proposed("x")
+	about.Change = func(n uint64) (*state.Change, bool) {
+		return &state.Change{Index: n, Action: "secret.destroy", State: state.Waiting, Required: 1, Delay: 86_400, Since: state.At(at), Expires: state.At(at.Add(time.Hour))}, true
+	}
+	e := &state.Entry{Time: state.At(at), Event: &state.ChangeApproved{Change: 7, Actor: state.Actor{Identity: "/human/bob"}}}
+	m, _ := Of(about, 8, e)
+	if m.Due == nil || !m.Due.Equal(at.Add(24*time.Hour)) || !strings.Contains(m.Text(), "waits      until 2026-11-23T12:00:00Z; to stop it: bailment change reject 7") {
+		t.Errorf("%s", m.Text())
+	}
+	e.Time -= 1000 // an approval before the last one
+	if m, _ := Of(about, 7, e); m.Due != nil || !strings.Contains(m.Summary, "was approved") {
+		t.Errorf("%s", m.Text())
+	}
+}
