@@ -41,6 +41,8 @@ func (r *run) actOf(ev state.Event) act {
 			return act{&ev.Actor, &ev.Ruling, r.carrier(ev.Change, ev.Actor)} // by its last approver, or when it has waited
 		}
 		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.EnvironmentEnded:
+		return act{&ev.Actor, &ev.Ruling, r.carrier(ev.Change, ev.Actor)}
 	case *state.SecretReleased:
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.LeaseRenewed:

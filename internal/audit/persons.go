@@ -24,6 +24,9 @@ import (
 
 // judge checks what the reducer does not: who acted and signed, and under which bundle. The state is as of before the entry.
 func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
+	if r.report.Ended != 0 {
+		return fmt.Errorf("the environment ended with entry %d, and nothing follows that", r.report.Ended)
+	}
 	if err := r.acted(index, at, ev); err != nil {
 		return err
 	}
@@ -66,6 +69,11 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		}
 	case *state.KeyAdded:
 		return r.keyAdded(&ev.Key)
+	case *state.EnvironmentEnded:
+		r.report.Ended = index
+		return r.completed(at, ev.Change, policy.ActDeleteEnvironment, func(c *state.Change) bool {
+			return ev.Environment == r.state.Env.Name && ev.Genesis == r.state.Env.Genesis && c.Target == ev.Environment+"#"+ev.Genesis.String()
+		})
 	}
 	return nil
 }

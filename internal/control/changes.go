@@ -542,6 +542,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		return t.decommission(ch)
 	case ActionDestroy:
 		return t.destroy(ch, x)
+	case ActionDelete:
+		return t.endEnvironment(ch, x)
 	}
 	return problem.New(problem.ReasonInternal, "there is no action %q", ch.Action)
 }

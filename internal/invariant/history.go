@@ -118,6 +118,9 @@ func legal(from, to state.VersionState) bool {
 func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleSPIFFE(st, fail)
 	c.rolls(st, fail)
+	if c.m.ended != 0 {
+		fail("the environment ended with entry %d, and nothing follows that", c.m.ended)
+	}
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -162,6 +165,8 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		}
 	case *state.IdentityDecommissioned:
 		c.ended(st, e, fail)
+	case *state.EnvironmentEnded:
+		c.allEnded(e, fail)
 	case *state.SessionOpened:
 		if path := c.goneFor(e.Identity, e.Node); path != "" {
 			fail("%s was decommissioned by entry %d", path, c.m.gone[path])
@@ -342,6 +347,9 @@ func (c *Checker) separated(st *step, fail failure) {
 	case *state.EvidenceForgotten:
 		c.enough(e.Change, fail)
 	case *state.IdentityDecommissioned:
+		c.enough(e.Change, fail)
+		c.waited(st, e.Change, fail)
+	case *state.EnvironmentEnded:
 		c.enough(e.Change, fail)
 		c.waited(st, e.Change, fail)
 	case *state.RevocationRecorded:

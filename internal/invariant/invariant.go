@@ -97,7 +97,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Lifecycle, entry: (*Checker).lifecycle,
-		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised",
+		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; the end of the environment is its last entry, and says what it took along",
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,

@@ -66,6 +66,8 @@ type model struct {
 	superseding uint64
 	due         dueQueue
 
+	ended       uint64 // the entry that is the last one; 0: there may be more
+
 	tokensOut tokenState
 }
 
@@ -299,6 +301,9 @@ func (m *model) learn(st *step) {
 			m.spend(e.Challenge, e.ChallengeTo)
 		}
 		m.learnAttested(st)
+	case *state.EnvironmentEnded:
+		m.ended = st.index
+		m.finish(e.Change, "done", st.at)
 	default:
 		if !m.learnAttested(st) {
 			m.learnSecret(st)

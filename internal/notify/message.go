@@ -43,7 +43,7 @@ type Message struct {
 func Concerns(ev state.Event) bool {
 	switch x := ev.(type) {
 	case *state.ChangeProposed, *state.ChangeApproved, *state.ChangeRejected, *state.BundleInForce, *state.RolloutMoved, *state.RolloutEnded,
-		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned:
+		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned, *state.EnvironmentEnded:
 		return true
 	case *state.SecretMoved:
 		return x.Change != 0
@@ -92,6 +92,9 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 		m.Event, m.By, m.Change, m.Target, m.Reason = policy.TopicRevocation, x.Actor.Identity, x.Change, x.Scope, x.Reason
 		m.Summary = fmt.Sprintf("%s, %d in scope", revoked(x), x.Covers)
 		m.Review = "bailment revocation list"
+	case *state.EnvironmentEnded:
+		m.about(s, policy.TopicInForce, x.Change, "was carried out: the environment has ended for ever")
+		m.By, m.Review = x.Actor.Identity, "bailment ledger verify"
 	default:
 		if !m.carriedOut(s, entry.Event) {
 			return Message{}, false

@@ -34,6 +34,7 @@ var told = []example{
 	{&state.HoldLifted{Scope: "identity:/workload/a", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 	{&state.EvidenceForgotten{Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 	{&state.IdentityDecommissioned{Change: 7}, policy.TopicInForce, "change 7 was carried out"},
+	{&state.EnvironmentEnded{Environment: "payments", Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "the environment has ended for ever"},
 	{&state.SecretMoved{Secret: "db/password", Version: 2, To: "destroyed", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 }
 

@@ -93,6 +93,7 @@ const (
 	ReasonPosture          Reason = "posture"
 	ReasonQuarantined      Reason = "quarantined"
 	ReasonDecommissioned   Reason = "decommissioned"
+	ReasonEnvironmentEnded Reason = "environment-ended"
 	ReasonAgentOutdated    Reason = "agent-outdated"
 	ReasonAgentUnsigned    Reason = "agent-unsigned"
 	ReasonAgentUnknown     Reason = "agent-unknown"
@@ -198,6 +199,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonPosture:          {Refused, "what the machine proved is not what its identity rule requires: see the entry, or `bailment attest --dry-run` on it"},
 	ReasonQuarantined:      {Refused, "the machine is quarantined: find out why (`bailment node show`), then have its release approved"},
 	ReasonDecommissioned:   {Refused, "this identity was decommissioned for ever: enrol the machine under another name"},
+	ReasonEnvironmentEnded: {Refused, "nothing brings it back: stop its agents and servers, and keep the data directory, whose ledger can be verified offline for ever (`bailment ledger verify`)"},
 	ReasonAgentOutdated:    {Refused, "upgrade the agent: its version is below the bundle's minimum"},
 	ReasonAgentUnsigned:    {Refused, "install a signed release: agents without a signed manifest run in the development class only"},
 	ReasonAgentUnknown:     {Refused, "this binary is not in its release's manifest: install the released one"},

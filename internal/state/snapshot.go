@@ -34,6 +34,7 @@ type head struct {
 	Root       StateRoot `json:"root"`
 	// ServesSince came later: a state that has none is written as ever.
 	ServesSince Millis `json:"serves_since,omitempty"`
+	Ended       uint64 `json:"ended,omitempty"` // so did this
 }
 
 // Snapshot writes the state in its canonical form: a line of JSON for the head, then for each
@@ -43,7 +44,7 @@ func (s *State) Snapshot(out io.Writer) error {
 	enc := json.NewEncoder(w)
 	h := head{
 		Format: snapshotVersion, Env: s.Env, Next: s.Next, Time: s.Time, Generation: s.Generation,
-		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root, ServesSince: s.ServesSince,
+		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root, ServesSince: s.ServesSince, Ended: s.Ended,
 	}
 	if err := enc.Encode(h); err != nil {
 		return fmt.Errorf("writing the state's head: %w", err)
@@ -134,7 +135,7 @@ func Restore(data []byte) (*State, error) {
 	}
 	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
-	s.ServesSince = h.ServesSince
+	s.ServesSince, s.Ended = h.ServesSince, h.Ended
 	for _, t := range s.tables() {
 		if err := t.read(r, 0); err != nil {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)

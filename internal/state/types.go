@@ -89,6 +89,7 @@ var Types = []Type{
 	{Kind{"secret.released", 2}, func() Event { return new(SecretReleased) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"lease.renewed", 2}, func() Event { return new(LeaseRenewed) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"access.reviewed", 1}, func() Event { return new(AccessReviewed) }, "an operator decided, line by line, who should keep what", 3},
+	{Kind{"environment.ended", 1}, func() Event { return new(EnvironmentEnded) }, "the environment ended for ever: the last entry", 3},
 	{Kind{"request.denied", 2}, func() Event { return new(RequestDenied) }, "the same, during a rollout: with what the bundle beside it says", 3},
 }
 

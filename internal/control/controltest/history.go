@@ -284,6 +284,15 @@ func (h *history) finale() Cast {
 	return c
 }
 
+// End ends the environment after a History, which nothing can follow.
+func End(w *World, c Cast) {
+	w.T.Helper()
+	p, err := w.Act(c.Alice, "alice", control.ActionDelete, state.EndTarget(EnvName, w.Genesis))
+	w.check(err)
+	_, err = w.Approve(c.Bob, "bob", p.Change)
+	w.check(err)
+}
+
 // Commit enters an event past all use cases and decisions: a wrong one stands for a defect.
 func (w *World) Commit(ev state.Event) error {
 	w.T.Helper()
