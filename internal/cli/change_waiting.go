@@ -8,10 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/policy"
 )
 
 func (a *app) changeCarryOut() *cobra.Command {
 	var yes bool
+	var name string
 	c := &cobra.Command{
 		Use: "carry-out CHANGE", Short: "Do what an approved change says, once it has waited", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.changeNumbers),
 		Long: `Carries out a change that had its approvals and has waited since, as what can't be undone does
@@ -27,7 +29,11 @@ can be done by who proposed the change, or may approve such changes. Nothing doe
 			if err != nil {
 				return err
 			}
-			if !yes {
+			if v.text.Action == policy.ActDeleteEnvironment {
+				if err := a.confirmEnd(v.text.Target, name); err != nil {
+					return err
+				}
+			} else if !yes {
 				if err := a.confirm("carry out %s, about %s? It can't be undone", printable(v.text.Action), printable(v.text.Target)); err != nil {
 					return err
 				}
@@ -40,6 +46,7 @@ can be done by who proposed the change, or may approve such changes. Nothing doe
 		}),
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	c.Flags().StringVar(&name, "name", "", "to end an environment: its name, instead of being asked for it")
 	return c
 }
 
