@@ -116,6 +116,7 @@ var classes = map[problem.Reason]class{
 	problem.ReasonDuty:             refused,
 	problem.ReasonSeparation:       refused,
 	problem.ReasonQuorum:           refused,
+	problem.ReasonWaiting:          refused,
 	problem.ReasonBlastLimit:       refused,
 	problem.ReasonLastQuorum:       refused,
 	problem.ReasonNotFound:         refused,

@@ -7,16 +7,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
 	"github.com/bailment/bailment/internal/audit"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
 	"github.com/bailment/bailment/internal/store/sqlite"
@@ -292,4 +296,57 @@ func (f *failing) Append(ctx context.Context, batch *store.Batch) error {
 		}
 	}
 	return errors.Join(store.ErrUnknown, errors.New("planted"))
+}
+
+// In production it takes two besides the proposer, whatever the bundle says, and a day.
+func TestEndInProduction(t *testing.T) {
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(newReleases(t).PublicKey())))
+	holder, err := file.Create(t.TempDir()+"/root.key", source(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]problem.Reason{"too few": problem.ReasonQuorum, "three": ""} {
+		t.Run(name, func(t *testing.T) {
+			b := newBoardOf(t, controltest.Options{
+				Persons: []string{"alice", "bob", "carol"}, Class: "production", Holder: sturdy{holder},
+				Extra: policy.Files{"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: " + controltest.EnvName +
+					"}\nspec:\n  class: production\n  agents: {signers: ['" + key + "']}\n")},
+			})
+			if want != "" {
+				b.Files["operators.yaml"] = b.operators(map[string]string{"alice": "propose, approve", "bob": "propose, approve", "carol": "approve-bundles, approve-containment"})
+				_, err := b.Approve(b.by["bob"], "bob", b.propose("alice", "fewer"))
+				b.must(err)
+			}
+			p, err := b.act("alice", control.ActionDelete, b.endTarget())
+			if want != "" {
+				b.refused(err, want)
+				return
+			}
+			b.must(err)
+			_, err = b.Approve(b.by["bob"], "bob", p.Change)
+			b.must(err)
+			b.stateOf(p.Change, state.Proposed)
+			_, err = b.Approve(b.by["alice"], "alice", p.Change)
+			b.refused(err, problem.ReasonSeparation)
+			_, err = b.Approve(b.by["carol"], "carol", p.Change)
+			b.must(err)
+			b.stateOf(p.Change, state.Waiting)
+			b.later(24*time.Hour - time.Minute)
+			b.refused(b.carryOut("alice", p.Change), problem.ReasonWaiting)
+			b.later(time.Minute)
+			b.must(b.carryOut("alice", p.Change))
+			if b.Env.State().Ended == 0 {
+				t.Error("it goes on")
+			}
+		})
+	}
+}
+
+func source(t *testing.T) *seal.Source {
+	t.Helper()
+	src, err := seal.NewSource(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src
 }

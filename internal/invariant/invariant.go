@@ -204,7 +204,7 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 		}
 	}
 	c.m.learn(st)
-	c.learnWaiting(st)
+	c.learnFinal(st)
 	out = append(out, c.learnCandidate(index, e.Event)...)
 	if d, changed := manifestOf(e.Event); changed {
 		c.m.prog = nil

@@ -66,7 +66,7 @@ type model struct {
 	superseding uint64
 	due         dueQueue
 
-	ended       uint64 // the entry that is the last one; 0: there may be more
+	ended uint64 // the entry that is the last one; 0: there may be more
 
 	tokensOut tokenState
 }
@@ -301,9 +301,6 @@ func (m *model) learn(st *step) {
 			m.spend(e.Challenge, e.ChallengeTo)
 		}
 		m.learnAttested(st)
-	case *state.EnvironmentEnded:
-		m.ended = st.index
-		m.finish(e.Change, "done", st.at)
 	default:
 		if !m.learnAttested(st) {
 			m.learnSecret(st)

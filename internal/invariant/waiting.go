@@ -36,14 +36,16 @@ func (c *Checker) whole(st *step, ch *change) bool {
 	return c.counted(st, ch) >= ch.required && c.over(st, ch.proposer, ch.proposal) == ""
 }
 
-// learnWaiting takes in that a change begins to wait: with the approval that made it whole.
-func (c *Checker) learnWaiting(st *step) {
-	e, ok := st.event.(*state.ChangeApproved)
-	if !ok {
-		return
-	}
-	if ch := c.m.changes[e.Change]; ch != nil && ch.delay > 0 && ch.over == "" && c.whole(st, ch) {
-		ch.since = st.at
+// learnFinal takes in that a change begins to wait, with the approval that made it whole, and that the environment ended.
+func (c *Checker) learnFinal(st *step) {
+	switch e := st.event.(type) {
+	case *state.ChangeApproved:
+		if ch := c.m.changes[e.Change]; ch != nil && ch.delay > 0 && ch.over == "" && c.whole(st, ch) {
+			ch.since = st.at
+		}
+	case *state.EnvironmentEnded:
+		c.m.ended = st.index
+		c.m.finish(e.Change, "done", st.at)
 	}
 }
 
