@@ -31,6 +31,7 @@ var safe = map[string]bool{
 	bailmentv1connect.ExplainServiceExplainProcedure:            true,
 	bailmentv1connect.AccessServiceListUsesProcedure:            true,
 	bailmentv1connect.AccessServiceListReviewedProcedure:        true,
+	bailmentv1connect.BreakGlassServiceListGlassProcedure:        true,
 	bailmentv1connect.LedgerServiceGetCheckpointProcedure:       true,
 	bailmentv1connect.LedgerServiceGetEntriesProcedure:          true,
 	bailmentv1connect.LedgerServiceGetReceiptProcedure:          true,

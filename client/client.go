@@ -78,6 +78,7 @@ type Client struct {
 	Changes     bailmentv1connect.ChangeServiceClient
 	Questions   bailmentv1connect.ExplainServiceClient
 	Access      bailmentv1connect.AccessServiceClient
+	BreakGlass  bailmentv1connect.BreakGlassServiceClient
 	Ledger      bailmentv1connect.LedgerServiceClient
 	Keys        bailmentv1connect.KeyServiceClient
 	Watching    bailmentv1connect.WatchServiceClient
@@ -123,6 +124,7 @@ func Dial(t *Trust, o Options) (*Client, error) {
 		Changes:     bailmentv1connect.NewChangeServiceClient(hc, base, opts...),
 		Questions:   bailmentv1connect.NewExplainServiceClient(hc, base, opts...),
 		Access:      bailmentv1connect.NewAccessServiceClient(hc, base, opts...),
+		BreakGlass:  bailmentv1connect.NewBreakGlassServiceClient(hc, base, opts...),
 		Ledger:      bailmentv1connect.NewLedgerServiceClient(hc, base, opts...),
 		Keys:        bailmentv1connect.NewKeyServiceClient(hc, base, opts...),
 		Watching:    bailmentv1connect.NewWatchServiceClient(hc, base, opts...),

@@ -77,6 +77,18 @@ func (r *run) actOf(ev state.Event) act {
 		return act{nil, &ev.Ruling, ""}
 	case *state.AccessReviewed:
 		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
+	case *state.GlassOpened:
+		if ev.Change != 0 {
+			return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)} // carried out by its last approver
+		}
+		return act{&ev.Actor, &ev.Ruling, ""}
+	case *state.GlassClosed:
+		if g, ok := r.state.Glass.Get(ev.Opening); ok && g.Identity == ev.Actor.Identity {
+			return act{&ev.Actor, &ev.Ruling, ""} // closing one's own
+		}
+		return act{&ev.Actor, &ev.Ruling, policy.DutyRevoke}
+	case *state.GlassReviewed:
+		return act{&ev.Actor, &ev.Ruling, policy.DutyAudit}
 	case *state.RolloutEnded:
 		return r.rolledBack(&ev.Cause, ev.Change)
 	case *state.BundleInForce:

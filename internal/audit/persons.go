@@ -42,6 +42,12 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		return r.approved(ev)
 	case *state.AccessReviewed:
 		return r.reviewed(ev)
+	case *state.GlassOpened:
+		return r.glassOpened(at, ev)
+	case *state.GlassReviewed:
+		return r.glassReviewed(ev)
+	case *state.GlassAlarmed:
+		return r.glassAlarmed(ev)
 	case *state.BundleInForce:
 		return r.broughtIntoForce(at, ev)
 	case *state.RolloutMoved:

@@ -87,21 +87,11 @@ func ParseReview(text string) (Review, error) {
 	}
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	names := []string{"environment", "genesis", "epoch", "bundle", "person", "time", "nonce"}
-	if lines[0] != reviewTitle || len(lines) < len(names)+2 {
+	v, rest, ok := headOf(lines, reviewTitle, names)
+	if !ok || len(rest) == 0 || r.read(v) != nil {
 		return r, bad
 	}
-	v := make(map[string]string, len(names))
-	for i, name := range names {
-		got, value, ok := strings.Cut(lines[i+1], " ")
-		if !ok || got != name || value == "" {
-			return r, bad
-		}
-		v[name] = value
-	}
-	if err := r.read(v); err != nil {
-		return r, bad
-	}
-	for _, line := range lines[len(names)+1:] {
+	for _, line := range rest {
 		l, err := ParseReviewLine(line)
 		if err != nil {
 			return r, err
@@ -117,16 +107,40 @@ func ParseReview(text string) (Review, error) {
 	return r, nil
 }
 
-func (r *Review) read(v map[string]string) error {
+// headOf reads the lines below a title that are a name and a value each, in this order, and gives those after them.
+func headOf(lines []string, title string, names []string) (v map[string]string, rest []string, ok bool) {
+	if lines[0] != title || len(lines) < len(names)+1 {
+		return nil, nil, false
+	}
+	v = make(map[string]string, len(names))
+	for i, name := range names {
+		got, value, ok := strings.Cut(lines[i+1], " ")
+		if !ok || got != name || value == "" {
+			return nil, nil, false
+		}
+		v[name] = value
+	}
+	return v, lines[len(names)+1:], true
+}
+
+// read reads the scope from the head of a text.
+func (s *Scope) read(v map[string]string) error {
 	g, err := hex.DecodeString(v["genesis"])
-	if err != nil || len(g) != len(r.Genesis) {
+	if err != nil || len(g) != len(s.Genesis) {
 		return fmt.Errorf("the genesis is not 64 hexadecimal digits")
 	}
-	copy(r.Genesis[:], g)
-	r.Environment, r.Bundle, r.Person, r.Nonce = v["environment"], v["bundle"], v["person"], v["nonce"]
-	if r.Epoch, err = strconv.ParseUint(v["epoch"], 10, 64); err != nil {
+	copy(s.Genesis[:], g)
+	s.Environment = v["environment"]
+	s.Epoch, err = strconv.ParseUint(v["epoch"], 10, 64)
+	return err
+}
+
+func (r *Review) read(v map[string]string) error {
+	if err := r.Scope.read(v); err != nil {
 		return err
 	}
+	r.Bundle, r.Person, r.Nonce = v["bundle"], v["person"], v["nonce"]
+	var err error
 	r.Time, err = time.Parse(time.RFC3339, v["time"])
 	return err
 }

@@ -300,25 +300,13 @@ func (a *app) accessExport() *cobra.Command {
 		Long:    "Writes the text of a review as it was signed, the signature, and the keys of the bundle that it\nis about, and says the command that verifies it.",
 		Example: "  bailment access export 812 --dir review-812",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-			n, err := number(args[0], "entry")
+			e, n, err := c.entryOf(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			r, err := c.Ledger.GetEntries(ctx, &v1.GetEntriesRequest{From: n, Limit: 1})
-			if err != nil {
-				return err
-			}
-			none := problem.New(problem.ReasonNotFound, "entry %d is no access review", n).WithFix("`bailment access review` names the entries of the newest")
-			if len(r.Entries) != 1 || r.Entries[0].Index != n || len(r.Entries[0].Body) == 0 {
-				return none
-			}
-			e, err := state.Decode(r.Entries[0].Body)
-			if err != nil {
-				return err
-			}
-			ev, ok := e.Event.(*state.AccessReviewed)
+			ev, ok := e.(*state.AccessReviewed)
 			if !ok {
-				return none
+				return problem.New(problem.ReasonNotFound, "entry %d is no access review", n).WithFix("`bailment access review` names the entries of the newest")
 			}
 			return a.exportReview(ctx, c, ev, dir)
 		}),
@@ -330,15 +318,37 @@ func (a *app) accessExport() *cobra.Command {
 
 const exportReviewText = "review.txt"
 
+// entryOf reads the event of an entry; nil if it is not there, or redacted.
+func (c *conn) entryOf(ctx context.Context, arg string) (state.Event, uint64, error) {
+	n, err := number(arg, "entry")
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err := c.Ledger.GetEntries(ctx, &v1.GetEntriesRequest{From: n, Limit: 1})
+	if err != nil || len(r.Entries) != 1 || r.Entries[0].Index != n || len(r.Entries[0].Body) == 0 {
+		return nil, n, err
+	}
+	e, err := state.Decode(r.Entries[0].Body)
+	if err != nil {
+		return nil, n, err
+	}
+	return e.Event, n, nil
+}
+
 func (a *app) exportReview(ctx context.Context, c *conn, ev *state.AccessReviewed, dir string) error {
 	text, err := ceremony.ParseReview(ev.Text)
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonNotAuthentic, "reading the review that the server sent")
 	}
-	if policy.ValidPerson(text.Person) != nil { // it becomes a part of a command
+	if policy.ValidPerson(text.Person) != nil || ev.Signature.Person != text.Person { // it becomes a part of a command
 		return problem.New(problem.ReasonNotAuthentic, "the review is signed by %.80q", text.Person)
 	}
-	b, err := c.bundle(ctx, text.Bundle)
+	return a.exportSigned(ctx, c, ev.Text, ev.Signature, text.Bundle, dir)
+}
+
+// exportSigned writes what a person signed in namespace change@bailment, with the keys of a bundle.
+func (a *app) exportSigned(ctx context.Context, c *conn, text string, signature state.Signature, bundle, dir string) error {
+	b, err := c.bundle(ctx, bundle)
 	if err != nil {
 		return err
 	}
@@ -347,12 +357,12 @@ func (a *app) exportReview(ctx context.Context, c *conn, ev *state.AccessReviewe
 		return err
 	}
 	files := map[string][]byte{
-		exportAllowed: allowedSigners(prog), exportReviewText: []byte(ev.Text), exportReviewText + exportSigned: []byte(ev.Signature.SSHSIG),
+		exportAllowed: allowedSigners(prog), exportReviewText: []byte(text), exportReviewText + exportSigned: []byte(signature.SSHSIG),
 	}
 	if err := writeNew(dir, files); err != nil {
 		return err
 	}
-	command := verifyCommand(dir, text.Person, ceremony.NamespaceChange, exportReviewText)
+	command := verifyCommand(dir, signature.Person, ceremony.NamespaceChange, exportReviewText)
 	names := slices.Sorted(maps.Keys(files))
 	return a.show(object{{"dir", dir}, {"files", names}, {"verify", command}}, func(t *rows) {
 		t.line("%d files in %s; verify with", len(names), dir)

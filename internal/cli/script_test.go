@@ -108,18 +108,22 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// getenv NAME FILE FIELD: a field of a JSON object into a variable; FIELD may be empty for the whole file.
+// getenv NAME FILE FIELD: a field of a JSON object, as a or a.b, into a variable; FIELD may be left out for the whole file.
 func getenv(ts *testscript.TestScript, neg bool, args []string) {
 	text := ts.ReadFile(args[1])
 	if len(args) == 2 {
 		ts.Setenv(args[0], strings.TrimSpace(text))
 		return
 	}
-	var m map[string]any
-	ts.Check(json.Unmarshal([]byte(text), &m))
-	v, ok := m[args[2]]
-	if !ok {
-		ts.Fatalf("%s has no %s", args[1], args[2])
+	var v any
+	ts.Check(json.Unmarshal([]byte(text), &v))
+	for name := range strings.SplitSeq(args[2], ".") {
+		m, _ := v.(map[string]any)
+		inner, ok := m[name]
+		if !ok {
+			ts.Fatalf("%s has no %s", args[1], args[2])
+		}
+		v = inner
 	}
 	ts.Setenv(args[0], fmt.Sprint(v))
 }

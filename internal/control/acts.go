@@ -46,6 +46,12 @@ func (t *turn) checkAct(p *proposal, x *state.Session) error {
 		}
 		return t.destroyable(x, p.text.Target)
 	}
+	if p.text.Action == ActionGlass {
+		if err := actAlone(p.text); err != nil {
+			return err
+		}
+		return t.glassProposable(x, p)
+	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
 }
 

@@ -544,6 +544,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		return t.destroy(ch, x)
 	case ActionDelete:
 		return t.endEnvironment(ch, x)
+	case ActionGlass:
+		return t.openApproved(ch, x)
 	}
 	return problem.New(problem.ReasonInternal, "there is no action %q", ch.Action)
 }

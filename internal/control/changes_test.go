@@ -75,6 +75,18 @@ func (b *board) refused(err error, want problem.Reason) {
 	}
 }
 
+// consistent has everything checked, by the running checks and by a replay.
+func (b *board) consistent() {
+	b.T.Helper()
+	_, found, err := b.Env.Check(context.Background())
+	if err == nil && len(found) == 0 {
+		found, err = b.Env.Replay(context.Background())
+	}
+	if err != nil || len(found) > 0 {
+		b.T.Fatalf("%d violations, the first: %v %v", len(found), found[:min(len(found), 3)], err)
+	}
+}
+
 // revoke revokes with a hold.
 func (b *board) revoke(person, scope string) *control.Revoked {
 	b.T.Helper()

@@ -391,6 +391,9 @@ func inputOf(s *state.State, claims *claimCache, x *state.Session, action policy
 	in := &policy.Input{
 		Action: action, Identity: x.Identity, Node: x.Node, Secret: secret, Purpose: purpose, Time: now.Time(),
 	}
+	for _, g := range s.Opened(x.Identity, now) {
+		in.Opened = append(in.Opened, policy.Opened{Grant: g.Grant, Until: g.Until.Time()})
+	}
 	var err error
 	if in.Assurance, err = identity.ParseAssurance(x.Assurance); err != nil {
 		return nil, err

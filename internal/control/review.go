@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/identity"
@@ -125,11 +126,53 @@ type ReviewRequest struct {
 	Key    string
 }
 
-// review is a checked request.
-type review struct {
-	text ceremony.Review
-	sig  state.Signature
-	bad  error // why it is refused: the decision enters that
+// signedReview is a request whose signature was checked.
+type signedReview struct {
+	sig state.Signature
+	bad error // why it is refused: the decision enters that
+}
+
+// prepareReview checks a reviewer's signature.
+func (e *Environment) prepareReview(ctx context.Context, s *state.State, c Caller, person string, r ReviewRequest) (signedReview, error) {
+	var p signedReview
+	if _, dead := standing(s, c, state.At(e.cfg.Now())); dead != nil {
+		p.bad = dead
+		return p, nil
+	}
+	prog, err := e.program(ctx, s.Bundle)
+	if err != nil {
+		return p, err
+	}
+	fingerprint, err := verifyPerson(prog, person, ceremony.NamespaceChange, r.Text, r.SSHSIG)
+	p.bad, p.sig = err, state.Signature{Person: person, Key: fingerprint, SSHSIG: r.SSHSIG}
+	return p, nil
+}
+
+// reviewer is who reviews; done is the entry of the same request's first effect, if it had one.
+func (t *turn) reviewer(c Caller, idem *state.IdemKey) (x *state.Session, op policy.Operator, done uint64, err error) {
+	if x, err = t.session(c); err != nil {
+		return nil, op, 0, err
+	}
+	if op, err = t.duty(x, policy.DutyAudit); err != nil {
+		return nil, op, 0, err
+	}
+	first, err := t.idempotent(x, idem)
+	if err == nil && first != nil {
+		done = first.Index
+	}
+	return x, op, done, err
+}
+
+// freshReview says why a review is none of this moment.
+func (t *turn) freshReview(nonce string, signed time.Time) error {
+	switch {
+	case !validNonce(nonce), t.s.Once.Has("nonce:" + nonce):
+		return problem.New(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
+	case !state.ReviewTimely(signed, t.now):
+		return problem.New(problem.ReasonReplayed, "the review was not signed within the last %s", state.ReviewLife).
+			WithFix("sign it again; if that does not help, the clock here or there is wrong")
+	}
+	return nil
 }
 
 // Review enters a person's decisions about lines of the bundle in force. It changes nothing that anybody may do: what takes access away is a
@@ -144,69 +187,42 @@ func (e *Environment) Review(ctx context.Context, c Caller, r ReviewRequest) (ui
 		return 0, err
 	}
 	index, _, err := do(ctx, e,
-		func(ctx context.Context, s *state.State) (review, error) {
-			p := review{text: text}
-			if _, dead := standing(s, c, state.At(e.cfg.Now())); dead != nil {
-				p.bad = dead
-				return p, nil
+		func(ctx context.Context, s *state.State) (signedReview, error) { return e.prepareReview(ctx, s, c, text.Person, r) },
+		func(t *turn, p signedReview) (uint64, error) {
+			x, op, done, err := t.reviewer(c, idem)
+			if err != nil || done != 0 {
+				return done, err
 			}
-			prog, err := e.program(ctx, s.Bundle)
-			if err != nil {
-				return p, err
+			if p.bad == nil {
+				p.bad = t.checkReview(op, text, &p)
 			}
-			fingerprint, err := verifyPerson(prog, text.Person, ceremony.NamespaceChange, r.Text, r.SSHSIG)
-			p.bad, p.sig = err, state.Signature{Person: text.Person, Key: fingerprint, SSHSIG: r.SSHSIG}
-			return p, nil
-		},
-		func(t *turn, p review) (uint64, error) { return t.review(c, r, p, idem) })
+			if p.bad != nil {
+				return 0, &denied{problem: without(p.bad), action: "access.review", session: x}
+			}
+			return t.enter(&state.AccessReviewed{Text: r.Text, Signature: p.sig, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem})
+		})
 	return index, err
 }
 
-func (t *turn) review(c Caller, r ReviewRequest, p review, idem *state.IdemKey) (uint64, error) {
-	x, err := t.session(c)
-	if err != nil {
-		return 0, err
-	}
-	op, err := t.duty(x, policy.DutyAudit)
-	if err != nil {
-		return 0, err
-	}
-	first, err := t.idempotent(x, idem)
-	if err != nil {
-		return 0, err
-	}
-	if first != nil {
-		return first.Index, nil
-	}
-	if p.bad == nil {
-		p.bad = t.checkReview(op, &p)
-	}
-	if p.bad != nil {
-		return 0, &denied{problem: without(p.bad), action: "access.review", session: x}
-	}
-	return t.enter(&state.AccessReviewed{Text: r.Text, Signature: p.sig, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem})
-}
-
 // checkReview says why a signed review is none of this person and moment.
-func (t *turn) checkReview(op policy.Operator, p *review) error {
-	lines := make([]policy.Line, len(p.text.Lines))
-	for i, l := range p.text.Lines {
+func (t *turn) checkReview(op policy.Operator, text ceremony.Review, p *signedReview) error {
+	lines := make([]policy.Line, len(text.Lines))
+	for i, l := range text.Lines {
 		lines[i] = policy.Line{Grant: l.Grant, Identity: l.Identity, Secret: l.Secret}
 	}
 	switch {
-	case p.text.Scope != t.e.scope(t.s):
+	case text.Scope != t.e.scope(t.s):
 		return problem.New(problem.ReasonSignature, "the signed text is not about this: environment, genesis or epoch")
-	case p.text.Person != op.Name:
+	case text.Person != op.Name:
 		return problem.New(problem.ReasonSignature, "the signed text is not about this: person")
-	case p.text.Bundle != t.s.Bundle.String():
+	case text.Bundle != t.s.Bundle.String():
 		return problem.New(problem.ReasonConflict, "the review is about another bundle than the one in force").
 			WithFix("review again what is in force: `bailment access review --worksheet FILE`")
-	case !validNonce(p.text.Nonce), t.s.Once.Has("nonce:" + p.text.Nonce):
-		return problem.New(problem.ReasonReplayed, "the nonce of the signed text was used before or is malformed")
-	case !state.ReviewTimely(p.text.Time, t.now):
-		return problem.New(problem.ReasonReplayed, "the review was not signed within the last %s", state.ReviewLife).
-			WithFix("sign it again; if that does not help, the clock here or there is wrong")
-	case !t.s.ReviewRoom(p.text):
+	}
+	if err := t.freshReview(text.Nonce, text.Time); err != nil {
+		return err
+	}
+	if !t.s.ReviewRoom(text) {
 		return problem.New(problem.ReasonLimit, "%d lines have a decision that is remembered, which is as many as may", t.s.Reviewed.Len())
 	}
 	if l, missing := t.prog.MissingLine(lines); missing {

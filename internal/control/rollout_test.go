@@ -96,18 +96,6 @@ func (s *staged) pass(d time.Duration) {
 	}
 }
 
-// consistent has everything checked, by the running checks and by a replay.
-func (s *staged) consistent() {
-	s.T.Helper()
-	_, found, err := s.Env.Check(context.Background())
-	if err == nil && len(found) == 0 {
-		found, err = s.Env.Replay(context.Background())
-	}
-	if err != nil || len(found) > 0 {
-		s.T.Fatalf("%d violations, the first: %v %v", len(found), found[:min(len(found), 3)], err)
-	}
-}
-
 // lastOf is the newest entry of a type.
 func lastOf[E state.Event](w *controltest.World) E {
 	w.T.Helper()

@@ -216,6 +216,9 @@ func (t *turn) release(c Caller, r GetRequest, idem *state.IdemKey, p *preparedV
 	if err != nil {
 		return nil, err
 	}
+	if err := t.alarmGlass(grant); err != nil {
+		return nil, err
+	}
 	id := lease.ID
 	if id == 0 {
 		id = index

@@ -67,7 +67,7 @@ func known(a policy.Action) bool {
 // decidedByGrants reports whether a refusal is the answer of policy.Decide.
 func decidedByGrants(r problem.Reason) bool {
 	switch r {
-	case problem.ReasonNoGrant, problem.ReasonDenied, problem.ReasonPurpose, problem.ReasonAssurance, problem.ReasonCondition:
+	case problem.ReasonNoGrant, problem.ReasonDenied, problem.ReasonPurpose, problem.ReasonAssurance, problem.ReasonCondition, problem.ReasonGlass:
 		return true
 	}
 	return false

@@ -90,6 +90,8 @@ func (m *model) deedOf(e state.Event) deed {
 		return deed{ruling: &e.Ruling}
 	case *state.AccessReviewed:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, duty: policy.DutyAudit}
+	case *state.GlassOpened, *state.GlassClosed, *state.GlassReviewed:
+		return m.deedOfGlass(e)
 	case *state.RolloutEnded:
 		return m.deedOfCause(&e.Cause, e.Change)
 	case *state.BundleInForce:

@@ -57,6 +57,10 @@ func (c *Checker) once(st *step, fail failure) {
 		if r, ok := readReview(e.Text); !ok || c.m.spent["n:"+r.nonce] != 0 {
 			fail("its nonce was used before")
 		}
+	case *state.GlassReviewed:
+		if r, ok := readGlass(e.Text); !ok || c.m.spent["n:"+r.nonce] != 0 {
+			fail("its nonce was used before")
+		}
 	case *state.SecretWritten:
 		if sec := c.m.secrets[e.Secret]; sec != nil && e.Version <= sec.last {
 			fail("version %d of %s was written before", e.Version, e.Secret)
@@ -117,6 +121,7 @@ func legal(from, to state.VersionState) bool {
 
 func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleSPIFFE(st, fail)
+	c.lifecycleGlass(st, fail)
 	c.rolls(st, fail)
 	if c.m.ended != 0 {
 		fail("the environment ended with entry %d, and nothing follows that", c.m.ended)
@@ -292,6 +297,7 @@ func (c *Checker) complete(index uint64, action string, fail failure) *change {
 }
 
 func (c *Checker) separated(st *step, fail failure) {
+	c.separatedGlass(st, fail)
 	switch e := st.event.(type) {
 	case *state.Genesis:
 		if len(e.Signatures) == 0 {
@@ -585,6 +591,8 @@ func (c *Checker) confined(st *step, fail failure) {
 	case *state.ChangeApproved:
 		c.confinedText(e.Text, fail)
 	case *state.AccessReviewed:
+		c.confinedText(e.Text, fail)
+	case *state.GlassReviewed:
 		c.confinedText(e.Text, fail)
 	}
 }

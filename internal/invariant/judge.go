@@ -63,6 +63,7 @@ func (c *Checker) input(st *step, x *session, action policy.Action, secret, purp
 			return nil, err
 		}
 	}
+	in.Opened = c.m.openedBy(st.actor.Identity, st.at)
 	return in, nil
 }
 
@@ -304,6 +305,7 @@ func (c *Checker) attestedToken(st *step, e *state.SessionOpened, enrolled *enro
 
 func (c *Checker) permitted(st *step, fail failure) {
 	c.permittedSPIFFE(st, fail)
+	c.permittedGlass(st, fail)
 	if r := st.ruling; r != nil {
 		if r.Generation != c.m.generation || r.Bundle != st.bundle || r.Cohort != st.cohort {
 			fail("it was ruled by generation %d (%s), and generation %d (%s) governs it", r.Generation, r.Bundle, c.m.generation, st.bundle)
@@ -357,6 +359,7 @@ func (c *Checker) permitted(st *step, fail failure) {
 }
 
 func (c *Checker) recorded(st *step, fail failure) {
+	c.recordedGlass(st, fail)
 	e, ok := st.event.(*state.SecretReleased)
 	if !ok {
 		return
@@ -412,6 +415,12 @@ func (c *Checker) revoked(st *step, fail failure) {
 		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature), fail)
 		if ch := c.m.changes[e.Change]; ch != nil {
 			c.revokedSigning(st, ch.proposer, ch.proposal, fail)
+		}
+	case *state.GlassReviewed:
+		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature), fail)
+	case *state.GlassOpened:
+		if e.Change != 0 {
+			c.revokedChange(st, e.Change, fail)
 		}
 	case *state.AccessReviewed:
 		c.revokedSigning(st, e.Actor.Identity, c.m.signing(st.index, &e.Actor, &e.Signature), fail)
@@ -563,6 +572,7 @@ const (
 
 func (c *Checker) bounded(st *step, fail failure) {
 	c.boundedSPIFFE(st, fail)
+	c.boundedGlass(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretReleased:
 		c.boundedRelease(st, e, fail)

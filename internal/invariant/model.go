@@ -65,6 +65,8 @@ type model struct {
 	// superseding is the entry that must bring another bundle into force, since it ended a rollout; 0: none must.
 	superseding uint64
 	due         dueQueue
+	glasses     []*glass // openings that are open or to be reviewed, in their order
+	quarter     quarter
 
 	ended uint64 // the entry that is the last one; 0: there may be more
 
@@ -227,7 +229,7 @@ func newModel() *model {
 
 func (m *model) rows() int {
 	return len(m.sessions) + len(m.enrolments) + len(m.leases) + len(m.secrets) + len(m.tokens) + len(m.uses) + len(m.gone) + len(m.changes) + len(m.cuts) +
-		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.vouching) + len(m.stopped) + len(m.served) + len(m.roots) + len(m.due)
+		len(m.holds) + len(m.idem) + len(m.spent) + len(m.keyOwners) + len(m.envKeys) + len(m.denials) + len(m.vouching) + len(m.stopped) + len(m.served) + len(m.roots) + len(m.due) + len(m.glasses)
 }
 
 // learn takes an entry into the model.
@@ -308,6 +310,7 @@ func (m *model) learn(st *step) {
 	}
 	m.learnRollout(st)
 	m.learnSPIFFE(st)
+	m.learnGlass(st)
 	m.learnIdem(st)
 }
 

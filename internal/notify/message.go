@@ -43,7 +43,8 @@ type Message struct {
 func Concerns(ev state.Event) bool {
 	switch x := ev.(type) {
 	case *state.ChangeProposed, *state.ChangeApproved, *state.ChangeRejected, *state.BundleInForce, *state.RolloutMoved, *state.RolloutEnded,
-		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned, *state.EnvironmentEnded:
+		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned,
+		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.EnvironmentEnded:
 		return true
 	case *state.SecretMoved:
 		return x.Change != 0
@@ -92,6 +93,18 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 		m.Event, m.By, m.Change, m.Target, m.Reason = policy.TopicRevocation, x.Actor.Identity, x.Change, x.Scope, x.Reason
 		m.Summary = fmt.Sprintf("%s, %d in scope", revoked(x), x.Covers)
 		m.Review = "bailment revocation list"
+	case *state.GlassOpened:
+		m.glass(x.Actor.Identity, x.Change, x.Grant, fmt.Sprintf("%s broke the glass: %s is open until %s, for %s", x.Identity, x.Grant, x.Until, x.Incident))
+		m.Reason, m.Review = x.Reason, fmt.Sprintf("bailment break-glass show %d", index)
+	case *state.GlassClosed:
+		m.glass(x.Actor.Identity, 0, "", fmt.Sprintf("opening %d was closed before its time", x.Opening))
+		m.Review = fmt.Sprintf("bailment break-glass review %d", x.Opening)
+	case *state.GlassReviewed:
+		m.glass(x.Actor.Identity, 0, "", fmt.Sprintf("opening %d was reviewed", x.Opening))
+		m.Review = fmt.Sprintf("bailment break-glass show %d", x.Opening)
+	case *state.GlassAlarmed:
+		m.glass("", 0, "", fmt.Sprintf("%d of %d releases of %s were by break-glass grants, which is %d percent or more", x.Glass, x.Releases, x.Quarter, x.Percent))
+		m.Review = "bailment break-glass list"
 	case *state.EnvironmentEnded:
 		m.about(s, policy.TopicInForce, x.Change, "was carried out: the environment has ended for ever")
 		m.By, m.Review = x.Actor.Identity, "bailment ledger verify"
@@ -177,6 +190,10 @@ func (m *Message) cause(c *state.Cause) {
 	case m.Reason == "":
 		m.Reason = c.By
 	}
+}
+
+func (m *Message) glass(by string, change uint64, target, summary string) {
+	m.Event, m.By, m.Change, m.Target, m.Summary = policy.TopicGlass, by, change, target, summary
 }
 
 func revoked(x *state.RevocationRecorded) string {

@@ -34,6 +34,10 @@ var told = []example{
 	{&state.HoldLifted{Scope: "identity:/workload/a", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 	{&state.EvidenceForgotten{Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 	{&state.IdentityDecommissioned{Change: 7}, policy.TopicInForce, "change 7 was carried out"},
+	{&state.GlassOpened{Grant: "db-emergency", Identity: "/human/bob", Incident: "INC-7", Reason: "nobody can pay", Until: 60_000, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicGlass, "/human/bob broke the glass: db-emergency is open until 1970-01-01T00:01:00.000Z, for INC-7"},
+	{&state.GlassClosed{Opening: 5, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicGlass, "opening 5 was closed before its time"},
+	{&state.GlassReviewed{Opening: 5, Actor: state.Actor{Identity: "/human/carol"}}, policy.TopicGlass, "opening 5 was reviewed"},
+	{&state.GlassAlarmed{Quarter: "2026-Q4", Glass: 12, Releases: 300, Percent: 1}, policy.TopicGlass, "12 of 300 releases of 2026-Q4"},
 	{&state.EnvironmentEnded{Environment: "payments", Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "the environment has ended for ever"},
 	{&state.SecretMoved{Secret: "db/password", Version: 2, To: "destroyed", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 }

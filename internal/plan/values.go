@@ -61,6 +61,7 @@ func settings(e *policy.Environment) []value {
 		quietly(period("leases.default", e.Leases.Default, moreWider)),
 		period("leases.max", e.Leases.Max, moreWider),
 		number("revocation.blastLimit", e.BlastLimit, moreWider),
+		number("breakGlass.openings", e.BreakGlass.Openings, moreWider), number("breakGlass.alarm", e.BreakGlass.Alarm, moreWider),
 		quietly(number("limits.secrets", e.Limits.Secrets, moreWider)),
 		quietly(number("limits.versionsPerSecret", e.Limits.VersionsPerSecret, moreWider)),
 		quietly(number("limits.valueBytes", e.Limits.ValueBytes, moreWider)),

@@ -29,6 +29,7 @@ const (
 	ActForget            = "evidence.forget"
 	ActDecommission      = "identity.decommission"
 	ActDestroy           = "secret.destroy"
+	ActGlass             = "glass.open"
 	ActDeleteEnvironment = "environment.delete"
 )
 
@@ -46,6 +47,7 @@ var Acts = []Act{
 	{Name: ActForget, Duty: DutyApproveContainment, Doc: "let evidence of first use be used once more"},
 	{Name: ActDecommission, Duty: DutyApproveContainment, Doc: "end an identity for ever", Final: true},
 	{Name: ActDestroy, Duty: DutyApproveSecrets, Doc: "destroy a version of a secret", Final: true},
+	{Name: ActGlass, Duty: DutyApproveSecrets, Doc: "open a break-glass grant beyond its budget, or before an earlier opening was reviewed"},
 	{Name: ActDeleteEnvironment, Duty: DutyApprove, Doc: "end the environment for ever, with all its keys and values", Final: true, Least: 2, Delay: endDelay},
 }
 

@@ -81,6 +81,7 @@ func compile(b *Bundle, accepted bool) (*Program, error) {
 	c.identities()
 	c.unlocks()
 	c.grants()
+	c.glassHeld()
 	c.rollouts()
 	c.tests()
 	if list := c.found.findings(); len(list) > 0 {

@@ -40,6 +40,7 @@ func (c *compiler) settings(s *environmentSpec) {
 	}
 	e.Approvals = c.count(s.Approvals.Required, what, least, least, maxApprovals)
 	c.approvals(s)
+	c.glass(s)
 	e.Sessions = Sessions{
 		Node:     c.duration(s.Sessions.Node, "sessions.node", defaultNodeSession, minPeriod, maxNodeSession),
 		Workload: c.duration(s.Sessions.Workload, "sessions.workload", defaultWorkloadSession, minPeriod, maxWorkloadSession),

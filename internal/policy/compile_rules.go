@@ -333,9 +333,10 @@ func (c *compiler) grants() {
 		c.grantIdentities(s)
 		c.grantSecrets(s)
 		c.grantLimits(s, &g)
+		c.grantGlass(s, &g)
 		g.when, g.whenText = c.condition(c.grantScope, s.When, d.source), s.When.value
 		g.lines = lines{
-			when: lineOf(s.When), assurance: int32(s.Assurance.at.Line), ttl: int32(s.TTL.at.Line),
+			when: lineOf(s.When), assurance: int32(s.Assurance.at.Line), ttl: int32(s.TTL.at.Line), glass: int32(s.BreakGlass.at.Line),
 			lists: firstLines(s.Identities, s.Secrets),
 		}
 		c.grantToEverybody(s, &g)

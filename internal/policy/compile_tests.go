@@ -307,7 +307,7 @@ var (
 		string(problem.ReasonAgentUnsigned), string(problem.ReasonAgentUnknown), string(problem.ReasonAgentOutdated), string(problem.ReasonAgentClaimed),
 	}
 	decisionReasons = []string{
-		string(problem.ReasonNoGrant), string(problem.ReasonDenied), string(problem.ReasonPurpose), string(problem.ReasonAssurance), string(problem.ReasonCondition),
+		string(problem.ReasonNoGrant), string(problem.ReasonDenied), string(problem.ReasonPurpose), string(problem.ReasonAssurance), string(problem.ReasonCondition), string(problem.ReasonGlass),
 	}
 )
 
@@ -388,12 +388,30 @@ func (c *testCompiler) decisionCase(s *caseSpec) (testCase, bool) {
 	if s.Time.set {
 		out.in.Time = c.moment(s.Time, "time")
 	}
+	c.opened(s, &out)
 	c.testedSecret(s.Secret)
 	c.expected(s, &out)
 	if !c.who(s, &out) {
 		return out, false
 	}
 	return out, len(c.found.list) == before
+}
+
+// opened reads which glass was broken: just now, and for as long as may be.
+func (c *testCompiler) opened(s *caseSpec, out *testCase) {
+	for i, t := range s.Opened {
+		g, ok := c.program.Glass(t.value)
+		switch {
+		case !ok:
+			c.found.add(t.at, "there is no break-glass grant %q", t.value)
+		case !strings.HasPrefix(s.Identity.value, identity.PrefixHuman):
+			c.found.add(t.at, "glass is broken by persons, below %s", identity.PrefixHuman)
+		case slices.ContainsFunc(s.Opened[:i], func(o text) bool { return o.value == t.value }):
+			c.found.add(t.at, "%q is here twice", t.value)
+		default:
+			out.in.Opened = append(out.in.Opened, Opened{Grant: t.value, Until: out.in.Time.Add(g.Glass)})
+		}
+	}
 }
 
 func (c *testCompiler) testedSecret(t text) {

@@ -65,6 +65,13 @@ type Input struct {
 	Secret     string    // path
 	Purpose    string    // for secret.read; other actions have none
 	Time       time.Time // seen by conditions in UTC, cut to whole milliseconds
+	Opened     []Opened  // the break-glass grants that the identity has opened; those whose time is over count for nothing
+}
+
+// Opened says that a break-glass grant was opened by the one who asks.
+type Opened struct {
+	Grant string
+	Until time.Time // from then on it is closed
 }
 
 // Decision is the answer.
@@ -74,6 +81,7 @@ type Decision struct {
 	Grant   string         // the grant that decided, or that came nearest; "" if none did
 	TTL     time.Duration  // the longest lease by this grant; 0: the grant doesn't say
 	Message string         // why not, for people; "" if allowed
+	Glass   bool           // it is allowed by a break-glass grant that is open
 	// Undecided: the condition of the grant that refuses, or would have allowed, could not be told.
 	Undecided bool
 }
@@ -99,6 +107,7 @@ type grant struct {
 	ttl        time.Duration
 	when       *condition // nil: none
 	whenText   string     // as it is written
+	glass      time.Duration // how long it may be opened; 0: it is no break-glass grant
 	source     Pos
 	lines      lines
 }
@@ -113,10 +122,11 @@ const (
 	stagePurpose
 	stageAssurance
 	stageCondition
+	stageGlass // the last: who is told to break the glass gets what is behind it
 	stageApplies
 )
 
-var stageNames = [...]string{"action", "identity", "secret", "purpose", "assurance", "condition", "applies"}
+var stageNames = [...]string{"action", "identity", "secret", "purpose", "assurance", "condition", "break-glass", "applies"}
 
 // evaluate is THE rule evaluator. It returns the stage at which the grant failed, or stageApplies,
 // and the error of a condition that could not be told.
@@ -130,18 +140,41 @@ func (g *grant) evaluate(in *Input, v *vars) (stage, error) {
 	if !in.Assurance.AtLeast(g.assurance) {
 		return stageAssurance, nil
 	}
-	if g.when == nil {
-		return stageApplies, nil
+	if g.when != nil {
+		ok, err := g.when.holds(v)
+		v.seen.grant(g, ok, err)
+		switch {
+		case err != nil && g.effect == Deny:
+			return stageApplies, err // what forbids must not be got round by leaving a claim out
+		case err != nil || !ok:
+			return stageCondition, err
+		}
 	}
-	ok, err := g.when.holds(v)
-	v.seen.grant(g, ok, err)
-	switch {
-	case err != nil && g.effect == Deny:
-		return stageApplies, err // what forbids must not be got round by leaving a claim out
-	case err != nil || !ok:
-		return stageCondition, err
+	if g.glass > 0 && in.leftOf(g.name) <= 0 {
+		return stageGlass, nil
 	}
 	return stageApplies, nil
+}
+
+// leftOf is for how long a break-glass grant is still open; 0 or less: it isn't.
+func (in *Input) leftOf(grant string) (left time.Duration) {
+	for _, o := range in.Opened {
+		if o.Grant == grant {
+			left = max(left, o.Until.Sub(in.Time))
+		}
+	}
+	return left
+}
+
+// longest is the longest lease by the grant, as far as it says: no hand-over by it outlasts its being open. 0: it doesn't say.
+func (g *grant) longest(in *Input) time.Duration {
+	if g.glass == 0 {
+		return g.ttl
+	}
+	if left := in.leftOf(g.name); g.ttl == 0 || left < g.ttl {
+		return left
+	}
+	return g.ttl
 }
 
 // concerns is the part of evaluate that asks only who, what and which secret: the stage at which the grant failed, or stagePurpose, the
@@ -181,17 +214,37 @@ func (v *verdict) needed(g *grant) bool {
 	if v.deny != nil && v.deny.rank < g.rank {
 		return false
 	}
-	return g.effect == Deny || v.allow == nil || g.rank < v.allow.rank
+	return g.effect == Deny || v.allow == nil || g.rank < v.allow.rank || v.allow.glass > 0
 }
 
-func (v *verdict) add(g *grant, s stage, err error) {
+// better reports whether an allow grant that applies decides rather than another: by the longer lease, then by rank. Among grants that
+// are not for emergencies that is their rank alone; of those that are it depends on how long they are still open.
+func (g *grant) better(than *grant, in *Input) bool {
+	if g.glass == 0 && than.glass == 0 {
+		return g.rank < than.rank
+	}
+	mine, other := g.longest(in), than.longest(in)
+	switch {
+	case mine == other:
+		// The everyday one, of the two: what could be had without breaking the glass was had so.
+		if (g.glass == 0) != (than.glass == 0) {
+			return g.glass == 0
+		}
+		return g.rank < than.rank
+	case mine == 0 || other == 0:
+		return mine == 0
+	}
+	return mine > other
+}
+
+func (v *verdict) add(in *Input, g *grant, s stage, err error) {
 	switch {
 	case g.effect == Deny:
 		if s == stageApplies && (v.deny == nil || g.rank < v.deny.rank) {
 			v.deny, v.err = g, err
 		}
 	case s == stageApplies:
-		if v.allow == nil || g.rank < v.allow.rank {
+		if v.allow == nil || g.better(v.allow, in) {
 			v.allow = g
 		}
 	case s > stageSecret:
@@ -213,7 +266,7 @@ func (v *verdict) decision(in *Input) Decision {
 		}
 		return Decision{Reason: problem.ReasonDenied, Grant: v.deny.name, Message: message, Undecided: v.err != nil}
 	case v.allow != nil:
-		return Decision{Allow: true, Grant: v.allow.name, TTL: v.allow.ttl}
+		return Decision{Allow: true, Grant: v.allow.name, TTL: v.allow.longest(in), Glass: v.allow.glass > 0}
 	case v.nearest == nil:
 		return Decision{Reason: problem.ReasonNoGrant, Message: "no grant permits " + describe(in)}
 	}
@@ -225,6 +278,9 @@ func (v *verdict) decision(in *Input) Decision {
 	case stageAssurance:
 		d.Reason = problem.ReasonAssurance
 		d.Message = "the grant " + d.Grant + " asks for assurance " + v.nearest.assurance.String() + ", this session has " + in.Assurance.String() + ": " + describe(in)
+	case stageGlass:
+		d.Reason = problem.ReasonGlass
+		d.Message = "the grant " + d.Grant + " is for emergencies, and is not open: " + describe(in)
 	default:
 		d.Reason = problem.ReasonCondition
 		d.Message = "the condition of the grant " + d.Grant + " is not met: " + describe(in)
@@ -245,7 +301,7 @@ func describe(in *Input) string {
 
 // Decide answers a question. Every allow grant is limited by every deny grant; among several allow
 // grants the one that allows the longest lease is named, then the first by name, so that adding an
-// allow grant never takes anything away. It does not ask whether the secret is declared or exists.
+// allow grant never takes anything away. A break-glass grant applies while who asks has it open. It does not ask whether the secret is declared or exists.
 func (p *Program) Decide(in *Input) Decision { return p.decide(in, nil) }
 
 func (p *Program) decide(in *Input, seen *coverage) Decision {
@@ -254,7 +310,7 @@ func (p *Program) decide(in *Input, seen *coverage) Decision {
 	p.index.candidates(in.Identity, in.Secret, func(rank int32) {
 		if g := &p.grants[rank]; result.needed(g) {
 			s, err := g.evaluate(in, v)
-			result.add(g, s, err)
+			result.add(in, g, s, err)
 		}
 	})
 	return result.decision(in)
@@ -266,7 +322,7 @@ type RuleTrace struct {
 	Effect  Effect   `json:"effect"`
 	Source  Pos      `json:"source"`
 	Applies bool     `json:"applies"`
-	Matched []string `json:"matched,omitempty"` // the parts that fit: action, identity, secret, purpose, assurance, condition
+	Matched []string `json:"matched,omitempty"` // the parts that fit: action, identity, secret, purpose, assurance, condition, break-glass
 	Failed  string   `json:"failed,omitempty"`  // the first part that did not
 	Why     string   `json:"why,omitempty"`     // for people
 	Named   bool     `json:"-"`                 // its identities include the one that asks
@@ -282,7 +338,7 @@ func (p *Program) Explain(in *Input) (Decision, []RuleTrace) {
 	for i := range p.grants {
 		g := &p.grants[i]
 		s, err := g.evaluate(in, v)
-		result.add(g, s, err)
+		result.add(in, g, s, err)
 		rules[i] = g.trace(in, s, err)
 	}
 	slices.SortStableFunc(rules, func(a, b RuleTrace) int { return cmp.Compare(b.stage, a.stage) })
@@ -292,7 +348,7 @@ func (p *Program) Explain(in *Input) (Decision, []RuleTrace) {
 func (g *grant) trace(in *Input, s stage, err error) RuleTrace {
 	t := RuleTrace{Grant: g.name, Effect: g.effect, Source: g.source, Applies: s == stageApplies, Named: matchAny(g.identities, in.Identity), stage: s}
 	for i := stageAction; i < s; i++ {
-		if i == stageCondition && g.when == nil {
+		if i == stageCondition && g.when == nil || i == stageGlass && g.glass == 0 {
 			continue
 		}
 		t.Matched = append(t.Matched, stageNames[i])
@@ -316,6 +372,8 @@ func (g *grant) trace(in *Input, s stage, err error) RuleTrace {
 		if err != nil {
 			t.Why = "its condition can't be told: " + err.Error()
 		}
+	case stageGlass:
+		t.Why = "it is for emergencies, and " + in.Identity + " has not opened it"
 	case stageApplies:
 		if err != nil {
 			t.Why = "its condition can't be told, and so it denies: " + err.Error()

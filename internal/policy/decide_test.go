@@ -225,11 +225,15 @@ var small = world{
 
 func (w world) grant(t *rapid.T, name, effect string) string {
 	pick := func(label string, from []string) string {
-		list := rapid.SliceOfNDistinct(rapid.SampledFrom(from), 1, 3, rapid.ID[string]).Draw(t, label)
+		list := rapid.SliceOfNDistinct(rapid.SampledFrom(from), 1, min(3, len(from)), rapid.ID[string]).Draw(t, label)
 		for i := range list {
 			list[i] = fmt.Sprintf("%q", list[i])
 		}
 		return "[" + strings.Join(list, ", ") + "]"
+	}
+	glass := effect == "allow" && rapid.IntRange(0, 3).Draw(t, "glass") == 0
+	if glass {
+		w.ids = []string{"/human/alice", "/human/*"}
 	}
 	s := "Grant " + name + " effect: " + effect + ", actions: " + pick("actions", []string{"secret.read", "secret.write", "secret.list"}) +
 		", identities: " + pick("ids", w.ids) + ", secrets: " + pick("secrets", w.secrets)
@@ -241,6 +245,9 @@ func (w world) grant(t *rapid.T, name, effect string) string {
 		if strings.Contains(s, "secret.read") && rapid.Bool().Draw(t, "ttl") {
 			s += rapid.SampledFrom([]string{", ttl: 5m", ", ttl: 1h"}).Draw(t, "ttl value")
 		}
+	}
+	if glass {
+		s += ", breakGlass: " + rapid.SampledFrom([]string{"65m", "2h"}).Draw(t, "glass for")
 	}
 	if rapid.Bool().Draw(t, "conditional") {
 		s += ", when: " + rapid.SampledFrom([]string{"claims.x == 1", "assurance > level.token", "node.path != \\\"\\\""}).Draw(t, "when")
@@ -272,6 +279,11 @@ func (w world) input(t *rapid.T) *Input {
 		claims["x"] = x
 	}
 	in.Claims, _ = PrepareClaims(claims)
+	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"g0", "g1", "g2", "g3", "g4", "extra"}), 0, 4, rapid.ID[string]).Draw(t, "opened") {
+		for _, left := range rapid.SliceOfN(rapid.SampledFrom([]time.Duration{-time.Minute, 0, time.Minute, 20 * time.Minute, 2 * time.Hour}), 1, 2).Draw(t, "left") {
+			in.Opened = append(in.Opened, Opened{Grant: name, Until: in.Time.Add(left)})
+		}
+	}
 	return in
 }
 
@@ -297,6 +309,16 @@ func TestPropertyDecide(t *testing.T) {
 		shuffled := rapid.Permutation(docs).Draw(rt, "order")
 		if d := mustCompile(t, with(t, shuffled...)).Decide(in); d != before {
 			rt.Fatalf("shuffled: %+v, was %+v", d, before)
+		}
+
+		// What is open gives more and never less, and nothing that is denied; closed, a break-glass grant gives nothing.
+		closed := *in
+		closed.Opened = nil
+		if d := p.Decide(&closed); d.Allow && (!before.Allow || before.TTL != 0 && (d.TTL == 0 || before.TTL < d.TTL)) || d.Reason == problem.ReasonDenied && before != d || d.Glass {
+			rt.Fatalf("with what is open %+v, without it %+v", before, d)
+		}
+		if before.Glass && (before.TTL <= 0 || before.TTL > 2*time.Hour) {
+			rt.Fatalf("a lease by what is open is of %s", before.TTL)
 		}
 
 		// A deny grant more never widens.

@@ -73,6 +73,10 @@ type (
 		Revocation struct {
 			BlastLimit number `yaml:"blastLimit" default:"1000" doc:"How many identities one operator may cut off at once without a quorum."`
 		} `yaml:"revocation" doc:"Taking back."`
+		BreakGlass struct {
+			Openings number `yaml:"openings" default:"4" doc:"How often in a quarter of a year (UTC) a grant with breakGlass may be opened without approvals, all grants and persons together; 0 to 1000. Beyond it, and while an earlier opening is not reviewed, it takes the approvals of the act glass.open."`
+			Alarm    number `yaml:"alarm" default:"1" doc:"The share of the quarter's releases, in percent, from which on releases by grants with breakGlass raise the alarm, 1 to 100."`
+		} `yaml:"breakGlass" doc:"Grants for emergencies."`
 		Limits struct {
 			Secrets           number `yaml:"secrets" default:"100000" doc:"How many secrets may exist, up to 1000000."`
 			VersionsPerSecret number `yaml:"versionsPerSecret" default:"100" doc:"How many versions of a secret may be kept, up to 10000."`
@@ -94,7 +98,7 @@ type (
 
 	actSpec struct {
 		At       Pos
-		Act      text   `yaml:"act" need:"true" enum:"bundle,hold.lift,revocation.confirm,evidence.forget,identity.decommission,secret.destroy,environment.delete" doc:"Which act."`
+		Act      text   `yaml:"act" need:"true" enum:"bundle,hold.lift,revocation.confirm,evidence.forget,identity.decommission,secret.destroy,glass.open,environment.delete" doc:"Which act."`
 		Required number `yaml:"required" doc:"How many approvals it takes; not fewer than approvals.required, and for environment.delete in production not fewer than 2."`
 		Keys     text   `yaml:"keys" enum:"any,hardware" doc:"hardware: by hardware-backed keys only."`
 		Delay    period `yaml:"delay" doc:"For how long it waits after the last approval it needs, in which it can be taken back; at most 720h. For what can't be undone only: identity.decommission, secret.destroy (0s by default), environment.delete (in production 24h by default, and at least)."`
@@ -184,6 +188,7 @@ type (
 		Assurance  text   `yaml:"assurance" default:"token" enum:"unbound,token,key,platform,hardware,measured" doc:"The least assurance of the session. Allow grants only."`
 		TTL        period `yaml:"ttl" doc:"No lease by this grant lasts longer. Allow grants for secret.read only."`
 		When       text   `yaml:"when" doc:"A CEL condition over identity, node, claims, node_claims, request, secret, assurance and time: docs/reference/conditions.md."`
+		BreakGlass period `yaml:"breakGlass" doc:"For emergencies: the grant gives nothing until a person opens it, with a reason and an incident, for so long at the most, 1m to 8h. Allow grants to persons only."`
 	}
 
 	secretSpec struct {

@@ -15,6 +15,7 @@ import (
 type lines struct {
 	when, require  fieldLine
 	assurance, ttl int32
+	glass          int32
 	lists          [2]int32 // identities and secrets of a grant; nodes of a workload
 }
 
@@ -220,6 +221,11 @@ func (m *mutation) grant(i int) {
 		m.p.index.widen(&weak)
 		m.tryGrant(i, weak, g.lines.lists[1], to.String()+" instead of "+from.String(), "secrets below "+to.String())
 	})
+	if g.glass > 0 {
+		weak := *g
+		weak.glass = 0
+		m.tryGrant(i, weak, g.lines.glass, "open at all times", "who has not broken the glass")
+	}
 	if g.ttl > 0 && m.origin.ttlCounts(g) {
 		weak := *g
 		weak.ttl, weak.rank = 0, -1 // the longest lease is the first

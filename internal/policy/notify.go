@@ -21,10 +21,11 @@ const (
 	TopicRolledBack Topic = "change.rolled-back" // whether it was in force or on its way
 	TopicStep       Topic = "rollout.step"
 	TopicRevocation Topic = "revocation"
+	TopicGlass      Topic = "break-glass" // opened, closed and reviewed, and the alarm of its share
 )
 
 // Topics are all topics.
-var Topics = []Topic{TopicProposed, TopicApproved, TopicRejected, TopicInForce, TopicRolledBack, TopicStep, TopicRevocation}
+var Topics = []Topic{TopicProposed, TopicApproved, TopicRejected, TopicInForce, TopicRolledBack, TopicStep, TopicRevocation, TopicGlass}
 
 // Bounds of what notify says.
 const (
@@ -38,7 +39,7 @@ type (
 	notifySpec struct {
 		At      Pos
 		Name    text   `yaml:"name" need:"true" doc:"What metrics and logs call it."`
-		On      []text `yaml:"on" need:"true" enum:"change.proposed,change.approved,change.rejected,change.in-force,change.rolled-back,rollout.step,revocation" doc:"What it is told of."`
+		On      []text `yaml:"on" need:"true" enum:"change.proposed,change.approved,change.rejected,change.in-force,change.rolled-back,rollout.step,revocation,break-glass" doc:"What it is told of."`
 		Webhook struct {
 			At    Pos
 			URL   text `yaml:"url" need:"true" doc:"https://HOST…, which gets a POST (docs/reference/notifications.md). Whoever reads the bundle reads it: it is no place for a secret."`

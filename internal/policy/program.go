@@ -35,6 +35,7 @@ type Environment struct {
 	NodeLifetime time.Duration // hard lifetime of an enrolment
 	Agents       Agents
 	SPIFFE       SPIFFE
+	BreakGlass   BreakGlass
 	Notify       []Notify // who is told of what, in the bundle's order; shared: don't change it
 }
 

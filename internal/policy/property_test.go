@@ -24,7 +24,14 @@ func tested(t *testing.T, rt *rapid.T) (Files, *Input) {
 	if strings.HasPrefix(in.Identity, "/workload/") && rapid.Bool().Draw(rt, "tested node") {
 		in.Node = "/node/join-token/n"
 	}
-	return withoutTests(with(t, docs...)), in
+	files := withoutTests(with(t, docs...))
+	in.Opened = nil
+	for _, g := range mustCompile(t, files).Grants() {
+		if g.Glass > 0 && strings.HasPrefix(in.Identity, "/human/") && rapid.Bool().Draw(rt, "tested opened") {
+			in.Opened = append(in.Opened, Opened{Grant: g.Name, Until: in.Time.Add(g.Glass)})
+		}
+	}
+	return files, in
 }
 
 // caseOf writes a question, and the answer that Decide gives, as a case.
@@ -39,6 +46,13 @@ func caseOf(rt *rapid.T, p *Program, in *Input) string {
 	}
 	if x, err := in.Claims.text([]string{"x"}); err == nil {
 		s += ", claims: {x: " + x + "}"
+	}
+	var opened []string
+	for _, o := range in.Opened {
+		opened = append(opened, o.Grant)
+	}
+	if len(opened) > 0 {
+		s += ", opened: [" + strings.Join(opened, ", ") + "]"
 	}
 	switch {
 	case !d.Allow:

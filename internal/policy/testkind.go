@@ -68,7 +68,8 @@ type (
 		Time       text      `yaml:"time" default:"2026-01-01T12:00:00Z" doc:"When it is asked (RFC 3339)."`
 		Expect     text      `yaml:"expect" need:"true" enum:"allow,deny" doc:"The answer."`
 		By         text      `yaml:"by" doc:"Name of the grant that must decide; for a refusal also the one that came nearest."`
-		Reason     text      `yaml:"reason" doc:"Why it must be refused: no-grant, denied, purpose, assurance-too-low or condition; with token also what an identity is refused for."`
+		Reason     text      `yaml:"reason" doc:"Why it must be refused: no-grant, denied, purpose, assurance-too-low, condition or break-glass; with token also what an identity is refused for."`
+		Opened     []text    `yaml:"opened" doc:"Names of the break-glass grants that the person has just opened, each for as long as it may be."`
 		TTL        period    `yaml:"ttl" doc:"The longest lease that it may give: the least of what grant, secret and environment say."`
 	}
 )

@@ -18,21 +18,26 @@ type Grant struct {
 	Purposes   []string           // sorted; empty: any
 	Assurance  identity.Assurance // the least; of a deny grant nothing
 	TTL        time.Duration      // the longest lease by it; 0: it doesn't say
-	When       string             // the condition as it is written; "" for none
-	Source     Pos
+	// When is what else must hold, for people: the condition as it is written, and of a break-glass grant that it is open; "" for nothing.
+	When   string
+	Glass  time.Duration // how long it may be opened; 0: it is no break-glass grant
+	Source Pos
 }
 
 // Grants lists the grants: those with the longest leases first, then by name. What the slices hold is shared: don't change it.
 func (p *Program) Grants() []Grant {
 	out := make([]Grant, len(p.grants))
 	for i := range p.grants {
-		g := &p.grants[i]
-		out[i] = Grant{
-			Name: g.name, Effect: g.effect, Actions: g.actions.list(), Identities: g.identities, Secrets: g.secrets, Purposes: g.purposes,
-			Assurance: g.assurance, TTL: g.ttl, When: g.whenText, Source: g.source,
-		}
+		out[i] = p.grants[i].view()
 	}
 	return out
+}
+
+func (g *grant) view() Grant {
+	return Grant{
+		Name: g.name, Effect: g.effect, Actions: g.actions.list(), Identities: g.identities, Secrets: g.secrets, Purposes: g.purposes,
+		Assurance: g.assurance, TTL: g.ttl, When: g.holds(), Glass: g.glass, Source: g.source,
+	}
 }
 
 // Governing calls visit with the place in Grants of every grant about an action that governs all of a pair of patterns: what it says of

@@ -34,6 +34,9 @@ const (
 	ReasonAssurance        Reason = "assurance-too-low"
 	ReasonPurpose          Reason = "purpose"
 	ReasonCondition        Reason = "condition"
+	ReasonGlass            Reason = "break-glass"
+	ReasonGlassBudget      Reason = "break-glass-budget"
+	ReasonGlassReview      Reason = "break-glass-review"
 	ReasonCutoff           Reason = "cutoff"
 	ReasonHeld             Reason = "held"
 	ReasonDuty             Reason = "duty"
@@ -141,6 +144,9 @@ var reasons = map[Reason]reasonRow{
 	ReasonAssurance:        {Refused, "attest by a stronger method, or ask for a grant that accepts this one"},
 	ReasonPurpose:          {Refused, "ask for a purpose that the grant names"},
 	ReasonCondition:        {Refused, "the grant's condition is not met: see `bailment explain`"},
+	ReasonGlass:            {Refused, "this is for emergencies: in one, `bailment break-glass open GRANT --incident ID --reason TEXT`; others are told at once, and another operator reviews it"},
+	ReasonGlassBudget:      {Refused, "the quarter's openings are used up: have it approved by others, `bailment break-glass open GRANT … --propose`"},
+	ReasonGlassReview:      {Refused, "an earlier opening is not reviewed: have another operator do so (`bailment break-glass review`), or have this one approved by others (`--propose`)"},
 	ReasonCutoff:           {Refused, "what you hold was revoked: attest or log in again"},
 	ReasonHeld:             {Refused, "there is a hold: an operator can propose to lift it (`bailment node release`, or `bailment revocation lift`)"},
 	ReasonDuty:             {Refused, "ask an operator who has this duty"},

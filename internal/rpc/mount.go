@@ -34,6 +34,7 @@ func (a *API) mount(options []connect.HandlerOption) {
 	add(api.NewChangeServiceHandler(changes{a}, options...))
 	add(api.NewExplainServiceHandler(explanations{a}, options...))
 	add(api.NewAccessServiceHandler(accesses{a}, options...))
+	add(api.NewBreakGlassServiceHandler(glasses{a}, options...))
 	add(api.NewLedgerServiceHandler(ledgers{a}, options...))
 	add(api.NewKeyServiceHandler(keys{a}, options...))
 	add(api.NewWatchServiceHandler(watches{a}, options...))

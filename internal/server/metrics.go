@@ -155,6 +155,11 @@ var environmentMetrics = []struct {
 	{"bailment_leases", "Leases that are kept in the state.", nil, prometheus.GaugeValue},
 	{"bailment_secrets", "Secrets.", nil, prometheus.GaugeValue},
 	{"bailment_generation", "Number of the bundle's coming into force.", nil, prometheus.GaugeValue},
+	{"bailment_quarter_releases", "Releases of secrets in this quarter of a year (UTC), all and by break-glass grants: the share of the second is what the alarm is about.", []string{"by"}, prometheus.GaugeValue},
+	{"bailment_break_glass_openings", "Openings of break-glass grants in this quarter of a year (UTC).", nil, prometheus.GaugeValue},
+	{"bailment_break_glass_open", "Break-glass grants that are open now.", nil, prometheus.GaugeValue},
+	{"bailment_break_glass_unreviewed", "Openings that nobody reviewed yet; the next one takes approvals until it is 0.", nil, prometheus.GaugeValue},
+	{"bailment_break_glass_alarm", "1 from when releases by break-glass grants reached the alarming share until the quarter's end.", nil, prometheus.GaugeValue},
 }
 
 // watch registers the environments of an opened server.
@@ -195,6 +200,12 @@ func (c *environments) Collect(out chan<- prometheus.Metric) {
 			"bailment_denials_total": float64(env.Denials()), "bailment_snapshot_age_entries": float64(st.Next - st.Root.Index),
 			"bailment_sessions": float64(st.Sessions.Len()), "bailment_leases": float64(st.Leases.Len()),
 			"bailment_secrets": float64(st.Secrets.Len()), "bailment_generation": float64(st.Generation),
+		}
+		quarter, open, unreviewed := env.Quarter()
+		values["bailment_break_glass_openings"], values["bailment_break_glass_alarm"] = float64(quarter.Openings), truth(quarter.Alarmed)
+		values["bailment_break_glass_open"], values["bailment_break_glass_unreviewed"] = float64(open), float64(unreviewed)
+		for by, n := range map[string]int{"all": quarter.Releases, "break-glass": quarter.Glass} {
+			out <- prometheus.MustNewConstMetric(c.descs["bailment_quarter_releases"], prometheus.GaugeValue, float64(n), name, by)
 		}
 		if err == nil {
 			values["bailment_ledger_bytes"] = float64(bytes)

@@ -416,6 +416,7 @@ func (e *SecretWritten) apply(s *State, m Meta) error {
 	}
 	sec.Last, sec.Versions = e.Version, versions
 	s.Secrets.set(e.Secret, sec)
+	s.useGlass(&e.Actor, &e.Ruling, e.Secret, m.Time)
 	s.remember(e.Actor, e.Idem, m, Idempotent{Secret: e.Secret, Version: e.Version})
 	return nil
 }
@@ -496,6 +497,7 @@ func (e *SecretMoved) apply(s *State, m Meta) error {
 		sec.Current = 0
 	}
 	s.Secrets.set(e.Secret, &sec)
+	s.useGlass(&e.Actor, &e.Ruling, e.Secret, m.Time)
 	return nil
 }
 
@@ -518,6 +520,7 @@ func (e *SecretReleased) apply(s *State, m Meta) error {
 		return fmt.Errorf("lease %d is not as the release says", e.Lease)
 	}
 	s.serve(e.Actor.Identity, e.Secret, e.Ruling.Grant, m.Time)
+	s.countRelease(e, m)
 	s.countAsked(e.Actor.Identity, e.Actor.Node, m.Time)
 	if e.Idem != nil && e.Idem.First == 0 {
 		lease := e.Lease
@@ -553,6 +556,7 @@ func (e *LeaseRenewed) apply(s *State, m Meta) error {
 	n := *l
 	n.Expires = e.Expires
 	s.Leases.set(n.ID, &n)
+	s.useGlass(&e.Actor, &e.Ruling, n.Secret, m.Time)
 	return nil
 }
 

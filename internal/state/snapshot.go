@@ -33,8 +33,9 @@ type head struct {
 	Control    uint64    `json:"control"`
 	Root       StateRoot `json:"root"`
 	// ServesSince came later: a state that has none is written as ever.
-	ServesSince Millis `json:"serves_since,omitempty"`
-	Ended       uint64 `json:"ended,omitempty"` // so did this
+	ServesSince Millis        `json:"serves_since,omitempty"`
+	Quarter     *GlassQuarter `json:"quarter,omitempty"`
+	Ended       uint64        `json:"ended,omitempty"` // so did this
 }
 
 // Snapshot writes the state in its canonical form: a line of JSON for the head, then for each
@@ -45,6 +46,9 @@ func (s *State) Snapshot(out io.Writer) error {
 	h := head{
 		Format: snapshotVersion, Env: s.Env, Next: s.Next, Time: s.Time, Generation: s.Generation,
 		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root, ServesSince: s.ServesSince, Ended: s.Ended,
+	}
+	if s.quarter != (GlassQuarter{}) {
+		h.Quarter = &s.quarter
 	}
 	if err := enc.Encode(h); err != nil {
 		return fmt.Errorf("writing the state's head: %w", err)
@@ -136,6 +140,9 @@ func Restore(data []byte) (*State, error) {
 	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
 	s.ServesSince, s.Ended = h.ServesSince, h.Ended
+	if h.Quarter != nil {
+		s.quarter = *h.Quarter
+	}
 	for _, t := range s.tables() {
 		if err := t.read(r, 0); err != nil {
 			return nil, fmt.Errorf("reading the state's table %s: %w", t.name, err)
@@ -207,7 +214,7 @@ func (s *State) checkShape() error {
 		switch {
 		case len(key) < head:
 			err = fmt.Errorf("a row of the queue is too short")
-		case queueKind(key[8]) == qSession || queueKind(key[8]) == qLease || queueKind(key[8]) == qChange:
+		case queueKind(key[8]) == qSession || queueKind(key[8]) == qLease || queueKind(key[8]) == qChange || queueKind(key[8]) == qGlass:
 			if len(key) != head+8 {
 				err = fmt.Errorf("a row of the queue names no index")
 			}
@@ -245,6 +252,7 @@ func (s *State) laterTables() []tableIO {
 	return []tableIO{
 		tableOf("uses", s.Uses), tableOf("gone", s.Gone), tableOf("federations", s.Federations),
 		tableOf("rollouts", s.rollouts), tableOf("rollout_sources", s.sources), tableOf("served", s.Served), tableOf("reviewed", s.Reviewed),
+		tableOf("glass", s.Glass),
 	}
 }
 

@@ -60,6 +60,8 @@ type State struct {
 	sources  Table[string, *RolloutSource] // of its present step
 	Served   Table[string, *Served]        // who was given what, by ServedKey
 	Reviewed Table[string, *Reviewed]      // the newest decision about each line of access, by ReviewKey
+	Glass    Table[uint64, *Glass]         // openings of break-glass grants, by the index of their entry
+	quarter  GlassQuarter                  // of the newest entry that counted; see Quarter
 }
 
 // Env is what genesis says for ever.
@@ -326,6 +328,7 @@ func New() *State {
 		Uses: newTable[string, *Use](), Gone: newTable[string, uint64](),
 		queue: newTable[string, struct{}](), Federations: newTable[string, *Federated](),
 		rollouts: newTable[string, *Rollout](), sources: newTable[string, *RolloutSource](), Served: newTable[string, *Served](), Reviewed: newTable[string, *Reviewed](),
+		Glass: newTable[uint64, *Glass](),
 	}
 }
 
@@ -346,7 +349,7 @@ func (s *State) Fork() *State {
 	f.Uses, f.Gone = s.Uses.fork(), s.Gone.fork()
 	f.Federations = s.Federations.fork()
 	f.rollouts, f.sources, f.Served = s.rollouts.fork(), s.sources.fork(), s.Served.fork()
-	f.Reviewed = s.Reviewed.fork()
+	f.Reviewed, f.Glass = s.Reviewed.fork(), s.Glass.fork()
 	return &f
 }
 

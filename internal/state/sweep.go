@@ -37,6 +37,7 @@ const (
 	qUse      queueKind = 'u'
 	qServed   queueKind = 'v'
 	qReviewed queueKind = 'w'
+	qGlass    queueKind = 'g'
 )
 
 func queueKey(at Millis, kind queueKind, key string) string {
@@ -128,6 +129,13 @@ func (s *State) due(kind queueKind, key string, now Millis) Millis {
 		if x, ok := s.Reviewed.Get(key); ok {
 			return x.Time + keepReviewed
 		}
+	case qGlass:
+		if x, ok := s.Glass.Get(indexOf(key)); ok {
+			if x.Reviewed == 0 { // it waits, however long
+				return now + keepGlass
+			}
+			return x.Opened + keepGlass
+		}
 	}
 	return -1
 }
@@ -166,6 +174,8 @@ func (s *State) remove(kind queueKind, key string) {
 		s.Served.del(key)
 	case qReviewed:
 		s.Reviewed.del(key)
+	case qGlass:
+		s.Glass.del(indexOf(key))
 	}
 }
 

@@ -89,6 +89,10 @@ var Types = []Type{
 	{Kind{"secret.released", 2}, func() Event { return new(SecretReleased) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"lease.renewed", 2}, func() Event { return new(LeaseRenewed) }, "the same, decided by the candidate of a rollout", 3},
 	{Kind{"access.reviewed", 1}, func() Event { return new(AccessReviewed) }, "an operator decided, line by line, who should keep what", 3},
+	{Kind{"glass.opened", 1}, func() Event { return new(GlassOpened) }, "a person opened a break-glass grant, for an incident and some minutes", 3},
+	{Kind{"glass.closed", 1}, func() Event { return new(GlassClosed) }, "an opening was ended before its time", 3},
+	{Kind{"glass.reviewed", 1}, func() Event { return new(GlassReviewed) }, "another operator wrote and signed what he found of an opening", 3},
+	{Kind{"glass.alarmed", 1}, func() Event { return new(GlassAlarmed) }, "releases by break-glass grants reached an alarming share of a quarter's", 3},
 	{Kind{"environment.ended", 1}, func() Event { return new(EnvironmentEnded) }, "the environment ended for ever: the last entry", 3},
 	{Kind{"request.denied", 2}, func() Event { return new(RequestDenied) }, "the same, during a rollout: with what the bundle beside it says", 3},
 }

@@ -91,6 +91,17 @@ printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 
 			"bailment access decide review.txt --out env-reviewed": `sed -i -e 's/^? payments-api-migrates/remove payments-api-migrates/' -e 's/^? /keep /' review.txt`,
 		},
 	},
+	"break-glass.md": {
+		presumes: leasing, answers: 2, promises: 17,
+		before: map[string]string{
+			"bailment bundle check env":               `sed -i '/name: no-human-reads/,/^---/ s/^  secrets:/  purposes: [runtime]\n  secrets:/' env/grants/all.yaml`,
+			"bailment login bob":                      bob,
+			"bailment login alice # in the night":     alice,
+			"bailment login bob # to review":          bob,
+			"bailment login alice # the second night": alice,
+			"bailment login bob # to approve":         bob,
+		},
+	},
 	"blast-radius.md":  {presumes: besideEstate, promises: 23},
 	"test-a-bundle.md": {presumes: editing, promises: 14},
 	"revoke.md": {

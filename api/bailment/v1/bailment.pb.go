@@ -5619,6 +5619,718 @@ func (x *ReviewResponse) GetEntry() *EntryRef {
 	return nil
 }
 
+type OpenGlassRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Grant          string                 `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	Incident       string                 `protobuf:"bytes,2,opt,name=incident,proto3" json:"incident,omitempty"` // 1 to 64 of a-z, A-Z, 0-9, '-', '.', '_' and '/'
+	Reason         string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`     // at most 500 bytes
+	Minutes        int32                  `protobuf:"varint,4,opt,name=minutes,proto3" json:"minutes,omitempty"`  // 0: as long as the grant may be open
+	IdempotencyKey string                 `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *OpenGlassRequest) Reset() {
+	*x = OpenGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenGlassRequest) ProtoMessage() {}
+
+func (x *OpenGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenGlassRequest.ProtoReflect.Descriptor instead.
+func (*OpenGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *OpenGlassRequest) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *OpenGlassRequest) GetIncident() string {
+	if x != nil {
+		return x.Incident
+	}
+	return ""
+}
+
+func (x *OpenGlassRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OpenGlassRequest) GetMinutes() int32 {
+	if x != nil {
+		return x.Minutes
+	}
+	return 0
+}
+
+func (x *OpenGlassRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type OpenGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opening       *Opening               `protobuf:"bytes,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenGlassResponse) Reset() {
+	*x = OpenGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenGlassResponse) ProtoMessage() {}
+
+func (x *OpenGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenGlassResponse.ProtoReflect.Descriptor instead.
+func (*OpenGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *OpenGlassResponse) GetOpening() *Opening {
+	if x != nil {
+		return x.Opening
+	}
+	return nil
+}
+
+type Opening struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *EntryRef              `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Grant         string                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
+	Identity      string                 `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"` // who opened it
+	Incident      string                 `protobuf:"bytes,4,opt,name=incident,proto3" json:"incident,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Opened        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=opened,proto3" json:"opened,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=until,proto3" json:"until,omitempty"`
+	Change        uint64                 `protobuf:"varint,8,opt,name=change,proto3" json:"change,omitempty"`                    // that others approved; 0: within the budget
+	ClosedBy      string                 `protobuf:"bytes,9,opt,name=closed_by,json=closedBy,proto3" json:"closed_by,omitempty"` // before its time
+	Uses          int32                  `protobuf:"varint,10,opt,name=uses,proto3" json:"uses,omitempty"`
+	Secrets       []string               `protobuf:"bytes,11,rep,name=secrets,proto3" json:"secrets,omitempty"`    // what it was used for, at most 50
+	Beyond        int32                  `protobuf:"varint,12,opt,name=beyond,proto3" json:"beyond,omitempty"`     // uses for secrets that are not named
+	Reviewed      uint64                 `protobuf:"varint,13,opt,name=reviewed,proto3" json:"reviewed,omitempty"` // the review's entry; 0: nobody reviewed it
+	Reviewer      string                 `protobuf:"bytes,14,opt,name=reviewer,proto3" json:"reviewer,omitempty"`
+	Verdict       string                 `protobuf:"bytes,15,opt,name=verdict,proto3" json:"verdict,omitempty"` // justified, not-justified
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Opening) Reset() {
+	*x = Opening{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Opening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Opening) ProtoMessage() {}
+
+func (x *Opening) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Opening.ProtoReflect.Descriptor instead.
+func (*Opening) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *Opening) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *Opening) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *Opening) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Opening) GetIncident() string {
+	if x != nil {
+		return x.Incident
+	}
+	return ""
+}
+
+func (x *Opening) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Opening) GetOpened() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+func (x *Opening) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Opening) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+func (x *Opening) GetClosedBy() string {
+	if x != nil {
+		return x.ClosedBy
+	}
+	return ""
+}
+
+func (x *Opening) GetUses() int32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Opening) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *Opening) GetBeyond() int32 {
+	if x != nil {
+		return x.Beyond
+	}
+	return 0
+}
+
+func (x *Opening) GetReviewed() uint64 {
+	if x != nil {
+		return x.Reviewed
+	}
+	return 0
+}
+
+func (x *Opening) GetReviewer() string {
+	if x != nil {
+		return x.Reviewer
+	}
+	return ""
+}
+
+func (x *Opening) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+type CloseGlassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opening       uint64                 `protobuf:"varint,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseGlassRequest) Reset() {
+	*x = CloseGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseGlassRequest) ProtoMessage() {}
+
+func (x *CloseGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseGlassRequest.ProtoReflect.Descriptor instead.
+func (*CloseGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *CloseGlassRequest) GetOpening() uint64 {
+	if x != nil {
+		return x.Opening
+	}
+	return 0
+}
+
+type CloseGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opening       *Opening               `protobuf:"bytes,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseGlassResponse) Reset() {
+	*x = CloseGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseGlassResponse) ProtoMessage() {}
+
+func (x *CloseGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseGlassResponse.ProtoReflect.Descriptor instead.
+func (*CloseGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *CloseGlassResponse) GetOpening() *Opening {
+	if x != nil {
+		return x.Opening
+	}
+	return nil
+}
+
+type ListGlassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGlassRequest) Reset() {
+	*x = ListGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGlassRequest) ProtoMessage() {}
+
+func (x *ListGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGlassRequest.ProtoReflect.Descriptor instead.
+func (*ListGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+}
+
+type ListGlassResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Openings        []*Opening             `protobuf:"bytes,1,rep,name=openings,proto3" json:"openings,omitempty"`
+	Grants          []*BreakGlassGrant     `protobuf:"bytes,2,rep,name=grants,proto3" json:"grants,omitempty"`      // of the bundle in force
+	Quarter         string                 `protobuf:"bytes,3,opt,name=quarter,proto3" json:"quarter,omitempty"`    // as 2026-Q4
+	Used            int32                  `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`         // openings in it
+	Budget          int32                  `protobuf:"varint,5,opt,name=budget,proto3" json:"budget,omitempty"`     // openings in a quarter without approvals
+	Releases        int32                  `protobuf:"varint,6,opt,name=releases,proto3" json:"releases,omitempty"` // of secrets in the quarter, by whatever grant
+	ReleasesByGlass int32                  `protobuf:"varint,7,opt,name=releases_by_glass,json=releasesByGlass,proto3" json:"releases_by_glass,omitempty"`
+	AlarmPercent    int32                  `protobuf:"varint,8,opt,name=alarm_percent,json=alarmPercent,proto3" json:"alarm_percent,omitempty"` // of releases
+	Alarmed         bool                   `protobuf:"varint,9,opt,name=alarmed,proto3" json:"alarmed,omitempty"`
+	QuarterEnds     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=quarter_ends,json=quarterEnds,proto3" json:"quarter_ends,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ListGlassResponse) Reset() {
+	*x = ListGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGlassResponse) ProtoMessage() {}
+
+func (x *ListGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGlassResponse.ProtoReflect.Descriptor instead.
+func (*ListGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ListGlassResponse) GetOpenings() []*Opening {
+	if x != nil {
+		return x.Openings
+	}
+	return nil
+}
+
+func (x *ListGlassResponse) GetGrants() []*BreakGlassGrant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *ListGlassResponse) GetQuarter() string {
+	if x != nil {
+		return x.Quarter
+	}
+	return ""
+}
+
+func (x *ListGlassResponse) GetUsed() int32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetBudget() int32 {
+	if x != nil {
+		return x.Budget
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetReleases() int32 {
+	if x != nil {
+		return x.Releases
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetReleasesByGlass() int32 {
+	if x != nil {
+		return x.ReleasesByGlass
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetAlarmPercent() int32 {
+	if x != nil {
+		return x.AlarmPercent
+	}
+	return 0
+}
+
+func (x *ListGlassResponse) GetAlarmed() bool {
+	if x != nil {
+		return x.Alarmed
+	}
+	return false
+}
+
+func (x *ListGlassResponse) GetQuarterEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QuarterEnds
+	}
+	return nil
+}
+
+type BreakGlassGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Identities    []string               `protobuf:"bytes,2,rep,name=identities,proto3" json:"identities,omitempty"`
+	Secrets       []string               `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	Actions       []string               `protobuf:"bytes,4,rep,name=actions,proto3" json:"actions,omitempty"`
+	Purposes      []string               `protobuf:"bytes,5,rep,name=purposes,proto3" json:"purposes,omitempty"`
+	Minutes       int32                  `protobuf:"varint,6,opt,name=minutes,proto3" json:"minutes,omitempty"` // at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassGrant) Reset() {
+	*x = BreakGlassGrant{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassGrant) ProtoMessage() {}
+
+func (x *BreakGlassGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassGrant.ProtoReflect.Descriptor instead.
+func (*BreakGlassGrant) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *BreakGlassGrant) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BreakGlassGrant) GetIdentities() []string {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetActions() []string {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetPurposes() []string {
+	if x != nil {
+		return x.Purposes
+	}
+	return nil
+}
+
+func (x *BreakGlassGrant) GetMinutes() int32 {
+	if x != nil {
+		return x.Minutes
+	}
+	return 0
+}
+
+type ReviewGlassRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Opening        uint64                 `protobuf:"varint,1,opt,name=opening,proto3" json:"opening,omitempty"`
+	Text           string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // see `bailment break-glass review`: what was signed, byte for byte
+	Signature      *Signature             `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReviewGlassRequest) Reset() {
+	*x = ReviewGlassRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewGlassRequest) ProtoMessage() {}
+
+func (x *ReviewGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewGlassRequest.ProtoReflect.Descriptor instead.
+func (*ReviewGlassRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *ReviewGlassRequest) GetOpening() uint64 {
+	if x != nil {
+		return x.Opening
+	}
+	return 0
+}
+
+func (x *ReviewGlassRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ReviewGlassRequest) GetSignature() *Signature {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *ReviewGlassRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ReviewGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *EntryRef              `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewGlassResponse) Reset() {
+	*x = ReviewGlassResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewGlassResponse) ProtoMessage() {}
+
+func (x *ReviewGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewGlassResponse.ProtoReflect.Descriptor instead.
+func (*ReviewGlassResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *ReviewGlassResponse) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type GetCheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -5627,7 +6339,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5639,7 +6351,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5652,7 +6364,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
 }
 
 type GetCheckpointResponse struct {
@@ -5664,7 +6376,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5676,7 +6388,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5689,7 +6401,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -5709,7 +6421,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5721,7 +6433,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5734,7 +6446,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -5763,7 +6475,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5775,7 +6487,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5788,7 +6500,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -5829,7 +6541,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5841,7 +6553,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5854,7 +6566,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -5880,7 +6592,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5892,7 +6604,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5905,7 +6617,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -5924,7 +6636,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5936,7 +6648,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5949,7 +6661,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -5969,7 +6681,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5981,7 +6693,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5994,7 +6706,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -6022,7 +6734,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6034,7 +6746,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6047,7 +6759,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -6080,7 +6792,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6092,7 +6804,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6105,7 +6817,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -6123,7 +6835,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6135,7 +6847,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6148,7 +6860,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{99}
 }
 
 type ListKeysResponse struct {
@@ -6160,7 +6872,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6884,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6897,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -6208,7 +6920,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6220,7 +6932,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6233,7 +6945,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -6280,7 +6992,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6292,7 +7004,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6305,7 +7017,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -6325,7 +7037,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6337,7 +7049,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6350,7 +7062,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -6375,7 +7087,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6387,7 +7099,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6400,7 +7112,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{104}
 }
 
 type RewrapProgress struct {
@@ -6414,7 +7126,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6426,7 +7138,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6439,7 +7151,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -6472,7 +7184,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6484,7 +7196,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6497,7 +7209,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -6521,7 +7233,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6533,7 +7245,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6546,7 +7258,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{97}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -6607,7 +7319,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6619,7 +7331,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6632,7 +7344,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{98}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Problem) GetKind() string {
@@ -7149,6 +7861,64 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\tsignature\x18\x02 \x01(\v2\x16.bailment.v1.SignatureR\tsignature\x12'\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"=\n" +
 	"\x0eReviewResponse\x12+\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"\x9f\x01\n" +
+	"\x10OpenGlassRequest\x12\x14\n" +
+	"\x05grant\x18\x01 \x01(\tR\x05grant\x12\x1a\n" +
+	"\bincident\x18\x02 \x01(\tR\bincident\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\aminutes\x18\x04 \x01(\x05R\aminutes\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\"C\n" +
+	"\x11OpenGlassResponse\x12.\n" +
+	"\aopening\x18\x01 \x01(\v2\x14.bailment.v1.OpeningR\aopening\"\xcf\x03\n" +
+	"\aOpening\x12+\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x14\n" +
+	"\x05grant\x18\x02 \x01(\tR\x05grant\x12\x1a\n" +
+	"\bidentity\x18\x03 \x01(\tR\bidentity\x12\x1a\n" +
+	"\bincident\x18\x04 \x01(\tR\bincident\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x122\n" +
+	"\x06opened\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06opened\x120\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06change\x18\b \x01(\x04R\x06change\x12\x1b\n" +
+	"\tclosed_by\x18\t \x01(\tR\bclosedBy\x12\x12\n" +
+	"\x04uses\x18\n" +
+	" \x01(\x05R\x04uses\x12\x18\n" +
+	"\asecrets\x18\v \x03(\tR\asecrets\x12\x16\n" +
+	"\x06beyond\x18\f \x01(\x05R\x06beyond\x12\x1a\n" +
+	"\breviewed\x18\r \x01(\x04R\breviewed\x12\x1a\n" +
+	"\breviewer\x18\x0e \x01(\tR\breviewer\x12\x18\n" +
+	"\averdict\x18\x0f \x01(\tR\averdict\"-\n" +
+	"\x11CloseGlassRequest\x12\x18\n" +
+	"\aopening\x18\x01 \x01(\x04R\aopening\"D\n" +
+	"\x12CloseGlassResponse\x12.\n" +
+	"\aopening\x18\x01 \x01(\v2\x14.bailment.v1.OpeningR\aopening\"\x12\n" +
+	"\x10ListGlassRequest\"\x87\x03\n" +
+	"\x11ListGlassResponse\x120\n" +
+	"\bopenings\x18\x01 \x03(\v2\x14.bailment.v1.OpeningR\bopenings\x124\n" +
+	"\x06grants\x18\x02 \x03(\v2\x1c.bailment.v1.BreakGlassGrantR\x06grants\x12\x18\n" +
+	"\aquarter\x18\x03 \x01(\tR\aquarter\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x05R\x04used\x12\x16\n" +
+	"\x06budget\x18\x05 \x01(\x05R\x06budget\x12\x1a\n" +
+	"\breleases\x18\x06 \x01(\x05R\breleases\x12*\n" +
+	"\x11releases_by_glass\x18\a \x01(\x05R\x0freleasesByGlass\x12#\n" +
+	"\ralarm_percent\x18\b \x01(\x05R\falarmPercent\x12\x18\n" +
+	"\aalarmed\x18\t \x01(\bR\aalarmed\x12=\n" +
+	"\fquarter_ends\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vquarterEnds\"\xaf\x01\n" +
+	"\x0fBreakGlassGrant\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x02 \x03(\tR\n" +
+	"identities\x12\x18\n" +
+	"\asecrets\x18\x03 \x03(\tR\asecrets\x12\x18\n" +
+	"\aactions\x18\x04 \x03(\tR\aactions\x12\x1a\n" +
+	"\bpurposes\x18\x05 \x03(\tR\bpurposes\x12\x18\n" +
+	"\aminutes\x18\x06 \x01(\x05R\aminutes\"\xa1\x01\n" +
+	"\x12ReviewGlassRequest\x12\x18\n" +
+	"\aopening\x18\x01 \x01(\x04R\aopening\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x124\n" +
+	"\tsignature\x18\x03 \x01(\v2\x16.bailment.v1.SignatureR\tsignature\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"B\n" +
+	"\x13ReviewGlassResponse\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"\x16\n" +
 	"\x14GetCheckpointRequest\"7\n" +
 	"\x15GetCheckpointResponse\x12\x1e\n" +
@@ -7267,7 +8037,13 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\rAccessService\x12G\n" +
 	"\bListUses\x12\x1c.bailment.v1.ListUsesRequest\x1a\x1d.bailment.v1.ListUsesResponse\x12S\n" +
 	"\fListReviewed\x12 .bailment.v1.ListReviewedRequest\x1a!.bailment.v1.ListReviewedResponse\x12A\n" +
-	"\x06Review\x12\x1a.bailment.v1.ReviewRequest\x1a\x1b.bailment.v1.ReviewResponse2\x9e\x03\n" +
+	"\x06Review\x12\x1a.bailment.v1.ReviewRequest\x1a\x1b.bailment.v1.ReviewResponse2\xcc\x02\n" +
+	"\x11BreakGlassService\x12J\n" +
+	"\tOpenGlass\x12\x1d.bailment.v1.OpenGlassRequest\x1a\x1e.bailment.v1.OpenGlassResponse\x12M\n" +
+	"\n" +
+	"CloseGlass\x12\x1e.bailment.v1.CloseGlassRequest\x1a\x1f.bailment.v1.CloseGlassResponse\x12J\n" +
+	"\tListGlass\x12\x1d.bailment.v1.ListGlassRequest\x1a\x1e.bailment.v1.ListGlassResponse\x12P\n" +
+	"\vReviewGlass\x12\x1f.bailment.v1.ReviewGlassRequest\x1a .bailment.v1.ReviewGlassResponse2\x9e\x03\n" +
 	"\rLedgerService\x12V\n" +
 	"\rGetCheckpoint\x12!.bailment.v1.GetCheckpointRequest\x1a\".bailment.v1.GetCheckpointResponse\x12M\n" +
 	"\n" +
@@ -7297,7 +8073,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -7379,85 +8155,95 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*ReviewedLine)(nil),            // 77: bailment.v1.ReviewedLine
 	(*ReviewRequest)(nil),           // 78: bailment.v1.ReviewRequest
 	(*ReviewResponse)(nil),          // 79: bailment.v1.ReviewResponse
-	(*GetCheckpointRequest)(nil),    // 80: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 81: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 82: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 83: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 84: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 85: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 86: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 87: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 88: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 89: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 90: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 91: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 92: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 93: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 94: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 95: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 96: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 97: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 98: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 99: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 100: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 101: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 102: google.protobuf.Duration
+	(*OpenGlassRequest)(nil),        // 80: bailment.v1.OpenGlassRequest
+	(*OpenGlassResponse)(nil),       // 81: bailment.v1.OpenGlassResponse
+	(*Opening)(nil),                 // 82: bailment.v1.Opening
+	(*CloseGlassRequest)(nil),       // 83: bailment.v1.CloseGlassRequest
+	(*CloseGlassResponse)(nil),      // 84: bailment.v1.CloseGlassResponse
+	(*ListGlassRequest)(nil),        // 85: bailment.v1.ListGlassRequest
+	(*ListGlassResponse)(nil),       // 86: bailment.v1.ListGlassResponse
+	(*BreakGlassGrant)(nil),         // 87: bailment.v1.BreakGlassGrant
+	(*ReviewGlassRequest)(nil),      // 88: bailment.v1.ReviewGlassRequest
+	(*ReviewGlassResponse)(nil),     // 89: bailment.v1.ReviewGlassResponse
+	(*GetCheckpointRequest)(nil),    // 90: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 91: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 92: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 93: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 94: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 95: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 96: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 97: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 98: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 99: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 100: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 101: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 102: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 103: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 104: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 105: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 106: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 107: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 108: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 109: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 110: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 111: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 112: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	100, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	101, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	111, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	101, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	100, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	111, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	110, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	101, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	100, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	100, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	111, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	110, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	100, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	102, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	100, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	112, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	110, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	100, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	100, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	100, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	100, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	110, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	110, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	110, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	110, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	100, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	100, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	100, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	100, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	100, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	100, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	100, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	110, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	110, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	100, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	100, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	110, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	110, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	100, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	100, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	110, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	100, // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	100, // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	110, // 48: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 49: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
 	52,  // 50: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	100, // 51: bailment.v1.ChangeInfo.due:type_name -> google.protobuf.Timestamp
-	100, // 52: bailment.v1.ChangeInfo.ends:type_name -> google.protobuf.Timestamp
-	100, // 53: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 51: bailment.v1.ChangeInfo.due:type_name -> google.protobuf.Timestamp
+	110, // 52: bailment.v1.ChangeInfo.ends:type_name -> google.protobuf.Timestamp
+	110, // 53: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
 	53,  // 54: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
 	54,  // 55: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
 	51,  // 56: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
@@ -7474,115 +8260,133 @@ var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	51,  // 67: bailment.v1.CarryOutResponse.change:type_name -> bailment.v1.ChangeInfo
 	23,  // 68: bailment.v1.CarryOutResponse.entry:type_name -> bailment.v1.EntryRef
 	3,   // 69: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	101, // 70: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	102, // 71: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	111, // 70: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	112, // 71: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
 	70,  // 72: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
 	71,  // 73: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
 	74,  // 74: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	100, // 75: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	100, // 76: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	100, // 77: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	110, // 75: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	110, // 76: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	110, // 77: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
 	77,  // 78: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	100, // 79: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	110, // 79: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
 	23,  // 80: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
 	3,   // 81: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
 	23,  // 82: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
-	83,  // 83: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	92,  // 84: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	100, // 85: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 86: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 87: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	102, // 88: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 89: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 90: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 91: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 92: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 93: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 94: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 95: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 96: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 97: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 98: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 99: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 100: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 101: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 102: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 103: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 104: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 105: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 106: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 107: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 108: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 109: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 110: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 111: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 112: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 113: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 114: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 115: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 116: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 117: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
-	66,  // 118: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	68,  // 119: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	72,  // 120: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	75,  // 121: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	78,  // 122: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	80,  // 123: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	82,  // 124: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	85,  // 125: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	87,  // 126: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	89,  // 127: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	90,  // 128: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	93,  // 129: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	95,  // 130: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	97,  // 131: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 132: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 133: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 134: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 135: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 136: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 137: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 138: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 139: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 140: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 141: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 142: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 143: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 144: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 145: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 146: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 147: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 148: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 149: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 150: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 151: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 152: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 153: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 154: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 155: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 156: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 157: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 158: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 159: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
-	67,  // 160: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	69,  // 161: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	73,  // 162: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	76,  // 163: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	79,  // 164: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	81,  // 165: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	84,  // 166: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	86,  // 167: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	88,  // 168: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	83,  // 169: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	91,  // 170: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	94,  // 171: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	96,  // 172: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	98,  // 173: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	132, // [132:174] is the sub-list for method output_type
-	90,  // [90:132] is the sub-list for method input_type
-	90,  // [90:90] is the sub-list for extension type_name
-	90,  // [90:90] is the sub-list for extension extendee
-	0,   // [0:90] is the sub-list for field type_name
+	82,  // 83: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
+	23,  // 84: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
+	110, // 85: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
+	110, // 86: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
+	82,  // 87: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
+	82,  // 88: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
+	87,  // 89: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
+	110, // 90: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
+	3,   // 91: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 92: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
+	93,  // 93: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	102, // 94: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	110, // 95: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 96: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 97: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	112, // 98: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 99: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 100: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 101: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 102: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 103: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 104: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 105: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 106: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 107: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 108: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 109: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 110: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 111: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 112: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 113: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 114: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 115: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 116: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 117: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 118: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 119: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 120: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 121: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 122: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 123: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 124: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 125: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 126: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 127: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
+	66,  // 128: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	68,  // 129: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	72,  // 130: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	75,  // 131: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	78,  // 132: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	80,  // 133: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
+	83,  // 134: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
+	85,  // 135: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
+	88,  // 136: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
+	90,  // 137: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	92,  // 138: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	95,  // 139: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	97,  // 140: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	99,  // 141: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	100, // 142: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	103, // 143: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	105, // 144: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	107, // 145: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 146: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 147: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 148: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 149: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 150: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 151: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 152: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 153: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 154: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 155: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 156: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 157: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 158: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 159: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 160: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 161: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 162: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 163: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 164: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 165: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 166: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 167: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 168: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 169: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 170: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 171: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 172: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 173: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
+	67,  // 174: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	69,  // 175: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	73,  // 176: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	76,  // 177: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	79,  // 178: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	81,  // 179: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
+	84,  // 180: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
+	86,  // 181: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
+	89,  // 182: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
+	91,  // 183: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	94,  // 184: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	96,  // 185: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	98,  // 186: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	93,  // 187: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	101, // 188: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	104, // 189: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	106, // 190: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	108, // 191: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	146, // [146:192] is the sub-list for method output_type
+	100, // [100:146] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -7596,9 +8400,9 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   99,
+			NumMessages:   109,
 			NumExtensions: 0,
-			NumServices:   10,
+			NumServices:   11,
 		},
 		GoTypes:           file_bailment_v1_bailment_proto_goTypes,
 		DependencyIndexes: file_bailment_v1_bailment_proto_depIdxs,

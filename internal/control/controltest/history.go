@@ -49,6 +49,7 @@ func History(w *World) Cast {
 	h.proofs()
 	h.rollouts()
 	h.reviews()
+	h.glass()
 	h.waits()
 	return h.finale()
 }

@@ -39,6 +39,8 @@ const (
 	ExplainServiceName = "bailment.v1.ExplainService"
 	// AccessServiceName is the fully-qualified name of the AccessService service.
 	AccessServiceName = "bailment.v1.AccessService"
+	// BreakGlassServiceName is the fully-qualified name of the BreakGlassService service.
+	BreakGlassServiceName = "bailment.v1.BreakGlassService"
 	// LedgerServiceName is the fully-qualified name of the LedgerService service.
 	LedgerServiceName = "bailment.v1.LedgerService"
 	// KeyServiceName is the fully-qualified name of the KeyService service.
@@ -139,6 +141,18 @@ const (
 	AccessServiceListReviewedProcedure = "/bailment.v1.AccessService/ListReviewed"
 	// AccessServiceReviewProcedure is the fully-qualified name of the AccessService's Review RPC.
 	AccessServiceReviewProcedure = "/bailment.v1.AccessService/Review"
+	// BreakGlassServiceOpenGlassProcedure is the fully-qualified name of the BreakGlassService's
+	// OpenGlass RPC.
+	BreakGlassServiceOpenGlassProcedure = "/bailment.v1.BreakGlassService/OpenGlass"
+	// BreakGlassServiceCloseGlassProcedure is the fully-qualified name of the BreakGlassService's
+	// CloseGlass RPC.
+	BreakGlassServiceCloseGlassProcedure = "/bailment.v1.BreakGlassService/CloseGlass"
+	// BreakGlassServiceListGlassProcedure is the fully-qualified name of the BreakGlassService's
+	// ListGlass RPC.
+	BreakGlassServiceListGlassProcedure = "/bailment.v1.BreakGlassService/ListGlass"
+	// BreakGlassServiceReviewGlassProcedure is the fully-qualified name of the BreakGlassService's
+	// ReviewGlass RPC.
+	BreakGlassServiceReviewGlassProcedure = "/bailment.v1.BreakGlassService/ReviewGlass"
 	// LedgerServiceGetCheckpointProcedure is the fully-qualified name of the LedgerService's
 	// GetCheckpoint RPC.
 	LedgerServiceGetCheckpointProcedure = "/bailment.v1.LedgerService/GetCheckpoint"
@@ -1499,6 +1513,180 @@ func (UnimplementedAccessServiceHandler) ListReviewed(context.Context, *v1.ListR
 
 func (UnimplementedAccessServiceHandler) Review(context.Context, *v1.ReviewRequest) (*v1.ReviewResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.AccessService.Review is not implemented"))
+}
+
+// BreakGlassServiceClient is a client for the bailment.v1.BreakGlassService service.
+type BreakGlassServiceClient interface {
+	// Opens a break-glass grant for the caller, within the budget and if every earlier opening was reviewed. Beyond that it takes a change
+	// (action glass.open, target GRANT@INCIDENT#MINUTES).
+	OpenGlass(context.Context, *v1.OpenGlassRequest) (*v1.OpenGlassResponse, error)
+	// Ends one's own opening before its time; with the duty revoke anybody's.
+	CloseGlass(context.Context, *v1.CloseGlassRequest) (*v1.CloseGlassResponse, error)
+	// Openings of the last 400 days, and all that are not reviewed, newest first.
+	ListGlass(context.Context, *v1.ListGlassRequest) (*v1.ListGlassResponse, error)
+	// Enters a signed review of an opening that is over. For another operator, with the duty audit.
+	ReviewGlass(context.Context, *v1.ReviewGlassRequest) (*v1.ReviewGlassResponse, error)
+}
+
+// NewBreakGlassServiceClient constructs a client for the bailment.v1.BreakGlassService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewBreakGlassServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) BreakGlassServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	breakGlassServiceMethods := v1.File_bailment_v1_bailment_proto.Services().ByName("BreakGlassService").Methods()
+	return &breakGlassServiceClient{
+		openGlass: connect.NewClient[v1.OpenGlassRequest, v1.OpenGlassResponse](
+			httpClient,
+			baseURL+BreakGlassServiceOpenGlassProcedure,
+			connect.WithSchema(breakGlassServiceMethods.ByName("OpenGlass")),
+			connect.WithClientOptions(opts...),
+		),
+		closeGlass: connect.NewClient[v1.CloseGlassRequest, v1.CloseGlassResponse](
+			httpClient,
+			baseURL+BreakGlassServiceCloseGlassProcedure,
+			connect.WithSchema(breakGlassServiceMethods.ByName("CloseGlass")),
+			connect.WithClientOptions(opts...),
+		),
+		listGlass: connect.NewClient[v1.ListGlassRequest, v1.ListGlassResponse](
+			httpClient,
+			baseURL+BreakGlassServiceListGlassProcedure,
+			connect.WithSchema(breakGlassServiceMethods.ByName("ListGlass")),
+			connect.WithClientOptions(opts...),
+		),
+		reviewGlass: connect.NewClient[v1.ReviewGlassRequest, v1.ReviewGlassResponse](
+			httpClient,
+			baseURL+BreakGlassServiceReviewGlassProcedure,
+			connect.WithSchema(breakGlassServiceMethods.ByName("ReviewGlass")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// breakGlassServiceClient implements BreakGlassServiceClient.
+type breakGlassServiceClient struct {
+	openGlass   *connect.Client[v1.OpenGlassRequest, v1.OpenGlassResponse]
+	closeGlass  *connect.Client[v1.CloseGlassRequest, v1.CloseGlassResponse]
+	listGlass   *connect.Client[v1.ListGlassRequest, v1.ListGlassResponse]
+	reviewGlass *connect.Client[v1.ReviewGlassRequest, v1.ReviewGlassResponse]
+}
+
+// OpenGlass calls bailment.v1.BreakGlassService.OpenGlass.
+func (c *breakGlassServiceClient) OpenGlass(ctx context.Context, req *v1.OpenGlassRequest) (*v1.OpenGlassResponse, error) {
+	response, err := c.openGlass.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CloseGlass calls bailment.v1.BreakGlassService.CloseGlass.
+func (c *breakGlassServiceClient) CloseGlass(ctx context.Context, req *v1.CloseGlassRequest) (*v1.CloseGlassResponse, error) {
+	response, err := c.closeGlass.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListGlass calls bailment.v1.BreakGlassService.ListGlass.
+func (c *breakGlassServiceClient) ListGlass(ctx context.Context, req *v1.ListGlassRequest) (*v1.ListGlassResponse, error) {
+	response, err := c.listGlass.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReviewGlass calls bailment.v1.BreakGlassService.ReviewGlass.
+func (c *breakGlassServiceClient) ReviewGlass(ctx context.Context, req *v1.ReviewGlassRequest) (*v1.ReviewGlassResponse, error) {
+	response, err := c.reviewGlass.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// BreakGlassServiceHandler is an implementation of the bailment.v1.BreakGlassService service.
+type BreakGlassServiceHandler interface {
+	// Opens a break-glass grant for the caller, within the budget and if every earlier opening was reviewed. Beyond that it takes a change
+	// (action glass.open, target GRANT@INCIDENT#MINUTES).
+	OpenGlass(context.Context, *v1.OpenGlassRequest) (*v1.OpenGlassResponse, error)
+	// Ends one's own opening before its time; with the duty revoke anybody's.
+	CloseGlass(context.Context, *v1.CloseGlassRequest) (*v1.CloseGlassResponse, error)
+	// Openings of the last 400 days, and all that are not reviewed, newest first.
+	ListGlass(context.Context, *v1.ListGlassRequest) (*v1.ListGlassResponse, error)
+	// Enters a signed review of an opening that is over. For another operator, with the duty audit.
+	ReviewGlass(context.Context, *v1.ReviewGlassRequest) (*v1.ReviewGlassResponse, error)
+}
+
+// NewBreakGlassServiceHandler builds an HTTP handler from the service implementation. It returns
+// the path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewBreakGlassServiceHandler(svc BreakGlassServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	breakGlassServiceMethods := v1.File_bailment_v1_bailment_proto.Services().ByName("BreakGlassService").Methods()
+	breakGlassServiceOpenGlassHandler := connect.NewUnaryHandlerSimple(
+		BreakGlassServiceOpenGlassProcedure,
+		svc.OpenGlass,
+		connect.WithSchema(breakGlassServiceMethods.ByName("OpenGlass")),
+		connect.WithHandlerOptions(opts...),
+	)
+	breakGlassServiceCloseGlassHandler := connect.NewUnaryHandlerSimple(
+		BreakGlassServiceCloseGlassProcedure,
+		svc.CloseGlass,
+		connect.WithSchema(breakGlassServiceMethods.ByName("CloseGlass")),
+		connect.WithHandlerOptions(opts...),
+	)
+	breakGlassServiceListGlassHandler := connect.NewUnaryHandlerSimple(
+		BreakGlassServiceListGlassProcedure,
+		svc.ListGlass,
+		connect.WithSchema(breakGlassServiceMethods.ByName("ListGlass")),
+		connect.WithHandlerOptions(opts...),
+	)
+	breakGlassServiceReviewGlassHandler := connect.NewUnaryHandlerSimple(
+		BreakGlassServiceReviewGlassProcedure,
+		svc.ReviewGlass,
+		connect.WithSchema(breakGlassServiceMethods.ByName("ReviewGlass")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailment.v1.BreakGlassService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case BreakGlassServiceOpenGlassProcedure:
+			breakGlassServiceOpenGlassHandler.ServeHTTP(w, r)
+		case BreakGlassServiceCloseGlassProcedure:
+			breakGlassServiceCloseGlassHandler.ServeHTTP(w, r)
+		case BreakGlassServiceListGlassProcedure:
+			breakGlassServiceListGlassHandler.ServeHTTP(w, r)
+		case BreakGlassServiceReviewGlassProcedure:
+			breakGlassServiceReviewGlassHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedBreakGlassServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedBreakGlassServiceHandler struct{}
+
+func (UnimplementedBreakGlassServiceHandler) OpenGlass(context.Context, *v1.OpenGlassRequest) (*v1.OpenGlassResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.BreakGlassService.OpenGlass is not implemented"))
+}
+
+func (UnimplementedBreakGlassServiceHandler) CloseGlass(context.Context, *v1.CloseGlassRequest) (*v1.CloseGlassResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.BreakGlassService.CloseGlass is not implemented"))
+}
+
+func (UnimplementedBreakGlassServiceHandler) ListGlass(context.Context, *v1.ListGlassRequest) (*v1.ListGlassResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.BreakGlassService.ListGlass is not implemented"))
+}
+
+func (UnimplementedBreakGlassServiceHandler) ReviewGlass(context.Context, *v1.ReviewGlassRequest) (*v1.ReviewGlassResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.BreakGlassService.ReviewGlass is not implemented"))
 }
 
 // LedgerServiceClient is a client for the bailment.v1.LedgerService service.
