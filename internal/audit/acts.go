@@ -41,8 +41,6 @@ func (r *run) actOf(ev state.Event) act {
 			return act{&ev.Actor, &ev.Ruling, r.carrier(ev.Change, ev.Actor)} // by its last approver, or when it has waited
 		}
 		return act{&ev.Actor, &ev.Ruling, ""}
-	case *state.EnvironmentEnded:
-		return act{&ev.Actor, &ev.Ruling, r.carrier(ev.Change, ev.Actor)}
 	case *state.SecretReleased:
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.LeaseRenewed:
@@ -95,6 +93,14 @@ func (r *run) actOf(ev state.Event) act {
 		if ev.Cause != nil {
 			return r.rolledBack(ev.Cause, ev.Change)
 		}
+	}
+	return r.ended(ev)
+}
+
+// ended is who ended the environment.
+func (r *run) ended(ev state.Event) act {
+	if e, ok := ev.(*state.EnvironmentEnded); ok {
+		return act{&e.Actor, &e.Ruling, r.carrier(e.Change, e.Actor)}
 	}
 	return act{}
 }

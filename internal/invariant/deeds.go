@@ -53,8 +53,6 @@ func (m *model) deedOf(e state.Event) deed {
 			d.action = policy.DestroySecret
 		}
 		return d
-	case *state.EnvironmentEnded:
-		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
 	case *state.SecretReleased:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, idem: e.Idem, action: policy.ReadSecret, secret: e.Secret, purpose: e.Purpose}
 	case *state.LeaseRenewed:
@@ -99,7 +97,7 @@ func (m *model) deedOf(e state.Event) deed {
 			return m.deedOfCause(e.Cause, e.Change)
 		}
 	}
-	return deed{}
+	return m.deedOfEnd(e)
 }
 
 // dutyOver is the duty that approving a change takes.

@@ -38,3 +38,11 @@ func (c *Checker) allEnded(e *state.EnvironmentEnded, fail failure) {
 		fail("it names %d kinds of keys", len(e.Keys))
 	}
 }
+
+// deedOfEnd is who ended the environment.
+func (m *model) deedOfEnd(ev state.Event) deed {
+	if e, ok := ev.(*state.EnvironmentEnded); ok {
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
+	}
+	return deed{}
+}
