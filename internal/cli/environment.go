@@ -32,12 +32,14 @@ func (a *app) environmentDelete() *cobra.Command {
 	var name string
 	c := &cobra.Command{
 		Use: "delete", Short: "Propose to end the environment for ever", Args: cobra.NoArgs,
-		Long: `Proposes to end the environment: with its last entry every session, lease, hold and change is over,
-and all values and all private keys are removed from its store. Nothing brings it back. The ledger
-stays, and is verified offline for ever.
+		Long: `Proposes to end the environment: with its last entry every session, lease, hold and change is
+over, and all values and all private keys are removed from its store. Nothing brings it back. The
+ledger stays, and is verified offline for ever.
 
 It is a change: others approve it (in production two besides you), it waits (in production for a
-day, in which anybody who may approve can reject it), and is then carried out with ` + "`bailment change\ncarry-out`" + `. You are asked to type the environment's name; --name gives it where there is no terminal.`,
+day, in which anybody who may approve can reject it), and is then carried out by "change
+carry-out". You are asked to type the environment's name; --name gives it where there is no
+terminal.`,
 		Example: "  bailment environment delete --propose --reason \"moved to eu-prod, ticket 977\"",
 		RunE: a.call(func(ctx context.Context, c *conn, _ []string) error {
 			if !propose {
