@@ -38,7 +38,7 @@ func (r *run) actOf(ev state.Event) act {
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.SecretMoved:
 		if ev.Change != 0 {
-			return act{&ev.Actor, &ev.Ruling, r.dutyOver(ev.Change)} // carried out by its last approver
+			return act{&ev.Actor, &ev.Ruling, r.carrier(ev.Change, ev.Actor)} // by its last approver, or when it has waited
 		}
 		return act{&ev.Actor, &ev.Ruling, ""}
 	case *state.SecretReleased:
@@ -79,7 +79,7 @@ func (r *run) actOf(ev state.Event) act {
 			return r.rolledBack(ev.Cause, ev.Change)
 		}
 	}
-	return act{}
+	return r.ended(ev)
 }
 
 func actOfKeys(ev state.Event) act {
@@ -99,12 +99,28 @@ func actOfKeys(ev state.Event) act {
 	return act{}
 }
 
+// ended is who ended the environment.
+func (r *run) ended(ev state.Event) act {
+	if e, ok := ev.(*state.EnvironmentEnded); ok {
+		return act{&e.Actor, &e.Ruling, r.carrier(e.Change, e.Actor)}
+	}
+	return act{}
+}
+
 // dutyOver is the duty that approving a change takes.
 func (r *run) dutyOver(change uint64) policy.Duty {
 	if c, ok := r.state.Changes.Get(change); ok {
 		return policy.DutyToApprove(c.Action)
 	}
 	return policy.DutyApprove
+}
+
+// carrier is the duty of who carries a change out: what approving it takes, and of who proposed one that waited, that of proposing.
+func (r *run) carrier(change uint64, a state.Actor) policy.Duty {
+	if c, ok := r.state.Changes.Get(change); ok && c.Delay > 0 && c.Proposer == a.Identity {
+		return policy.DutyPropose
+	}
+	return r.dutyOver(change)
 }
 
 // rolledBack is a person's rollback, of what he proposed or may approve.

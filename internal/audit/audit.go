@@ -146,6 +146,7 @@ type Report struct {
 	Saved         int          `json:"saved"`       // checkpoints kept elsewhere that agree
 	Authenticated uint64       `json:"authenticated"`
 	Decided       uint64       `json:"decided"`              // entries that were decided again, by the bundle in force
+	Ended         uint64       `json:"ended,omitempty"`      // the entry with which the environment ended for ever, and the last; 0: it goes on
 	Violated      uint64       `json:"violated"`             // times that an entry is not what the rules in force allowed
 	Violations    []Violation  `json:"violations,omitempty"` // the first of them
 	Undecided     []Undecided  `json:"not_decided_again,omitempty"`

@@ -37,7 +37,7 @@ func (r *run) actOfGlass(ev state.Event) act {
 func (r *run) glassOpened(at state.Millis, ev *state.GlassOpened) error {
 	if ev.Change != 0 {
 		minutes := uint64((ev.Until - at) / state.Millis(time.Minute/time.Millisecond))
-		if err := r.completed(ev.Change, policy.ActGlass, func(c *state.Change) bool {
+		if err := r.completed(at, ev.Change, policy.ActGlass, func(c *state.Change) bool {
 			return c.Target == state.GlassTarget(ev.Grant, ev.Incident, minutes) && c.Proposer == ev.Identity
 		}); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -23,6 +24,9 @@ import (
 
 // judge checks what the reducer does not: who acted and signed, and under which bundle. The state is as of before the entry.
 func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
+	if r.report.Ended != 0 {
+		return fmt.Errorf("the environment ended with entry %d, and nothing follows that", r.report.Ended)
+	}
 	if err := r.acted(index, at, ev); err != nil {
 		return err
 	}
@@ -59,25 +63,30 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		return r.takenBack(at, &ev.Cause, ev.Change)
 	case *state.SecretMoved:
 		if ev.Change != 0 {
-			return r.completed(ev.Change, policy.ActDestroy, func(c *state.Change) bool {
+			return r.completed(at, ev.Change, policy.ActDestroy, func(c *state.Change) bool {
 				return c.Target == state.HoldTarget(ev.Secret, ev.Version) && ev.To == state.Destroyed
 			})
 		}
 	case *state.HoldLifted:
-		return r.completed(ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == state.HoldTarget(ev.Scope, ev.Hold) })
+		return r.completed(at, ev.Change, "hold.lift", func(c *state.Change) bool { return c.Target == state.HoldTarget(ev.Scope, ev.Hold) })
 	case *state.EvidenceForgotten:
-		return r.completed(ev.Change, "evidence.forget", func(c *state.Change) bool { return c.Target == ev.Use })
+		return r.completed(at, ev.Change, "evidence.forget", func(c *state.Change) bool { return c.Target == ev.Use })
 	case *state.IdentityDecommissioned:
-		return r.completed(ev.Change, "identity.decommission", func(c *state.Change) bool { return c.Target == ev.Identity })
+		return r.completed(at, ev.Change, "identity.decommission", func(c *state.Change) bool { return c.Target == ev.Identity })
 	case *state.RevocationRecorded:
 		if ev.Change != 0 {
-			return r.completed(ev.Change, "revocation.confirm", func(c *state.Change) bool {
+			return r.completed(at, ev.Change, "revocation.confirm", func(c *state.Change) bool {
 				h, ok := r.state.Holds.Get(ev.Scope)
 				return ok && c.Target == state.HoldTarget(ev.Scope, h.Index)
 			})
 		}
 	case *state.KeyAdded:
 		return r.keyAdded(&ev.Key)
+	case *state.EnvironmentEnded:
+		r.report.Ended = index
+		return r.completed(at, ev.Change, policy.ActDeleteEnvironment, func(c *state.Change) bool {
+			return ev.Environment == r.state.Env.Name && ev.Genesis == r.state.Env.Genesis && c.Target == ev.Environment+"#"+ev.Genesis.String()
+		})
 	}
 	return nil
 }
@@ -185,6 +194,8 @@ func (r *run) proposed(ev *state.ChangeProposed) error {
 	}
 	if need := prog.Environment().Needs(ev.Action); ev.Required != need.Approvals || ev.SelfOK != need.Self {
 		return fmt.Errorf("it asks for %d approvals, the bundle in force for %d", ev.Required, need.Approvals)
+	} else if time.Duration(ev.Delay)*time.Second != need.Delay {
+		return fmt.Errorf("it waits for %d seconds, and the bundle in force asks for %s", ev.Delay, need.Delay)
 	}
 	if err := r.signed(prog, policy.DutyPropose, ev.Signature, sshsig.NamespaceChange, []byte(ev.Text)); err != nil {
 		return err
@@ -270,10 +281,24 @@ func (r *run) reviewed(ev *state.AccessReviewed) error {
 
 // completed checks that an approved change of this action, and about this, is behind an entry. Approvals of who, or by what, was
 // revoked since are not counted.
-func (r *run) completed(change uint64, action string, about func(*state.Change) bool) error {
+func (r *run) completed(at state.Millis, change uint64, action string, about func(*state.Change) bool) error {
 	c, ok := r.state.Changes.Get(change)
-	if !ok || c.Action != action || !r.state.Complete(c, r.state.Time) || c.StateAt(r.state.Time) != state.Proposed || !about(c) {
+	if !ok || c.Action != action || !r.state.Complete(c, r.state.Time) || !about(c) {
 		return fmt.Errorf("change %d is not an approved %s about this", change, action)
+	}
+	if c.Delay == 0 {
+		if c.StateAt(r.state.Time) != state.Proposed {
+			return fmt.Errorf("change %d is %s", change, c.StateAt(r.state.Time))
+		}
+		return nil
+	}
+	switch st := c.StateAt(at); {
+	case st != state.Waiting:
+		return fmt.Errorf("change %d is %s, and waits for %d seconds first", change, st, c.Delay)
+	case at < c.Since+state.Millis(c.Delay*1000):
+		return fmt.Errorf("change %d waits until %s", change, c.Due())
+	case c.Base != r.state.Bundle:
+		return fmt.Errorf("change %d was made for another bundle than the one in force", change)
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ func (r *run) broughtIntoForce(at state.Millis, ev *state.BundleInForce) error {
 		if c.Rollout != "" {
 			return fmt.Errorf("change %d goes by the rollout %s, and was brought into force at once", c.Index, c.Rollout)
 		}
-		return r.completed(ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest })
+		return r.completed(at, ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest })
 	case state.ByRollout: // the reducer has checked that its last step is over, and that its approvals count
 		staged := r.state.Staged()
 		if staged == nil {
@@ -44,7 +44,7 @@ func (r *run) broughtIntoForce(at state.Millis, ev *state.BundleInForce) error {
 func (r *run) rolled(at state.Millis, ev *state.RolloutMoved) error {
 	plan := ev.Plan
 	if ev.Step == 0 {
-		err := r.completed(ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest && c.Rollout != "" })
+		err := r.completed(at, ev.Change, "bundle", func(c *state.Change) bool { return c.Manifest == ev.Manifest && c.Rollout != "" })
 		if err != nil {
 			return err
 		}

@@ -245,9 +245,9 @@ func (a *app) glassReview() *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use: "review OPENING --verdict VERDICT --findings FILE", Short: "Sign and enter what you found of somebody else's opening", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, a.glassOpenings),
-		Long: `Shows an opening that is over, and has what you write of it entered, signed by your SSH key: what was
-opened, by whom and for what, how often it was used and for which secrets, your verdict and your
-findings. The verdict changes nothing by itself. It takes the duty audit.
+		Long: `Shows an opening that is over, and has what you write of it entered, signed by your SSH key: what
+was opened, by whom and for what, how often it was used and for which secrets, your verdict and
+your findings. The verdict changes nothing by itself. It takes the duty audit.
 
 The server's own checks, and "ledger verify" on any copy of the ledger, compare the uses that you
 sign with the entries.`,
@@ -334,7 +334,7 @@ func (a *app) glassExport() *cobra.Command {
 	var dir string
 	c := &cobra.Command{
 		Use: "export ENTRY --dir DIR", Short: "Write a signed review, so that plain ssh-keygen verifies it", Args: cobra.ExactArgs(1),
-		Long:    "Writes the text of a review of an opening as it was signed, the signature, and the keys of the bundle\nthat was in force, and says the command that verifies it.",
+		Long:    "Writes the text of a review of an opening as it was signed, the signature, and the keys of the\nbundle that was in force, and says the command that verifies it.",
 		Example: "  bailment break-glass export 815 --dir review-815",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			e, n, err := c.entryOf(ctx, args[0])

@@ -21,10 +21,10 @@ import (
 func (a *app) changeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "change", Short: "What is proposed, and approving it", RunE: group, Args: cobra.ArbitraryArgs,
-		Long:    "A change is a proposed bundle or sensitive act. It collects approvals, one a person, and takes\neffect with the last one needed.",
+		Long:    "A change is a proposed bundle or sensitive act. It collects approvals, one a person, and takes\neffect with the last one needed. What can't be undone may have to wait first.",
 		Example: "  bailment change list --open\n  bailment change approve 97",
 	}
-	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeRollback(), a.changeExport())
+	c.AddCommand(a.changeList(), a.changeShow(), a.changeApprove(), a.changeReject(), a.changeCarryOut(), a.changeRollback(), a.changeExport())
 	return c
 }
 
@@ -45,12 +45,16 @@ func (a *app) changeList() *cobra.Command {
 				}
 				t.add("CHANGE", "ACTION", "STATE", "BY", "APPROVED", "EXPIRES", "REASON")
 				for _, x := range r.Changes {
-					t.add(x.Change, x.Action, x.State, x.Proposer, fmt.Sprintf("%d/%d", len(x.ApprovedBy), x.Required), x.Expires, brief(x.Reason))
+					was, ends := x.State, x.Expires
+					if x.Due != nil {
+						was, ends = was+" until "+x.Due.AsTime().Format(time.RFC3339), x.Ends
+					}
+					t.add(x.Change, x.Action, was, x.Proposer, fmt.Sprintf("%d/%d", len(x.ApprovedBy), x.Required), ends, brief(x.Reason))
 				}
 			})
 		}),
 	}
-	c.Flags().BoolVar(&open, "open", false, "only those that can still be approved")
+	c.Flags().BoolVar(&open, "open", false, "only those that can still be approved, or carried out")
 	c.Flags().BoolVar(&mine, "mine", false, "only those that wait for your approval")
 	return c
 }
@@ -220,6 +224,9 @@ in the unified format, how the files differ from the bundle that it follows. Wit
 				if info.Progress != nil {
 					showProgress(t, info.Progress)
 				}
+				if text := v.waits(time.Now()); text != "" {
+					t.line("%s", text)
+				}
 				t.line("\n%s", v.proposal.ProposalText)
 				var meaning strings.Builder
 				v.writePlan(&meaning, v.text.Person)
@@ -262,7 +269,8 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 		return err
 	}
 	// What can't be approved any more is not put before a person to sign. The server would refuse it, too.
-	if was := v.proposal.Change.State; was != string(state.Proposed) {
+	info := v.proposal.Change
+	if was := info.State; was != string(state.Proposed) && (was != string(state.Waiting) || len(info.ApprovedBy) >= int(info.Required)) {
 		return problem.New(problem.ReasonConflict, "change %d is %s", n, was).WithFix("see `bailment change show %d`; those that can still be approved: `bailment change list --open`", n)
 	}
 	now, err := c.bundle(ctx, "")
@@ -277,6 +285,9 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 	text := v.text.Text()
 	// What is to be signed is shown even with --quiet: a signature is no note.
 	fmt.Fprintf(a.err, "%s\n", printable(text))
+	if text := v.waits(time.Now()); text != "" {
+		fmt.Fprintf(a.err, "%s\n", text)
+	}
 	if v.manifest != nil {
 		fmt.Fprintf(a.err, "files that differ from generation %d:\n", v.base.generation)
 		text, left := unified(v.diff)
@@ -321,6 +332,8 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 			t.line("generation %d is in force", r.Generation)
 		case r.Change.GetProgress() != nil:
 			showProgress(t, r.Change.Progress)
+		case r.Change.GetDue() != nil:
+			t.line("%s", dueText(r.Change))
 		}
 	})
 }

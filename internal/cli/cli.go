@@ -251,7 +251,7 @@ func (a *app) root() *cobra.Command {
 		a.initCommand(), a.serverCommand(), a.agentCommand(), a.attestCommand(), a.runCommand(), a.ciCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(), a.svidCommand(), a.statusCommand(), a.doctorCommand(),
 		a.secretCommand(), a.leaseCommand(), a.nodeCommand(), a.identityCommand(),
-		a.bundleCommand(), a.rootsCommand(), a.changeCommand(), a.recoveryCommand(), a.revokeCommand(), a.revocationCommand(), a.explainCommand(),
+		a.environmentCommand(), a.bundleCommand(), a.rootsCommand(), a.changeCommand(), a.recoveryCommand(), a.revokeCommand(), a.revocationCommand(), a.explainCommand(),
 		a.whoCanCommand(), a.canCommand(), a.blastRadiusCommand(), a.accessCommand(), a.breakGlassCommand(),
 		a.ledgerCommand(), a.receiptCommand(), a.keyCommand(),
 		a.quickstartCommand(), a.completionCommand(), a.versionCommand(), a.genCommand(),

@@ -433,6 +433,9 @@ func verifyTable(t *rows, v verifyView) {
 	default:
 		t.line("consistent, NOT authenticated: pin the genesis with --bootstrap or a key with --vkey")
 	}
+	if consistent && r.Ended > 0 {
+		t.line("the environment ended for ever with entry %d: it is the last one, and its values and private keys were removed with it", r.Ended)
+	}
 	if r.Violated > 0 {
 		t.line("NOT what its own rules allow: %d violations", r.Violated)
 	}

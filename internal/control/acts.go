@@ -34,6 +34,12 @@ func (t *turn) checkAct(p *proposal, x *state.Session) error {
 		_, err := t.endable(p.text.Target)
 		return err
 	}
+	if p.text.Action == ActionDelete {
+		if err := actAlone(p.text); err != nil {
+			return err
+		}
+		return t.deletable(p.text.Target)
+	}
 	if p.text.Action == ActionDestroy {
 		if err := actAlone(p.text); err != nil {
 			return err

@@ -48,6 +48,9 @@ const (
 
 // Challenge makes a challenge for Attest, Renew or Login.
 func (e *Environment) Challenge() ([]byte, time.Time, error) {
+	if p := ended(e.log.State()); p != nil {
+		return nil, time.Time{}, p
+	}
 	b := make([]byte, challengeNonce+8, challengeLength)
 	if _, err := e.cfg.Source.Read(b[:challengeNonce]); err != nil {
 		return nil, time.Time{}, err
@@ -66,6 +69,9 @@ type challenge struct {
 }
 
 func (e *Environment) checkChallenge(raw []byte) (challenge, error) {
+	if p := ended(e.log.State()); p != nil {
+		return challenge{}, p
+	}
 	if len(raw) != challengeLength {
 		return challenge{}, problem.New(problem.ReasonChallengeForeign, "this is not a challenge of this environment")
 	}

@@ -25,6 +25,7 @@ const (
 	ActionForget     = policy.ActForget
 	ActionEnd        = policy.ActDecommission
 	ActionDestroy    = policy.ActDestroy
+	ActionDelete     = policy.ActDeleteEnvironment
 )
 
 // Limits on changes.
@@ -244,7 +245,8 @@ func (t *turn) propose(c Caller, r ProposeRequest, p *proposal, idem *state.Idem
 		Action: p.text.Action, Base: t.s.Bundle, Target: p.text.Target, Expires: expires, Reason: p.text.Reason, Text: r.Text,
 		Signature: p.sig, Bundle: p.bundle, Nonce: p.text.Nonce, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem,
 	}
-	ev.Required, ev.SelfOK = required(t.prog, p.text.Action)
+	need := t.prog.Environment().Needs(p.text.Action)
+	ev.Required, ev.SelfOK, ev.Delay = need.Approvals, need.Self, int64(need.Delay/time.Second)
 	if p.text.Version > 1 {
 		ev.Version, ev.Rollout, ev.Containment = p.text.Version, p.text.Rollout, p.text.Containment
 	}
@@ -305,7 +307,7 @@ func (t *turn) room(proposer, action string) error {
 		if c.Proposer == proposer && c.Created > t.now.Add(-24*time.Hour) {
 			daily++
 		}
-		if c.StateAt(t.now) == state.Proposed && c.Base == t.s.Bundle {
+		if c.Open() && c.StateAt(t.now) != state.Expired && c.Base == t.s.Bundle {
 			all++
 			if c.Proposer == proposer {
 				own++
@@ -433,7 +435,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	want := t.approvalOf(ch, op.Name, a.text.Nonce)
 	// The text has whole seconds; the proposal's expiry came from such a text.
 	switch {
-	case ch.StateAt(t.now) != state.Proposed:
+	case !t.s.Approvable(ch, t.now):
 		return nil, refuse(problem.ReasonConflict, "change %d is %s", ch.Index, ch.StateAt(t.now))
 	case want.Text() != r.Text:
 		return nil, refuse(problem.ReasonSignature, "the signed text is not about this change: %s", differs(want, a.text))
@@ -481,6 +483,9 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	}
 	if others+1 < ch.Required {
 		return out, nil
+	}
+	if ch.Delay > 0 {
+		return out, nil // from this approval on it waits: see CarryOut
 	}
 	return out, t.carryOut(ch, x, out)
 }
@@ -537,6 +542,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		return t.decommission(ch)
 	case ActionDestroy:
 		return t.destroy(ch, x)
+	case ActionDelete:
+		return t.endEnvironment(ch, x)
 	case ActionGlass:
 		return t.openApproved(ch, x)
 	}
@@ -562,7 +569,7 @@ func (e *Environment) Reject(ctx context.Context, c Caller, change uint64, reaso
 		if !ok {
 			return nil, &denied{problem: problem.New(problem.ReasonNotFound, "there is no change %d", change), action: "change.reject", session: x}
 		}
-		if st := ch.StateAt(t.now); st != state.Proposed {
+		if st := ch.StateAt(t.now); st != state.Proposed && st != state.Waiting {
 			return nil, &denied{problem: problem.New(problem.ReasonConflict, "change %d is %s", change, st), action: "change.reject", session: x}
 		}
 		index, err := t.enter(&state.ChangeRejected{Change: change, Reason: reason, Actor: actorOf(x), Ruling: t.ruling("")})
@@ -581,7 +588,7 @@ func (e *Environment) ApprovedBy(ch *state.Change) []string {
 	s, now := e.log.State(), state.At(e.cfg.Now())
 	var out []string
 	for _, a := range ch.Approvals {
-		if ch.State != state.Proposed || s.Stands(a.Derives(), now) {
+		if !ch.Open() || s.Stands(a.Derives(), now) {
 			out = append(out, a.Person)
 		}
 	}
@@ -596,7 +603,7 @@ type ChangeView struct {
 
 // ChangeFilter says which changes are listed.
 type ChangeFilter struct {
-	Open bool // that can still be approved
+	Open bool // that can still be approved, or carried out
 	Mine bool // that the caller could approve now
 }
 
@@ -620,8 +627,8 @@ func (e *Environment) ListChanges(_ context.Context, c Caller, f ChangeFilter) (
 	s.Changes.All(func(_ uint64, ch *state.Change) bool {
 		v := ChangeView{ch, ch.StateAt(now)}
 		// What was made for another bundle can't be approved any more, and is not asked for.
-		open := v.Now == state.Proposed && ch.Base == s.Bundle
-		mine := op.Has(policy.DutyToApprove(ch.Action)) && (ch.Proposer != op.Path() || ch.SelfOK) && s.MayApprove(ch, op.Name, now)
+		open := (v.Now == state.Proposed || v.Now == state.Waiting) && ch.Base == s.Bundle
+		mine := s.Approvable(ch, now) && op.Has(policy.DutyToApprove(ch.Action)) && (ch.Proposer != op.Path() || ch.SelfOK) && s.MayApprove(ch, op.Name, now)
 		if (!f.Open && !f.Mine || open) && (!f.Mine || mine) {
 			out = append(out, v)
 		}

@@ -171,10 +171,16 @@ const flushSlice = 64
 
 func (e *Environment) flush(ctx context.Context, before int64) error {
 	sums := e.denials.take(before)
+	if e.log.State().Ended != 0 {
+		return nil // nothing follows its last entry, and what is refused now is refused to everybody
+	}
 	for len(sums) > 0 {
 		n := min(len(sums), flushSlice)
 		_, _, err := ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
 			t := &turn{e: e, s: s, at: at, now: state.At(at.Time)}
+			if s.Ended != 0 {
+				return ledger.Draft{}, struct{}{}, nil
+			}
 			for _, x := range sums[:n] {
 				if _, err := t.enter(x); err != nil {
 					return ledger.Draft{}, struct{}{}, err

@@ -101,6 +101,9 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 	var zero R
 	for range prepareAttempts {
 		s := e.log.State()
+		if p := ended(s); p != nil {
+			return zero, nil, p
+		}
 		if err := e.load(ctx, s); err != nil {
 			return zero, nil, err
 		}
@@ -109,6 +112,9 @@ func do[P, R any](ctx context.Context, e *Environment, prepare func(context.Cont
 			return zero, nil, err
 		}
 		out, proof, err := ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, outcome[R], error) {
+			if p := ended(s); p != nil {
+				return ledger.Draft{}, outcome[R]{err: p}, nil // what was asked before it, and comes to the head after it
+			}
 			prog, ok := e.programs.get(s.Bundle)
 			if !ok {
 				return ledger.Draft{}, outcome[R]{err: errStale}, nil
@@ -284,6 +290,9 @@ func (t *turn) session(c Caller) (*state.Session, error) {
 }
 
 func liveSession(s *state.State, c Caller, now state.Millis) (*state.Session, error) {
+	if p := ended(s); p != nil {
+		return nil, p
+	}
 	if c.Session == 0 {
 		return nil, problem.New(problem.ReasonNoSession, "this needs a session, and the connection has no client certificate")
 	}

@@ -142,6 +142,9 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 func (e *Environment) start(ctx context.Context) error {
 	s := e.log.State()
 	e.genesis = s.Env.Genesis
+	if p := ended(s); p != nil {
+		return p // before its keys are looked for, of which there are none
+	}
 	if s.Env.Class == string(policy.Production) && e.cfg.Holder.Descriptor().DevelopmentOnly {
 		return problem.New(problem.ReasonDevelopmentOnly, "a root key of kind %s can't open a production environment", e.cfg.Holder.Descriptor().Kind)
 	}
@@ -216,6 +219,9 @@ func (e *Environment) Program() *policy.Program {
 
 // Ready is nil if the environment accepts requests.
 func (e *Environment) Ready() error {
+	if p := ended(e.log.State()); p != nil {
+		return p
+	}
 	if err := e.cfg.Source.Healthy(); err != nil {
 		return err
 	}

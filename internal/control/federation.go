@@ -79,6 +79,9 @@ func (e *Environment) Discovery() ([]byte, error) {
 }
 
 func (e *Environment) publish(s *state.State) (*published, error) {
+	if p := ended(s); p != nil {
+		return nil, p // its keys vouch for nobody
+	}
 	prog, err := e.inForce(s)
 	if err != nil {
 		return nil, err

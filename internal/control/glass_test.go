@@ -41,15 +41,6 @@ spec:
 	return b
 }
 
-// later moves the clock, and lets everybody log in again.
-func (b *board) later(d time.Duration) {
-	b.T.Helper()
-	b.Advance(d)
-	for p := range b.by {
-		b.by[p] = b.Login(p)
-	}
-}
-
 func (b *board) reads(person, secret string, want problem.Reason) *control.Released {
 	b.T.Helper()
 	r, err := b.Env.Get(context.Background(), b.by[person].Caller, control.GetRequest{Secret: secret, Purpose: "incident"})

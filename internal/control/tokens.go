@@ -314,6 +314,9 @@ func (e *Environment) tokensLoop(ctx context.Context) {
 			return
 		case <-next.C:
 		}
+		if e.log.State().Ended != 0 {
+			return
+		}
 		if err := e.tendTokens(ctx, false); err != nil && ctx.Err() == nil {
 			e.logger.Warn("rotating the key of tokens failed", "err", err)
 		}

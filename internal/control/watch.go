@@ -155,7 +155,7 @@ func (e *Environment) deadNow(s *state.State, x *state.Session, now state.Millis
 
 // forEver says whether nothing brings back a session that is dead for this.
 func forEver(p *problem.Problem) bool {
-	return p.Reason == problem.ReasonCutoff || p.Reason == problem.ReasonDecommissioned
+	return p.Reason == problem.ReasonCutoff || p.Reason == problem.ReasonEnvironmentEnded || p.Reason == problem.ReasonDecommissioned
 }
 
 func sameReason(a, b *problem.Problem) bool {
@@ -167,6 +167,9 @@ func (e *Environment) Snapshot(ctx context.Context) error {
 	e.snapshotMu.Lock()
 	defer e.snapshotMu.Unlock()
 	s := e.log.State()
+	if s.Ended != 0 {
+		return nil // nothing follows its last entry
+	}
 	packed, root, err := s.Pack()
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInternal, "writing the state")
@@ -174,6 +177,9 @@ func (e *Environment) Snapshot(ctx context.Context) error {
 	ev := &state.StateRootSet{Index: s.Next - 1, Root: root}
 	_, _, err = ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
 		t := &turn{e: e, s: s, at: at, now: state.At(at.Time)}
+		if p := ended(s); p != nil {
+			return ledger.Draft{}, struct{}{}, p
+		}
 		_, err := t.enter(ev)
 		return t.draft, struct{}{}, err
 	})

@@ -126,3 +126,12 @@ func (p Pattern) Around() []Pattern {
 	}
 	return append(out, root)
 }
+
+// Texts are the patterns as they are written, in their order.
+func Texts(patterns []Pattern) []string {
+	out := make([]string, len(patterns))
+	for i, p := range patterns {
+		out[i] = p.String()
+	}
+	return out
+}

@@ -46,7 +46,7 @@ func (m *model) deedOf(e state.Event) deed {
 		return d
 	case *state.SecretMoved:
 		if e.Change != 0 {
-			return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.dutyOver(e.Change)} // carried out by its last approver
+			return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)} // by its last approver, or when it has waited
 		}
 		d := deed{actor: &e.Actor, ruling: &e.Ruling, action: policy.PromoteSecret, secret: e.Secret}
 		if e.To == state.Destroyed {
@@ -90,7 +90,7 @@ func (m *model) deedOf(e state.Event) deed {
 			return m.deedOfCause(e.Cause, e.Change)
 		}
 	}
-	return deed{}
+	return m.deedOfEnd(e)
 }
 
 // deedOfKeys is about the environment's own keys.

@@ -63,7 +63,9 @@ func (m *model) drop(d dueRow, now state.Millis) (state.Millis, bool) {
 		}
 		delete(m.enrolments, d.s)
 	case 'c':
-		if ch := m.changes[d.n]; ch != nil && ch.over != overInto && ch.over != overShadow && ch.over != overCanary {
+		if ch := m.changes[d.n]; ch != nil && ch.over == "" && ch.end() > now {
+			return ch.end(), true
+		} else if ch != nil && ch.over != overInto && ch.over != overShadow && ch.over != overCanary {
 			delete(m.changes, d.n)
 		}
 	case 'v':

@@ -128,6 +128,7 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleGlass(st, fail)
 	c.rolls(st, fail)
 	c.recoveries(st, fail)
+	c.afterEnd(fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -151,8 +152,11 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 			fail("session %d is closed in session %d", e.Session, e.Actor.Session)
 		}
 	case *state.ChangeApproved:
-		if ch := c.open(e.Change, fail); ch != nil && ch.base != c.m.bundle {
-			fail("change %d was made for another bundle than the one in force", e.Change)
+		if ch := c.open(e.Change, fail); ch != nil {
+			if ch.base != c.m.bundle {
+				fail("change %d was made for another bundle than the one in force", e.Change)
+			}
+			c.approvable(st, ch, e.Change, fail)
 		}
 	case *state.ChangeRejected:
 		c.open(e.Change, fail)
@@ -169,6 +173,8 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		}
 	case *state.IdentityDecommissioned:
 		c.ended(st, e, fail)
+	case *state.EnvironmentEnded:
+		c.allEnded(e, fail)
 	case *state.SessionOpened:
 		if path := c.goneFor(e.Identity, e.Node); path != "" {
 			fail("%s was decommissioned by entry %d", path, c.m.gone[path])
@@ -308,6 +314,7 @@ func (c *Checker) separated(st *step, fail failure) {
 			fail("a bundle is signed by its proposer, and nothing else is")
 		}
 		c.separatedQuorum(st, e, fail)
+		c.waits(st, e, fail)
 	case *state.AccessReviewed:
 		if r, _ := readReview(e.Text); "/human/"+e.Signature.Person != e.Actor.Identity || r.person != e.Signature.Person {
 			fail("%s decides what %s signed", e.Actor.Identity, e.Signature.Person)
@@ -346,6 +353,7 @@ func (c *Checker) separated(st *step, fail failure) {
 	case *state.SecretMoved:
 		if e.Change != 0 {
 			c.enough(e.Change, fail)
+			c.waited(st, e.Change, fail)
 		} else if e.To == state.Destroyed && c.m.protocol >= 3 && st.prog != nil && st.prog.Environment().Takes(policy.ActDestroy) {
 			fail("version %d of %s is destroyed without the approvals that it takes", e.Version, e.Secret)
 		}
@@ -355,6 +363,10 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 	case *state.IdentityDecommissioned:
 		c.enough(e.Change, fail)
+		c.waited(st, e.Change, fail)
+	case *state.EnvironmentEnded:
+		c.enough(e.Change, fail)
+		c.waited(st, e.Change, fail)
 	case *state.RevocationRecorded:
 		if e.Change != 0 {
 			c.enough(e.Change, fail)

@@ -97,11 +97,11 @@ var Table = []Invariant{
 	},
 	{
 		Name: Lifecycle, entry: (*Checker).lifecycle,
-		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; one recovery at a time, which changes nothing but the operators",
+		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; the end of the environment is its last entry, and says what it took along; one recovery at a time, which changes nothing but the operators",
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
-		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum; a recovery has as many signers as the bundle in force asks for, each by his recovery key",
+		Entries: "approvals by other persons than the proposer (development: if the bundle says so), each person once, as many as the bundle in force asked for when it was proposed; the signer is the actor, of a review too; a hold on persons leaves a quorum; what can't be undone waits for as long as that bundle asked for; a recovery has as many signers as the bundle in force asks for, each by his recovery key",
 	},
 	{
 		Name: Monotonic, entry: (*Checker).monotonic,
@@ -204,6 +204,7 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 		}
 	}
 	c.m.learn(st)
+	c.learnFinal(st)
 	out = append(out, c.learnCandidate(index, e.Event)...)
 	if d, changed := manifestOf(e.Event); changed {
 		c.m.prog = nil

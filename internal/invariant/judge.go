@@ -440,6 +440,8 @@ func (c *Checker) revoked(st *step, fail failure) {
 		c.revokedChange(st, e.Change, fail)
 	case *state.IdentityDecommissioned:
 		c.revokedChange(st, e.Change, fail)
+	case *state.EnvironmentEnded:
+		c.revokedChange(st, e.Change, fail)
 	}
 }
 

@@ -69,6 +69,8 @@ type model struct {
 	glasses     []*glass // openings that are open or to be reviewed, in their order
 	quarter     quarter
 
+	ended uint64 // the entry that is the last one; 0: there may be more
+
 	tokensOut tokenState
 }
 
@@ -162,6 +164,7 @@ type change struct {
 	proposal                 signing
 	approvers                map[string]signing // by person
 	over                     string             // what became of it; empty: open
+	delay, since             state.Millis       // for how long it waits, and since when; 0: it doesn't yet
 }
 
 // signing is what a person signed and sent: in which entry, and what vouches for it.
@@ -247,7 +250,7 @@ func (m *model) learn(st *step) {
 		m.changes[st.index] = &change{
 			action: e.Action, target: e.Target, proposer: e.Actor.Identity, manifest: e.Manifest, base: e.Base, required: e.Required,
 			selfOK: e.SelfOK, expires: e.Expires, rollback: e.Rollback, rollout: e.Rollout, approvers: map[string]signing{},
-			proposal: m.signing(st.index, &e.Actor, &e.Signature, e.Bundle),
+			proposal: m.signing(st.index, &e.Actor, &e.Signature, e.Bundle), delay: state.Millis(e.Delay) * second,
 		}
 		m.proposed[proposerOf(e)] = append(m.ofDay(e, st.at), st.at)
 		m.spend("n:"+e.Nonce, e.Expires)

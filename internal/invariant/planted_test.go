@@ -162,7 +162,10 @@ func (s *scene) propose(action, target string) *state.ChangeProposed {
 	e.Expires = s.entries[len(s.entries)-1].Time + 3_600_000
 	e.Actor = state.Actor{Identity: "/human/alice", Session: s.r.cast.Alice.Opened.Index}
 	e.Ruling = s.ruling()
-	e.Base = e.Ruling.Bundle
+	e.Base, e.Delay = e.Ruling.Bundle, 0
+	if prog := s.r.programs[e.Base]; prog != nil {
+		e.Delay = int64(prog.Environment().Needs(action).Delay.Seconds())
+	}
 	return e
 }
 
@@ -1118,7 +1121,7 @@ func TestPlants(t *testing.T) {
 	r := history(t)
 	count := map[invariant.Name]int{}
 	said := map[string]bool{}
-	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, attestedPlants, oncePlants, reviewPlants, glassPlants, rolloutPlants, recoveryPlants) {
+	for _, p := range slices.Concat(plants, rulePlants, spiffePlants, attestedPlants, oncePlants, reviewPlants, glassPlants, rolloutPlants, recoveryPlants, waitingPlants, endPlants) {
 		count[p.invariant]++
 		t.Run(string(p.invariant)+"/"+p.what, func(t *testing.T) {
 			mine := *r
@@ -1149,7 +1152,7 @@ func TestPlants(t *testing.T) {
 	if len(invariant.Table) != 12 {
 		t.Errorf("the design has twelve invariants, the table %d", len(invariant.Table))
 	}
-	unsaid(t, said, "attested.go", "glass.go", "history.go", "invariant.go", "judge.go", "recovery.go", "replay.go", "review.go", "rollout.go", "spiffe.go")
+	unsaid(t, said, "attested.go", "ended.go", "glass.go", "history.go", "invariant.go", "judge.go", "recovery.go", "replay.go", "review.go", "rollout.go", "spiffe.go", "waiting.go")
 }
 
 // unsaid fails for each rule of some files that found nothing of what was planted.

@@ -251,6 +251,7 @@ func (l *Log[S]) decideAll(batch []*proposal[S], now time.Time) (accepted, rest 
 		out.Shred = append(out.Shred, draft.Shred...)
 		out.Keys = append(out.Keys, draft.Keys...)
 		out.Redact = append(out.Redact, draft.Redact...)
+		out.Wipe = out.Wipe || draft.Wipe
 	}
 	if len(out.Entries) > 0 {
 		if err := l.salt(out.Entries); err != nil {
@@ -281,7 +282,7 @@ func (l *Log[S]) decideOne(p *proposal[S], s S, at At) (d Draft, err error) {
 			return Draft{}, problem.New(problem.ReasonTooLarge, "an entry of %d bytes is outside 1 to %d", len(r.Body), maxBody)
 		}
 	}
-	if len(d.Records) == 0 && len(d.Blobs)+len(d.Seal)+len(d.Rewraps)+len(d.Shred)+len(d.Keys)+len(d.Redact) > 0 {
+	if len(d.Records) == 0 && len(d.Blobs)+len(d.Seal)+len(d.Rewraps)+len(d.Shred)+len(d.Keys)+len(d.Redact) > 0 || len(d.Records) == 0 && d.Wipe {
 		return Draft{}, problem.New(problem.ReasonInternal, "an effect without an entry was proposed")
 	}
 	return d, nil

@@ -59,6 +59,7 @@ type Draft struct {
 	Shred   []uint64
 	Keys    []store.Key
 	Redact  []uint64
+	Wipe    bool // see store.Batch: it takes what other drafts of the batch seal, too
 }
 
 // Limits of a log. Zero values take the defaults.

@@ -3,6 +3,7 @@ package notify
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -35,7 +36,8 @@ type Message struct {
 	Self        bool         `json:"self,omitempty"`      // the proposer's own may be one of them
 	Approvals   int          `json:"approvals,omitempty"` // so far
 	Expires     *time.Time   `json:"expires,omitempty"`
-	Review      string       `json:"review"` // the command that shows what there is to see
+	Due         *time.Time   `json:"due,omitempty"` // it has its approvals, waits until then, and can be rejected
+	Review      string       `json:"review"`        // the command that shows what there is to see
 }
 
 // Concerns says whether an entry is one that Of makes a message of. It is called for every entry, and quick.
@@ -43,7 +45,7 @@ func Concerns(ev state.Event) bool {
 	switch x := ev.(type) {
 	case *state.ChangeProposed, *state.ChangeApproved, *state.ChangeRejected, *state.BundleInForce, *state.RolloutMoved, *state.RolloutEnded,
 		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned,
-		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.RecoveryStarted, *state.RecoveryWithdrawn:
+		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.RecoveryStarted, *state.RecoveryWithdrawn, *state.EnvironmentEnded:
 		return true
 	case *state.SecretMoved:
 		return x.Change != 0
@@ -70,6 +72,7 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 		m.about(s, policy.TopicApproved, x.Change, "was approved")
 		m.By = x.Actor.Identity
 		m.needs(s, x.Change)
+		m.waits(s, x.Change)
 	case *state.ChangeRejected:
 		m.about(s, policy.TopicRejected, x.Change, "was rejected")
 		m.By, m.Reason = x.Actor.Identity, x.Reason
@@ -117,6 +120,9 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 	case *state.GlassAlarmed:
 		m.glass("", 0, "", fmt.Sprintf("%d of %d releases of %s were by break-glass grants, which is %d percent or more", x.Glass, x.Releases, x.Quarter, x.Percent))
 		m.Review = "bailment break-glass list"
+	case *state.EnvironmentEnded:
+		m.about(s, policy.TopicInForce, x.Change, "was carried out: the environment has ended for ever")
+		m.By, m.Review = x.Actor.Identity, "bailment ledger verify"
 	default:
 		if !m.carriedOut(s, entry.Event) {
 			return Message{}, false
@@ -185,6 +191,16 @@ func (m *Message) needs(s About, change uint64) {
 	}
 	expires := ch.Expires.Time().UTC()
 	m.Required, m.Self, m.Expires, m.Duty = ch.Required, ch.SelfOK, &expires, string(policy.DutyToApprove(ch.Action))
+}
+
+// waits says that a change has what it needs, and waits from this entry on.
+func (m *Message) waits(s About, change uint64) {
+	ch, ok := s.Change(change)
+	if !ok || ch.Delay == 0 || ch.Since != state.At(m.Time) { // the state may be later, and it does not wait any more
+		return
+	}
+	due := m.Time.Add(time.Duration(ch.Delay) * time.Second)
+	m.Due, m.Summary = &due, fmt.Sprintf("change %d has its approvals, can't be undone, and waits", change)
 }
 
 func (m *Message) cause(c *state.Cause) {
@@ -286,6 +302,9 @@ func (m *Message) Text() string {
 			who = "anybody"
 		}
 		row("approvals", fmt.Sprintf("%d of %d, by %s with the duty %s, until %s", m.Approvals, m.Required, who, m.Duty, m.Expires.Format(time.RFC3339)))
+	}
+	if m.Due != nil {
+		row("waits", "until "+m.Due.Format(time.RFC3339)+"; to stop it: bailment change reject "+strconv.FormatUint(m.Change, 10))
 	}
 	row("time", m.Time.Format(time.RFC3339))
 	fmt.Fprintf(&b, "\nLook at it with: %s\n", m.Review)

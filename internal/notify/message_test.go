@@ -49,6 +49,7 @@ var told = []example{
 	{&state.RecoveryStarted{Text: recoveryText}, policy.TopicRecovery, `"both are gone"`},
 	{&state.RecoveryWithdrawn{Recovery: 9, Signature: state.Signature{Person: "sam"}}, policy.TopicRecovery, "recovery 9 was withdrawn"},
 	{&state.BundleInForce{Recovery: 9, How: state.ByRecovery}, policy.TopicRecovery, "the operators were replaced"},
+	{&state.EnvironmentEnded{Environment: "payments", Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "the environment has ended for ever"},
 	{&state.SecretMoved{Secret: "db/password", Version: 2, To: "destroyed", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 }
 
@@ -139,5 +140,22 @@ func TestWhatItTakes(t *testing.T) {
 	gone := About{Environment: "payments", Change: func(uint64) (*state.Change, bool) { return nil, false }}
 	if m, ok := Of(gone, 9, &state.Entry{Time: state.At(at), Event: &state.ChangeApproved{Change: 7}}); !ok || m.Expires != nil || m.Text() == "" {
 		t.Error("a change that is kept no more")
+	}
+}
+
+// What can't be undone waits, and whoever could stop it is told until when, and how.
+func TestWhatWaits(t *testing.T) {
+	about := proposed("x")
+	about.Change = func(n uint64) (*state.Change, bool) {
+		return &state.Change{Index: n, Action: "secret.destroy", State: state.Waiting, Required: 1, Delay: 86_400, Since: state.At(at), Expires: state.At(at.Add(time.Hour))}, true
+	}
+	e := &state.Entry{Time: state.At(at), Event: &state.ChangeApproved{Change: 7, Actor: state.Actor{Identity: "/human/bob"}}}
+	m, _ := Of(about, 8, e)
+	if m.Due == nil || !m.Due.Equal(at.Add(24*time.Hour)) || !strings.Contains(m.Text(), "waits      until 2026-11-23T12:00:00Z; to stop it: bailment change reject 7") {
+		t.Errorf("%s", m.Text())
+	}
+	e.Time -= 1000 // an approval before the last one
+	if m, _ := Of(about, 7, e); m.Due != nil || !strings.Contains(m.Summary, "was approved") {
+		t.Errorf("%s", m.Text())
 	}
 }

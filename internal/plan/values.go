@@ -119,8 +119,12 @@ func hardware(only bool) string {
 func acts(e *policy.Environment) []string {
 	var out []string
 	for _, a := range policy.Acts {
-		if n := e.Needs(a.Name); n.Approvals > max(e.Approvals, 1) || n.Hardware != e.Hardware {
-			out = append(out, strings.TrimSpace(fmt.Sprintf("%s: %d %s", a.Name, n.Approvals, hardware(n.Hardware))))
+		if n := e.Needs(a.Name); n.Approvals > max(e.Approvals, 1) || n.Hardware != e.Hardware || n.Delay > 0 {
+			text := strings.TrimSpace(fmt.Sprintf("%s: %d %s", a.Name, n.Approvals, hardware(n.Hardware)))
+			if n.Delay > 0 {
+				text += " after " + n.Delay.String()
+			}
+			out = append(out, text)
 		}
 	}
 	return out

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -12,28 +14,41 @@ type Act struct {
 	// Duty is the narrow one that approves it; who has the duty approve may approve all.
 	Duty Duty
 	Doc  string
+	// Final: it can't be undone (DESIGN §13), so a bundle may have it wait once it is approved.
+	Final bool
+	// Least and Delay are what it takes in production whatever the bundle says: approvals, and the wait after the last one.
+	Least int
+	Delay time.Duration
 }
 
 // The acts.
 const (
-	ActBundle       = "bundle"
-	ActLiftHold     = "hold.lift"
-	ActConfirmCut   = "revocation.confirm"
-	ActForget       = "evidence.forget"
-	ActDecommission = "identity.decommission"
-	ActDestroy      = "secret.destroy"
-	ActGlass        = "glass.open"
+	ActBundle            = "bundle"
+	ActLiftHold          = "hold.lift"
+	ActConfirmCut        = "revocation.confirm"
+	ActForget            = "evidence.forget"
+	ActDecommission      = "identity.decommission"
+	ActDestroy           = "secret.destroy"
+	ActGlass             = "glass.open"
+	ActDeleteEnvironment = "environment.delete"
+)
+
+// The longest wait, and the one of what ends an environment in production: a day, so that every person who could take it back comes by.
+const (
+	maxDelay = 30 * 24 * time.Hour
+	endDelay = 24 * time.Hour
 )
 
 // Acts is the closed table of what takes approvals.
 var Acts = []Act{
-	{ActBundle, DutyApproveBundles, "bring a bundle into force"},
-	{ActLiftHold, DutyApproveContainment, "end a hold or a quarantine"},
-	{ActConfirmCut, DutyApproveContainment, "make a provisional hold a cutoff, and a hold without end"},
-	{ActForget, DutyApproveContainment, "let evidence of first use be used once more"},
-	{ActDecommission, DutyApproveContainment, "end an identity for ever"},
-	{ActDestroy, DutyApproveSecrets, "destroy a version of a secret"},
-	{ActGlass, DutyApproveSecrets, "open a break-glass grant beyond its budget, or before an earlier opening was reviewed"},
+	{Name: ActBundle, Duty: DutyApproveBundles, Doc: "bring a bundle into force"},
+	{Name: ActLiftHold, Duty: DutyApproveContainment, Doc: "end a hold or a quarantine"},
+	{Name: ActConfirmCut, Duty: DutyApproveContainment, Doc: "make a provisional hold a cutoff, and a hold without end"},
+	{Name: ActForget, Duty: DutyApproveContainment, Doc: "let evidence of first use be used once more"},
+	{Name: ActDecommission, Duty: DutyApproveContainment, Doc: "end an identity for ever", Final: true},
+	{Name: ActDestroy, Duty: DutyApproveSecrets, Doc: "destroy a version of a secret", Final: true},
+	{Name: ActGlass, Duty: DutyApproveSecrets, Doc: "open a break-glass grant beyond its budget, or before an earlier opening was reviewed"},
+	{Name: ActDeleteEnvironment, Duty: DutyApprove, Doc: "end the environment for ever, with all its keys and values", Final: true, Least: 2, Delay: endDelay},
 }
 
 // FindAct finds an act by its name.
@@ -58,6 +73,8 @@ type Need struct {
 	Approvals int  // distinct persons, the proposer not counted
 	Self      bool // one alone: the proposer's own approval counts (development only)
 	Hardware  bool // signatures by hardware-backed keys only
+	// Delay is for how long it waits after the last approval, in which it can be taken back; whole seconds.
+	Delay time.Duration
 }
 
 // actNeed is what a bundle asks for one act beyond what it asks for all.
@@ -65,6 +82,7 @@ type actNeed struct {
 	act      string
 	required int
 	hardware bool
+	delay    time.Duration
 }
 
 // Needs is what an act takes in this environment. It is one function for who asks, who carries out, and who checks afterwards.
@@ -72,8 +90,11 @@ func (e Environment) Needs(act string) Need {
 	n := Need{Approvals: e.Approvals, Hardware: e.Hardware}
 	for _, x := range e.acts {
 		if x.act == act {
-			n.Approvals, n.Hardware = max(n.Approvals, x.required), n.Hardware || x.hardware
+			n.Approvals, n.Hardware, n.Delay = max(n.Approvals, x.required), n.Hardware || x.hardware, x.delay
 		}
+	}
+	if a, ok := FindAct(act); ok && e.Class == Production {
+		n.Approvals, n.Delay = max(n.Approvals, a.Least), max(n.Delay, a.Delay)
 	}
 	if n.Approvals == 0 {
 		n.Approvals, n.Self = 1, e.Class != Production // which has one at least
@@ -109,14 +130,20 @@ func (c *compiler) approvals(s *environmentSpec) {
 	e.acts = nil
 	for i := range s.Approvals.Acts {
 		x := &s.Approvals.Acts[i]
-		n := actNeed{
-			act: c.oneOf(x.Act, "act", actNames...), required: c.count(x.Required, "required", e.Approvals, e.Approvals, maxApprovals),
-			hardware: c.oneOf(x.Keys, "keys", keysAny, keysHardware) == keysHardware,
+		n := actNeed{act: c.oneOf(x.Act, "act", actNames...), hardware: c.oneOf(x.Keys, "keys", keysAny, keysHardware) == keysHardware}
+		a, _ := FindAct(n.act)
+		least, wait := e.Approvals, time.Duration(0)
+		if e.Class == Production {
+			least, wait = max(least, a.Least), a.Delay
 		}
+		n.required = c.count(x.Required, "required", least, least, maxApprovals)
+		n.delay = c.duration(x.Delay, "delay", wait, wait, maxDelay)
 		switch {
 		case slices.ContainsFunc(e.acts, func(o actNeed) bool { return n.act != "" && o.act == n.act }):
 			c.found.add(x.Act.at, "the act %q is here twice", n.act)
-		case !x.Required.set && !x.Keys.set:
+		case x.Delay.set && n.act != "" && !a.Final:
+			c.found.add(x.Delay.at, "%s can be undone, and does not wait: a delay is for what can't be", n.act)
+		case !x.Required.set && !x.Keys.set && !x.Delay.set:
 			c.found.add(x.At, "it asks for nothing more than approvals do for every act")
 		case e.Hardware && x.Keys.set && !n.hardware:
 			c.found.add(x.Keys.at, "approvals.keys asks for hardware-backed keys in every act")
@@ -138,6 +165,11 @@ func (c *compiler) quorum(at Pos) {
 			continue
 		}
 		said[need] = true
+		if e := c.program.environment; act.Least > 0 && need.Approvals == act.Least && !slices.ContainsFunc(e.acts, func(n actNeed) bool { return n.act == act.Name }) {
+			// An environment of few persons is none the worse for it, until somebody wants to end it.
+			c.program.advice = append(c.program.advice, Finding{at, oneLine(fmt.Sprintf("%s could not be approved: it takes %d persons with the duty %s besides the proposer", act.Name, need.Approvals, act.Duty))})
+			continue
+		}
 		keys := ""
 		if need.Hardware {
 			keys = " and a hardware-backed key"

@@ -383,9 +383,5 @@ func (g *grant) trace(in *Input, s stage, err error) RuleTrace {
 }
 
 func joinPatterns(patterns []identity.Pattern) string {
-	names := make([]string, len(patterns))
-	for i, p := range patterns {
-		names[i] = p.String()
-	}
-	return strings.Join(names, ", ")
+	return strings.Join(identity.Texts(patterns), ", ")
 }

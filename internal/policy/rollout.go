@@ -283,7 +283,8 @@ func operatorsOf(files Files) []byte {
 // sameGuards reports whether two settings agree in what a rollback never brings back.
 func (e Environment) sameGuards(o Environment) bool {
 	a, b := e.Agents, o.Agents
-	return e.Approvals == o.Approvals && e.Hardware == o.Hardware && slices.Equal(e.acts, o.acts) && e.BlastLimit == o.BlastLimit && e.Recovery.equal(o.Recovery) && a.Minimum.Compare(b.Minimum) == 0 && a.Require == b.Require && a.Rollback == b.Rollback &&
+	return e.Approvals == o.Approvals && e.Hardware == o.Hardware && slices.Equal(e.acts, o.acts) && e.BlastLimit == o.BlastLimit && e.BreakGlass == o.BreakGlass &&
+		e.Recovery.equal(o.Recovery) && a.Minimum.Compare(b.Minimum) == 0 && a.Require == b.Require && a.Rollback == b.Rollback &&
 		slices.EqualFunc(a.Signers, b.Signers, func(x, y OperatorKey) bool { return x.Fingerprint == y.Fingerprint })
 }
 

@@ -42,6 +42,7 @@ const (
 	ReasonDuty             Reason = "duty"
 	ReasonSeparation       Reason = "separation"
 	ReasonQuorum           Reason = "quorum"
+	ReasonWaiting          Reason = "waiting"
 	ReasonBlastLimit       Reason = "blast-limit"
 	ReasonLastQuorum       Reason = "last-quorum"
 	ReasonNotFound         Reason = "not-found"
@@ -95,6 +96,7 @@ const (
 	ReasonPosture          Reason = "posture"
 	ReasonQuarantined      Reason = "quarantined"
 	ReasonDecommissioned   Reason = "decommissioned"
+	ReasonEnvironmentEnded Reason = "environment-ended"
 	ReasonAgentOutdated    Reason = "agent-outdated"
 	ReasonAgentUnsigned    Reason = "agent-unsigned"
 	ReasonAgentUnknown     Reason = "agent-unknown"
@@ -150,6 +152,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonDuty:             {Refused, "ask an operator who has this duty"},
 	ReasonSeparation:       {Refused, "somebody else has to do this"},
 	ReasonQuorum:           {Refused, "collect the missing approvals"},
+	ReasonWaiting:          {Refused, "wait until its delay is over; whoever may approve it can still reject it"},
 	ReasonBlastLimit:       {Refused, "narrow the scope, or have it confirmed by a quorum"},
 	ReasonLastQuorum:       {Refused, "nobody could lift it: bring another operator or key into force first, or only cut off, with --no-hold, after which a new login is needed"},
 	ReasonNotFound:         {NotFound, "check the name with the list command"},
@@ -202,6 +205,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonPosture:          {Refused, "what the machine proved is not what its identity rule requires: see the entry, or `bailment attest --dry-run` on it"},
 	ReasonQuarantined:      {Refused, "the machine is quarantined: find out why (`bailment node show`), then have its release approved"},
 	ReasonDecommissioned:   {Refused, "this identity was decommissioned for ever: enrol the machine under another name"},
+	ReasonEnvironmentEnded: {Refused, "nothing brings it back: stop its agents and servers, and keep the data directory, whose ledger can be verified offline for ever (`bailment ledger verify`)"},
 	ReasonAgentOutdated:    {Refused, "upgrade the agent: its version is below the bundle's minimum"},
 	ReasonAgentUnsigned:    {Refused, "install a signed release: agents without a signed manifest run in the development class only"},
 	ReasonAgentUnknown:     {Refused, "this binary is not in its release's manifest: install the released one"},

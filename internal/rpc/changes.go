@@ -177,6 +177,16 @@ func (s changes) RollBack(ctx context.Context, r *pb.RollBackRequest) (*pb.RollB
 	return &pb.RollBackResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
 }
 
+func (s changes) CarryOut(ctx context.Context, r *pb.CarryOutRequest) (*pb.CarryOutResponse, error) {
+	c := callOf(ctx)
+	env := c.conn.site.Env
+	p, err := env.CarryOut(ctx, c.conn.caller, r.Change)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CarryOutResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index)}, nil
+}
+
 func (s changes) GetBundle(ctx context.Context, r *pb.GetBundleRequest) (*pb.GetBundleResponse, error) {
 	c := callOf(ctx)
 	var digest state.Digest
@@ -210,6 +220,10 @@ func changeInfo(env *control.Environment, x *state.Change) *pb.ChangeInfo {
 	}
 	out.Rollout, out.Containment, out.TextVersion = x.Rollout, x.Containment, int32(max(x.Text, 1))
 	out.ApprovedBy = env.ApprovedBy(x)
+	out.DelaySeconds, out.Ends = x.Delay, millis(x.Ends())
+	if due := x.Due(); due != 0 {
+		out.Due = millis(due)
+	}
 	if r := env.State().Rollout(state.At(time.Now())); r != nil && r.Change == x.Index {
 		out.Progress = progress(r)
 	}

@@ -125,6 +125,9 @@ func (s *Server) openOver(ctx context.Context, name, dir string, entered func(ui
 	}
 	held, err := kind.Open(ctx, holder.Location)
 	if err != nil {
+		if over := control.Ended(ctx, open); over != nil {
+			return nil, over // then nobody needs its root key
+		}
 		return nil, err
 	}
 	logger := s.logger.With("environment", name)

@@ -167,6 +167,9 @@ func (e *ChangeProposed) apply(s *State, m Meta) error {
 	if e.Version > newestText {
 		return fmt.Errorf("there is no text of version %d", e.Version)
 	}
+	if err := e.checkDelay(); err != nil {
+		return err
+	}
 	if err := s.spend(e.Nonce, e.Expires); err != nil {
 		return err
 	}
@@ -174,6 +177,7 @@ func (e *ChangeProposed) apply(s *State, m Meta) error {
 		Index: m.Index, Action: e.Action, State: Proposed, Manifest: e.Manifest, Base: e.Base,
 		Target: e.Target, Proposer: e.Actor.Identity, Anchors: s.vouched(e.Actor, &e.Signature, e.Bundle), Required: e.Required, SelfOK: e.SelfOK,
 		Created: m.Time, Expires: e.Expires, Reason: e.Reason, Text: e.Version, Rollout: e.Rollout, Rollback: e.Rollback, Containment: e.Containment,
+		Delay: e.Delay,
 	})
 	s.enqueue(e.Expires+keepChange, qChange, indexKey(m.Index))
 	s.remember(e.Actor, e.Idem, m, Idempotent{})
@@ -234,7 +238,7 @@ func (s *State) vouched(a Actor, signatures ...*Signature) []string {
 
 func (e *ChangeApproved) apply(s *State, m Meta) error {
 	c, ok := s.Changes.Get(e.Change)
-	if !ok || c.StateAt(m.Time) != Proposed {
+	if !ok || !s.Approvable(c, m.Time) {
 		return fmt.Errorf("change %d is not open", e.Change)
 	}
 	if !s.MayApprove(c, e.Signature.Person, m.Time) {
@@ -251,13 +255,14 @@ func (e *ChangeApproved) apply(s *State, m Meta) error {
 		}
 	}
 	n.Approvals = append(n.Approvals, Approval{Person: e.Signature.Person, Index: m.Index, Anchors: s.vouched(e.Actor, &e.Signature)})
+	s.wait(&n, m.Time)
 	s.Changes.set(n.Index, &n)
 	return nil
 }
 
 func (e *ChangeRejected) apply(s *State, m Meta) error {
 	c, ok := s.Changes.Get(e.Change)
-	if !ok || c.StateAt(m.Time) != Proposed {
+	if !ok || !c.Open() || c.StateAt(m.Time) == Expired {
 		return fmt.Errorf("change %d is not open", e.Change)
 	}
 	s.setChange(c, Rejected)
@@ -629,8 +634,8 @@ func (s *State) StoppedSince(now Millis) Millis {
 // carryOut ends a change that an entry carries out.
 func (s *State) carryOut(change uint64, target string, m Meta) error {
 	c, ok := s.Changes.Get(change)
-	if !ok || c.State != Proposed || c.Target != target || !s.Complete(c, m.Time) {
-		return fmt.Errorf("change %d is not approved, or is not about %s", change, target)
+	if !ok || c.Target != target || !s.Ripe(c, m.Time) {
+		return fmt.Errorf("change %d is not approved, or still waits, or is not about %s", change, target)
 	}
 	s.setChange(c, Done)
 	return nil

@@ -87,6 +87,8 @@ type ChangeProposed struct {
 	Rollout     string   `json:"rollout,omitempty"`
 	Rollback    Digest   `json:"rollback,omitzero"`
 	Containment []string `json:"containment,omitempty"`
+	// Delay is for how many seconds it waits after the last approval that it needs, as the base says of such acts.
+	Delay int64 `json:"delay_s,omitempty"`
 }
 
 // ChangeApproved adds one person's approval: an SSHSIG over Text.
@@ -311,9 +313,9 @@ func (e *BundleInForce) Kind() Kind {
 	return versionOf("bundle.in_force", e.How != ByChange || e.Watch != 0 || e.Cause != nil || e.Recovery != 0)
 }
 
-// Kind is version 2 for a text of version 2.
+// Kind is version 2 for a text of version 2, and for what waits.
 func (e *ChangeProposed) Kind() Kind {
-	return versionOf("change.proposed", e.Version != 0 || e.Rollout != "" || !e.Rollback.IsZero() || len(e.Containment) > 0)
+	return versionOf("change.proposed", e.Version != 0 || e.Delay != 0 || e.Rollout != "" || !e.Rollback.IsZero() || len(e.Containment) > 0)
 }
 
 // Kind is version 2 in a canary.

@@ -62,9 +62,9 @@ const (
 	Expired    ChangeState = "expired" // computed, never entered
 )
 
-// StateAt is the change's state at a moment: an open one past its expiry is expired.
+// StateAt is the change's state at a moment: an open one past its expiry is expired, and so is one that nobody carried out when it was due.
 func (c *Change) StateAt(now Millis) ChangeState {
-	if c.State == Proposed && now >= c.Expires {
+	if c.Open() && now >= c.Ends() {
 		return Expired
 	}
 	return c.State

@@ -85,7 +85,7 @@ func save(t *testing.T, path string, rows [][]byte) {
 func record(t *testing.T) {
 	t.Helper()
 	w := controltest.New(t, controltest.HistoryOptions)
-	controltest.History(w)
+	controltest.End(w, controltest.History(w))
 	have := map[state.Kind][][]byte{}
 	var history [][]byte
 	for _, x := range w.Stored() {

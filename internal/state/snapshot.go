@@ -35,6 +35,7 @@ type head struct {
 	// ServesSince came later: a state that has none is written as ever.
 	ServesSince Millis        `json:"serves_since,omitempty"`
 	Quarter     *GlassQuarter `json:"quarter,omitempty"`
+	Ended       uint64        `json:"ended,omitempty"` // so did this
 }
 
 // Snapshot writes the state in its canonical form: a line of JSON for the head, then for each
@@ -44,7 +45,7 @@ func (s *State) Snapshot(out io.Writer) error {
 	enc := json.NewEncoder(w)
 	h := head{
 		Format: snapshotVersion, Env: s.Env, Next: s.Next, Time: s.Time, Generation: s.Generation,
-		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root, ServesSince: s.ServesSince,
+		Bundle: s.Bundle, BundleAt: s.BundleAt, Protocol: s.Protocol, Control: s.Control, Root: s.Root, ServesSince: s.ServesSince, Ended: s.Ended,
 	}
 	if s.quarter != (GlassQuarter{}) {
 		h.Quarter = &s.quarter
@@ -138,7 +139,7 @@ func Restore(data []byte) (*State, error) {
 	}
 	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
-	s.ServesSince = h.ServesSince
+	s.ServesSince, s.Ended = h.ServesSince, h.Ended
 	if h.Quarter != nil {
 		s.quarter = *h.Quarter
 	}

@@ -32,6 +32,7 @@ type State struct {
 	Root       StateRoot
 
 	ServesSince Millis // since when Served is kept; 0: not yet
+	Ended       uint64 // index of the last entry that there will ever be; 0: the environment goes on
 
 	Secrets    Table[string, *Secret]     // by path
 	Leases     Table[uint64, *Lease]      // by the index of the entry that made it
@@ -245,6 +246,9 @@ type Change struct {
 	// Text is the version of what was signed, which approvals are of too; 0: the first.
 	Text        int      `json:"text,omitempty"`
 	Containment []string `json:"containment,omitempty"`
+	// Of what can't be undone: for how many seconds it waits, and since when it does.
+	Delay int64  `json:"delay_s,omitempty"`
+	Since Millis `json:"since,omitempty"`
 }
 
 // Approval is one person's yes.
@@ -370,6 +374,9 @@ func (s *State) Apply(index uint64, body []byte, event any) error {
 	}
 	if index == 0 != (entry.Event.Kind().Type == "environment.genesis") {
 		return fmt.Errorf("entry %d is %s: genesis is entry 0 and nothing else is", index, entry.Event.Kind())
+	}
+	if s.Ended != 0 {
+		return fmt.Errorf("entry %d: the environment ended with entry %d, and nothing follows", index, s.Ended)
 	}
 	if entry.Time < s.Time {
 		return fmt.Errorf("entry %d: its time is before the previous entry's", index)

@@ -111,7 +111,7 @@ func (s *State) due(kind queueKind, key string, now Millis) Millis {
 		}
 	case qChange:
 		if x, ok := s.Changes.Get(indexOf(key)); ok {
-			return max(x.Expires, s.rolledUntil(x.Index, now)) + keepChange
+			return max(x.Expires, x.Ends(), s.rolledUntil(x.Index, now)) + keepChange
 		}
 	case qHold:
 		if x, ok := s.Holds.Get(key); ok && x.Until != 0 {

@@ -91,6 +91,7 @@ type Batch struct {
 	Shred   []uint64 // sealed versions whose ciphertext and wrapped key are removed; after Rewraps; repeated: no effect
 	Keys    []Key    // wrapped key material to put; same name replaces
 	Redact  []uint64 // earlier entries whose salt and body are replaced by their commitment; repeated: no effect
+	Wipe    bool     // after all of these: every sealed version and all wrapped key material is removed
 }
 
 // Key is wrapped key material of the environment (key-encryption keys, CA and checkpoint keys).

@@ -134,6 +134,17 @@ printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 
 			"bailment ledger proof \"$(bailment node show /node/join-token/web-1 -o json | jq .decommissioned)\" --out web-1.txt": alice,
 		},
 	},
+	"end-an-environment.md": {
+		presumes: ending, answers: 2, promises: 14,
+		before: map[string]string{
+			"bailment login bob": bob,
+			"bailment change carry-out 103 --name payments-dev": `bailment environment delete --propose --name payments-dev --reason "once more" > "$OUTPUT.again"
+again=$(grep -o 'change [0-9][0-9]*' "$OUTPUT.again" | tail -n 1 | cut -d ' ' -f 2)
+` + alice + `
+bailment change approve --yes "$again"
+until bailment change show "$again" | grep 'it has waited'; do sleep 0.1; done`,
+		},
+	},
 	"federate.md": {
 		presumes: besideWest, answers: 1, promises: 5, before: map[string]string{"bailment login bob": bob},
 	},
@@ -565,6 +576,15 @@ func besideWest(t *testing.T, name string) reader {
 func leasing(t *testing.T, name string) reader {
 	t.Helper()
 	r, s := served(t, name)
+	return leased(t, r, s)
+}
+
+// ending is leasing, where what ends the environment waits for a moment.
+func ending(t *testing.T, name string) reader {
+	t.Helper()
+	files := example(t, name)
+	files["environment.yaml"] = bytes.Replace(files["environment.yaml"], []byte("required: 1"), []byte("required: 1\n    acts: [{act: environment.delete, delay: 2s}]"), 1)
+	r, s := servedWith(t, name, files)
 	return leased(t, r, s)
 }
 

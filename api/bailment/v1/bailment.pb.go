@@ -3562,11 +3562,14 @@ type ChangeInfo struct {
 	Created       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created,proto3" json:"created,omitempty"`
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=expires,proto3" json:"expires,omitempty"`
 	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
-	Rollout       string                 `protobuf:"bytes,13,opt,name=rollout,proto3" json:"rollout,omitempty"`                             // by which it comes into force; empty: at once
-	Rollback      string                 `protobuf:"bytes,14,opt,name=rollback,proto3" json:"rollback,omitempty"`                           // digest of the manifest that it may be rolled back to
-	Containment   []string               `protobuf:"bytes,15,rep,name=containment,proto3" json:"containment,omitempty"`                     // files that no rollback undoes
-	TextVersion   int32                  `protobuf:"varint,16,opt,name=text_version,json=textVersion,proto3" json:"text_version,omitempty"` // of what is signed
-	Progress      *RolloutInfo           `protobuf:"bytes,17,opt,name=progress,proto3" json:"progress,omitempty"`                           // if it is being rolled out, or is watched
+	Rollout       string                 `protobuf:"bytes,13,opt,name=rollout,proto3" json:"rollout,omitempty"`                                // by which it comes into force; empty: at once
+	Rollback      string                 `protobuf:"bytes,14,opt,name=rollback,proto3" json:"rollback,omitempty"`                              // digest of the manifest that it may be rolled back to
+	Containment   []string               `protobuf:"bytes,15,rep,name=containment,proto3" json:"containment,omitempty"`                        // files that no rollback undoes
+	TextVersion   int32                  `protobuf:"varint,16,opt,name=text_version,json=textVersion,proto3" json:"text_version,omitempty"`    // of what is signed
+	Progress      *RolloutInfo           `protobuf:"bytes,17,opt,name=progress,proto3" json:"progress,omitempty"`                              // if it is being rolled out, or is watched
+	DelaySeconds  int64                  `protobuf:"varint,18,opt,name=delay_seconds,json=delaySeconds,proto3" json:"delay_seconds,omitempty"` // for how long it waits after the last approval that it needs
+	Due           *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=due,proto3" json:"due,omitempty"`                                        // from when on it can be carried out, if it waits
+	Ends          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=ends,proto3" json:"ends,omitempty"`                                      // when it is over if nothing becomes of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3716,6 +3719,27 @@ func (x *ChangeInfo) GetTextVersion() int32 {
 func (x *ChangeInfo) GetProgress() *RolloutInfo {
 	if x != nil {
 		return x.Progress
+	}
+	return nil
+}
+
+func (x *ChangeInfo) GetDelaySeconds() int64 {
+	if x != nil {
+		return x.DelaySeconds
+	}
+	return 0
+}
+
+func (x *ChangeInfo) GetDue() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Due
+	}
+	return nil
+}
+
+func (x *ChangeInfo) GetEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ends
 	}
 	return nil
 }
@@ -4556,6 +4580,102 @@ func (x *RollBackResponse) GetGeneration() uint64 {
 	return 0
 }
 
+type CarryOutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        uint64                 `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarryOutRequest) Reset() {
+	*x = CarryOutRequest{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarryOutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarryOutRequest) ProtoMessage() {}
+
+func (x *CarryOutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarryOutRequest.ProtoReflect.Descriptor instead.
+func (*CarryOutRequest) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *CarryOutRequest) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+type CarryOutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        *ChangeInfo            `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	Entry         *EntryRef              `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarryOutResponse) Reset() {
+	*x = CarryOutResponse{}
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarryOutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarryOutResponse) ProtoMessage() {}
+
+func (x *CarryOutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarryOutResponse.ProtoReflect.Descriptor instead.
+func (*CarryOutResponse) Descriptor() ([]byte, []int) {
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *CarryOutResponse) GetChange() *ChangeInfo {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *CarryOutResponse) GetEntry() *EntryRef {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type GetBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -4565,7 +4685,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +4697,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[63]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +4710,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{63}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetBundleRequest) GetDigest() string {
@@ -4612,7 +4732,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4624,7 +4744,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[64]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4637,7 +4757,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{64}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetBundleResponse) GetManifest() string {
@@ -4682,7 +4802,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4694,7 +4814,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[65]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4707,7 +4827,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{65}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExplainRequest) GetIdentity() string {
@@ -4769,7 +4889,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4781,7 +4901,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[66]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4794,7 +4914,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{66}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainResponse) GetAllowed() bool {
@@ -4873,7 +4993,7 @@ type RuleTrace struct {
 
 func (x *RuleTrace) Reset() {
 	*x = RuleTrace{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4885,7 +5005,7 @@ func (x *RuleTrace) String() string {
 func (*RuleTrace) ProtoMessage() {}
 
 func (x *RuleTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[67]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4898,7 +5018,7 @@ func (x *RuleTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleTrace.ProtoReflect.Descriptor instead.
 func (*RuleTrace) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{67}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RuleTrace) GetGrant() string {
@@ -4947,7 +5067,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4959,7 +5079,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[68]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4972,7 +5092,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{68}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Check) GetName() string {
@@ -5008,7 +5128,7 @@ type ListUsesRequest struct {
 
 func (x *ListUsesRequest) Reset() {
 	*x = ListUsesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5020,7 +5140,7 @@ func (x *ListUsesRequest) String() string {
 func (*ListUsesRequest) ProtoMessage() {}
 
 func (x *ListUsesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[69]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5033,7 +5153,7 @@ func (x *ListUsesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsesRequest.ProtoReflect.Descriptor instead.
 func (*ListUsesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{69}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListUsesRequest) GetIdentities() string {
@@ -5075,7 +5195,7 @@ type ListUsesResponse struct {
 
 func (x *ListUsesResponse) Reset() {
 	*x = ListUsesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5207,7 @@ func (x *ListUsesResponse) String() string {
 func (*ListUsesResponse) ProtoMessage() {}
 
 func (x *ListUsesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[70]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5220,7 @@ func (x *ListUsesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsesResponse.ProtoReflect.Descriptor instead.
 func (*ListUsesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{70}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListUsesResponse) GetUses() []*Use {
@@ -5137,7 +5257,7 @@ type Use struct {
 
 func (x *Use) Reset() {
 	*x = Use{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5149,7 +5269,7 @@ func (x *Use) String() string {
 func (*Use) ProtoMessage() {}
 
 func (x *Use) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[71]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5162,7 +5282,7 @@ func (x *Use) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Use.ProtoReflect.Descriptor instead.
 func (*Use) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{71}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Use) GetIdentity() string {
@@ -5212,7 +5332,7 @@ type ListReviewedRequest struct {
 
 func (x *ListReviewedRequest) Reset() {
 	*x = ListReviewedRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5344,7 @@ func (x *ListReviewedRequest) String() string {
 func (*ListReviewedRequest) ProtoMessage() {}
 
 func (x *ListReviewedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[72]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5357,7 @@ func (x *ListReviewedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReviewedRequest.ProtoReflect.Descriptor instead.
 func (*ListReviewedRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{72}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListReviewedRequest) GetIdentities() string {
@@ -5278,7 +5398,7 @@ type ListReviewedResponse struct {
 
 func (x *ListReviewedResponse) Reset() {
 	*x = ListReviewedResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5290,7 +5410,7 @@ func (x *ListReviewedResponse) String() string {
 func (*ListReviewedResponse) ProtoMessage() {}
 
 func (x *ListReviewedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[73]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5303,7 +5423,7 @@ func (x *ListReviewedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReviewedResponse.ProtoReflect.Descriptor instead.
 func (*ListReviewedResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{73}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListReviewedResponse) GetLines() []*ReviewedLine {
@@ -5335,7 +5455,7 @@ type ReviewedLine struct {
 
 func (x *ReviewedLine) Reset() {
 	*x = ReviewedLine{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5347,7 +5467,7 @@ func (x *ReviewedLine) String() string {
 func (*ReviewedLine) ProtoMessage() {}
 
 func (x *ReviewedLine) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[74]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5360,7 +5480,7 @@ func (x *ReviewedLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewedLine.ProtoReflect.Descriptor instead.
 func (*ReviewedLine) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{74}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReviewedLine) GetGrant() string {
@@ -5423,7 +5543,7 @@ type ReviewRequest struct {
 
 func (x *ReviewRequest) Reset() {
 	*x = ReviewRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5435,7 +5555,7 @@ func (x *ReviewRequest) String() string {
 func (*ReviewRequest) ProtoMessage() {}
 
 func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[75]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5448,7 +5568,7 @@ func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
 func (*ReviewRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{75}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ReviewRequest) GetText() string {
@@ -5481,7 +5601,7 @@ type ReviewResponse struct {
 
 func (x *ReviewResponse) Reset() {
 	*x = ReviewResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5493,7 +5613,7 @@ func (x *ReviewResponse) String() string {
 func (*ReviewResponse) ProtoMessage() {}
 
 func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[76]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5506,7 +5626,7 @@ func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
 func (*ReviewResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{76}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ReviewResponse) GetEntry() *EntryRef {
@@ -5529,7 +5649,7 @@ type OpenGlassRequest struct {
 
 func (x *OpenGlassRequest) Reset() {
 	*x = OpenGlassRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5541,7 +5661,7 @@ func (x *OpenGlassRequest) String() string {
 func (*OpenGlassRequest) ProtoMessage() {}
 
 func (x *OpenGlassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[77]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5554,7 +5674,7 @@ func (x *OpenGlassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenGlassRequest.ProtoReflect.Descriptor instead.
 func (*OpenGlassRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{77}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *OpenGlassRequest) GetGrant() string {
@@ -5601,7 +5721,7 @@ type OpenGlassResponse struct {
 
 func (x *OpenGlassResponse) Reset() {
 	*x = OpenGlassResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5613,7 +5733,7 @@ func (x *OpenGlassResponse) String() string {
 func (*OpenGlassResponse) ProtoMessage() {}
 
 func (x *OpenGlassResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[78]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5626,7 +5746,7 @@ func (x *OpenGlassResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenGlassResponse.ProtoReflect.Descriptor instead.
 func (*OpenGlassResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{78}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *OpenGlassResponse) GetOpening() *Opening {
@@ -5659,7 +5779,7 @@ type Opening struct {
 
 func (x *Opening) Reset() {
 	*x = Opening{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5671,7 +5791,7 @@ func (x *Opening) String() string {
 func (*Opening) ProtoMessage() {}
 
 func (x *Opening) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[79]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5684,7 +5804,7 @@ func (x *Opening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Opening.ProtoReflect.Descriptor instead.
 func (*Opening) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{79}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Opening) GetEntry() *EntryRef {
@@ -5801,7 +5921,7 @@ type CloseGlassRequest struct {
 
 func (x *CloseGlassRequest) Reset() {
 	*x = CloseGlassRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5813,7 +5933,7 @@ func (x *CloseGlassRequest) String() string {
 func (*CloseGlassRequest) ProtoMessage() {}
 
 func (x *CloseGlassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[80]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5826,7 +5946,7 @@ func (x *CloseGlassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseGlassRequest.ProtoReflect.Descriptor instead.
 func (*CloseGlassRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{80}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *CloseGlassRequest) GetOpening() uint64 {
@@ -5845,7 +5965,7 @@ type CloseGlassResponse struct {
 
 func (x *CloseGlassResponse) Reset() {
 	*x = CloseGlassResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5857,7 +5977,7 @@ func (x *CloseGlassResponse) String() string {
 func (*CloseGlassResponse) ProtoMessage() {}
 
 func (x *CloseGlassResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[81]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5870,7 +5990,7 @@ func (x *CloseGlassResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseGlassResponse.ProtoReflect.Descriptor instead.
 func (*CloseGlassResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{81}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *CloseGlassResponse) GetOpening() *Opening {
@@ -5888,7 +6008,7 @@ type ListGlassRequest struct {
 
 func (x *ListGlassRequest) Reset() {
 	*x = ListGlassRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5900,7 +6020,7 @@ func (x *ListGlassRequest) String() string {
 func (*ListGlassRequest) ProtoMessage() {}
 
 func (x *ListGlassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[82]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5913,7 +6033,7 @@ func (x *ListGlassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGlassRequest.ProtoReflect.Descriptor instead.
 func (*ListGlassRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{82}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
 }
 
 type ListGlassResponse struct {
@@ -5934,7 +6054,7 @@ type ListGlassResponse struct {
 
 func (x *ListGlassResponse) Reset() {
 	*x = ListGlassResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5946,7 +6066,7 @@ func (x *ListGlassResponse) String() string {
 func (*ListGlassResponse) ProtoMessage() {}
 
 func (x *ListGlassResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[83]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5959,7 +6079,7 @@ func (x *ListGlassResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGlassResponse.ProtoReflect.Descriptor instead.
 func (*ListGlassResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{83}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListGlassResponse) GetOpenings() []*Opening {
@@ -6046,7 +6166,7 @@ type BreakGlassGrant struct {
 
 func (x *BreakGlassGrant) Reset() {
 	*x = BreakGlassGrant{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6058,7 +6178,7 @@ func (x *BreakGlassGrant) String() string {
 func (*BreakGlassGrant) ProtoMessage() {}
 
 func (x *BreakGlassGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[84]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6071,7 +6191,7 @@ func (x *BreakGlassGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakGlassGrant.ProtoReflect.Descriptor instead.
 func (*BreakGlassGrant) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{84}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *BreakGlassGrant) GetName() string {
@@ -6128,7 +6248,7 @@ type ReviewGlassRequest struct {
 
 func (x *ReviewGlassRequest) Reset() {
 	*x = ReviewGlassRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6140,7 +6260,7 @@ func (x *ReviewGlassRequest) String() string {
 func (*ReviewGlassRequest) ProtoMessage() {}
 
 func (x *ReviewGlassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[85]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6153,7 +6273,7 @@ func (x *ReviewGlassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewGlassRequest.ProtoReflect.Descriptor instead.
 func (*ReviewGlassRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{85}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ReviewGlassRequest) GetOpening() uint64 {
@@ -6193,7 +6313,7 @@ type ReviewGlassResponse struct {
 
 func (x *ReviewGlassResponse) Reset() {
 	*x = ReviewGlassResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6205,7 +6325,7 @@ func (x *ReviewGlassResponse) String() string {
 func (*ReviewGlassResponse) ProtoMessage() {}
 
 func (x *ReviewGlassResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[86]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6218,7 +6338,7 @@ func (x *ReviewGlassResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewGlassResponse.ProtoReflect.Descriptor instead.
 func (*ReviewGlassResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{86}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ReviewGlassResponse) GetEntry() *EntryRef {
@@ -6236,7 +6356,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6248,7 +6368,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[87]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6261,7 +6381,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{87}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
 }
 
 type GetCheckpointResponse struct {
@@ -6273,7 +6393,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6285,7 +6405,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[88]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6298,7 +6418,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{88}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -6318,7 +6438,7 @@ type GetEntriesRequest struct {
 
 func (x *GetEntriesRequest) Reset() {
 	*x = GetEntriesRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6330,7 +6450,7 @@ func (x *GetEntriesRequest) String() string {
 func (*GetEntriesRequest) ProtoMessage() {}
 
 func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[89]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6343,7 +6463,7 @@ func (x *GetEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesRequest.ProtoReflect.Descriptor instead.
 func (*GetEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{89}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *GetEntriesRequest) GetFrom() uint64 {
@@ -6372,7 +6492,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6384,7 +6504,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[90]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6397,7 +6517,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{90}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -6438,7 +6558,7 @@ type GetEntriesResponse struct {
 
 func (x *GetEntriesResponse) Reset() {
 	*x = GetEntriesResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6450,7 +6570,7 @@ func (x *GetEntriesResponse) String() string {
 func (*GetEntriesResponse) ProtoMessage() {}
 
 func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[91]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6463,7 +6583,7 @@ func (x *GetEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntriesResponse.ProtoReflect.Descriptor instead.
 func (*GetEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{91}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetEntriesResponse) GetEntries() []*LedgerEntry {
@@ -6489,7 +6609,7 @@ type GetReceiptRequest struct {
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6501,7 +6621,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[92]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6514,7 +6634,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{92}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetReceiptRequest) GetIndex() uint64 {
@@ -6533,7 +6653,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6545,7 +6665,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[93]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6558,7 +6678,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{93}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetReceiptResponse) GetReceipt() []byte {
@@ -6578,7 +6698,7 @@ type GetConsistencyRequest struct {
 
 func (x *GetConsistencyRequest) Reset() {
 	*x = GetConsistencyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6590,7 +6710,7 @@ func (x *GetConsistencyRequest) String() string {
 func (*GetConsistencyRequest) ProtoMessage() {}
 
 func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[94]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6603,7 +6723,7 @@ func (x *GetConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{94}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *GetConsistencyRequest) GetFrom() uint64 {
@@ -6631,7 +6751,7 @@ type GetConsistencyResponse struct {
 
 func (x *GetConsistencyResponse) Reset() {
 	*x = GetConsistencyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6643,7 +6763,7 @@ func (x *GetConsistencyResponse) String() string {
 func (*GetConsistencyResponse) ProtoMessage() {}
 
 func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[95]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6656,7 +6776,7 @@ func (x *GetConsistencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{95}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *GetConsistencyResponse) GetProof() [][]byte {
@@ -6689,7 +6809,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6701,7 +6821,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[96]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6714,7 +6834,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{96}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -6732,7 +6852,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6744,7 +6864,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[97]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6757,7 +6877,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{97}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{99}
 }
 
 type ListKeysResponse struct {
@@ -6769,7 +6889,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6781,7 +6901,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[98]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6794,7 +6914,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{98}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -6817,7 +6937,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6829,7 +6949,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[99]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6842,7 +6962,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{99}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -6889,7 +7009,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6901,7 +7021,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[100]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6914,7 +7034,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{100}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -6934,7 +7054,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6946,7 +7066,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6959,7 +7079,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{101}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -6984,7 +7104,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6996,7 +7116,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7009,7 +7129,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{102}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{104}
 }
 
 type RewrapProgress struct {
@@ -7023,7 +7143,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7035,7 +7155,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7048,7 +7168,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{103}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -7081,7 +7201,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7093,7 +7213,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7106,7 +7226,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{104}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -7130,7 +7250,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7142,7 +7262,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7155,7 +7275,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{105}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -7216,7 +7336,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7228,7 +7348,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7241,7 +7361,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{106}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Problem) GetKind() string {
@@ -7581,7 +7701,7 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x13ListChangesResponse\x121\n" +
 	"\achanges\x18\x01 \x03(\v2\x17.bailment.v1.ChangeInfoR\achanges\x12A\n" +
 	"\x0erecovery_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rrecoveryUntil\x12\x1a\n" +
-	"\brecovery\x18\x03 \x01(\x04R\brecovery\"\xa8\x04\n" +
+	"\brecovery\x18\x03 \x01(\x04R\brecovery\"\xab\x05\n" +
 	"\n" +
 	"ChangeInfo\x12\x16\n" +
 	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x16\n" +
@@ -7602,7 +7722,10 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\brollback\x18\x0e \x01(\tR\brollback\x12 \n" +
 	"\vcontainment\x18\x0f \x03(\tR\vcontainment\x12!\n" +
 	"\ftext_version\x18\x10 \x01(\x05R\vtextVersion\x124\n" +
-	"\bprogress\x18\x11 \x01(\v2\x18.bailment.v1.RolloutInfoR\bprogress\"\xf0\x02\n" +
+	"\bprogress\x18\x11 \x01(\v2\x18.bailment.v1.RolloutInfoR\bprogress\x12#\n" +
+	"\rdelay_seconds\x18\x12 \x01(\x03R\fdelaySeconds\x12,\n" +
+	"\x03due\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12.\n" +
+	"\x04ends\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\"\xf0\x02\n" +
 	"\vRolloutInfo\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\x05R\x04step\x12\x14\n" +
@@ -7669,7 +7792,12 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"*\n" +
+	"generation\")\n" +
+	"\x0fCarryOutRequest\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\"p\n" +
+	"\x10CarryOutResponse\x12/\n" +
+	"\x06change\x18\x01 \x01(\v2\x17.bailment.v1.ChangeInfoR\x06change\x12+\n" +
+	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"*\n" +
 	"\x10GetBundleRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xac\x01\n" +
 	"\x11GetBundleResponse\x12\x1a\n" +
@@ -7913,14 +8041,15 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\vReturnLease\x12\x1f.bailment.v1.ReturnLeaseRequest\x1a .bailment.v1.ReturnLeaseResponse2\xb4\x01\n" +
 	"\x11RevocationService\x12A\n" +
 	"\x06Revoke\x12\x1a.bailment.v1.RevokeRequest\x1a\x1b.bailment.v1.RevokeResponse\x12\\\n" +
-	"\x0fListRevocations\x12#.bailment.v1.ListRevocationsRequest\x1a$.bailment.v1.ListRevocationsResponse2\x91\x04\n" +
+	"\x0fListRevocations\x12#.bailment.v1.ListRevocationsRequest\x1a$.bailment.v1.ListRevocationsResponse2\xda\x04\n" +
 	"\rChangeService\x12D\n" +
 	"\aPropose\x12\x1b.bailment.v1.ProposeRequest\x1a\x1c.bailment.v1.ProposeResponse\x12P\n" +
 	"\vListChanges\x12\x1f.bailment.v1.ListChangesRequest\x1a .bailment.v1.ListChangesResponse\x12J\n" +
 	"\tGetChange\x12\x1d.bailment.v1.GetChangeRequest\x1a\x1e.bailment.v1.GetChangeResponse\x12D\n" +
 	"\aApprove\x12\x1b.bailment.v1.ApproveRequest\x1a\x1c.bailment.v1.ApproveResponse\x12A\n" +
 	"\x06Reject\x12\x1a.bailment.v1.RejectRequest\x1a\x1b.bailment.v1.RejectResponse\x12G\n" +
-	"\bRollBack\x12\x1c.bailment.v1.RollBackRequest\x1a\x1d.bailment.v1.RollBackResponse\x12J\n" +
+	"\bRollBack\x12\x1c.bailment.v1.RollBackRequest\x1a\x1d.bailment.v1.RollBackResponse\x12G\n" +
+	"\bCarryOut\x12\x1c.bailment.v1.CarryOutRequest\x1a\x1d.bailment.v1.CarryOutResponse\x12J\n" +
 	"\tGetBundle\x12\x1d.bailment.v1.GetBundleRequest\x1a\x1e.bailment.v1.GetBundleResponse2V\n" +
 	"\x0eExplainService\x12D\n" +
 	"\aExplain\x12\x1b.bailment.v1.ExplainRequest\x1a\x1c.bailment.v1.ExplainResponse2\xf0\x01\n" +
@@ -7963,7 +8092,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -8029,247 +8158,255 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*RejectResponse)(nil),          // 61: bailment.v1.RejectResponse
 	(*RollBackRequest)(nil),         // 62: bailment.v1.RollBackRequest
 	(*RollBackResponse)(nil),        // 63: bailment.v1.RollBackResponse
-	(*GetBundleRequest)(nil),        // 64: bailment.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 65: bailment.v1.GetBundleResponse
-	(*ExplainRequest)(nil),          // 66: bailment.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 67: bailment.v1.ExplainResponse
-	(*RuleTrace)(nil),               // 68: bailment.v1.RuleTrace
-	(*Check)(nil),                   // 69: bailment.v1.Check
-	(*ListUsesRequest)(nil),         // 70: bailment.v1.ListUsesRequest
-	(*ListUsesResponse)(nil),        // 71: bailment.v1.ListUsesResponse
-	(*Use)(nil),                     // 72: bailment.v1.Use
-	(*ListReviewedRequest)(nil),     // 73: bailment.v1.ListReviewedRequest
-	(*ListReviewedResponse)(nil),    // 74: bailment.v1.ListReviewedResponse
-	(*ReviewedLine)(nil),            // 75: bailment.v1.ReviewedLine
-	(*ReviewRequest)(nil),           // 76: bailment.v1.ReviewRequest
-	(*ReviewResponse)(nil),          // 77: bailment.v1.ReviewResponse
-	(*OpenGlassRequest)(nil),        // 78: bailment.v1.OpenGlassRequest
-	(*OpenGlassResponse)(nil),       // 79: bailment.v1.OpenGlassResponse
-	(*Opening)(nil),                 // 80: bailment.v1.Opening
-	(*CloseGlassRequest)(nil),       // 81: bailment.v1.CloseGlassRequest
-	(*CloseGlassResponse)(nil),      // 82: bailment.v1.CloseGlassResponse
-	(*ListGlassRequest)(nil),        // 83: bailment.v1.ListGlassRequest
-	(*ListGlassResponse)(nil),       // 84: bailment.v1.ListGlassResponse
-	(*BreakGlassGrant)(nil),         // 85: bailment.v1.BreakGlassGrant
-	(*ReviewGlassRequest)(nil),      // 86: bailment.v1.ReviewGlassRequest
-	(*ReviewGlassResponse)(nil),     // 87: bailment.v1.ReviewGlassResponse
-	(*GetCheckpointRequest)(nil),    // 88: bailment.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),   // 89: bailment.v1.GetCheckpointResponse
-	(*GetEntriesRequest)(nil),       // 90: bailment.v1.GetEntriesRequest
-	(*LedgerEntry)(nil),             // 91: bailment.v1.LedgerEntry
-	(*GetEntriesResponse)(nil),      // 92: bailment.v1.GetEntriesResponse
-	(*GetReceiptRequest)(nil),       // 93: bailment.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),      // 94: bailment.v1.GetReceiptResponse
-	(*GetConsistencyRequest)(nil),   // 95: bailment.v1.GetConsistencyRequest
-	(*GetConsistencyResponse)(nil),  // 96: bailment.v1.GetConsistencyResponse
-	(*TailRequest)(nil),             // 97: bailment.v1.TailRequest
-	(*ListKeysRequest)(nil),         // 98: bailment.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 99: bailment.v1.ListKeysResponse
-	(*KeyInfo)(nil),                 // 100: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 101: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 102: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 103: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 104: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 105: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 106: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 107: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 108: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 109: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 110: google.protobuf.Duration
+	(*CarryOutRequest)(nil),         // 64: bailment.v1.CarryOutRequest
+	(*CarryOutResponse)(nil),        // 65: bailment.v1.CarryOutResponse
+	(*GetBundleRequest)(nil),        // 66: bailment.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 67: bailment.v1.GetBundleResponse
+	(*ExplainRequest)(nil),          // 68: bailment.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 69: bailment.v1.ExplainResponse
+	(*RuleTrace)(nil),               // 70: bailment.v1.RuleTrace
+	(*Check)(nil),                   // 71: bailment.v1.Check
+	(*ListUsesRequest)(nil),         // 72: bailment.v1.ListUsesRequest
+	(*ListUsesResponse)(nil),        // 73: bailment.v1.ListUsesResponse
+	(*Use)(nil),                     // 74: bailment.v1.Use
+	(*ListReviewedRequest)(nil),     // 75: bailment.v1.ListReviewedRequest
+	(*ListReviewedResponse)(nil),    // 76: bailment.v1.ListReviewedResponse
+	(*ReviewedLine)(nil),            // 77: bailment.v1.ReviewedLine
+	(*ReviewRequest)(nil),           // 78: bailment.v1.ReviewRequest
+	(*ReviewResponse)(nil),          // 79: bailment.v1.ReviewResponse
+	(*OpenGlassRequest)(nil),        // 80: bailment.v1.OpenGlassRequest
+	(*OpenGlassResponse)(nil),       // 81: bailment.v1.OpenGlassResponse
+	(*Opening)(nil),                 // 82: bailment.v1.Opening
+	(*CloseGlassRequest)(nil),       // 83: bailment.v1.CloseGlassRequest
+	(*CloseGlassResponse)(nil),      // 84: bailment.v1.CloseGlassResponse
+	(*ListGlassRequest)(nil),        // 85: bailment.v1.ListGlassRequest
+	(*ListGlassResponse)(nil),       // 86: bailment.v1.ListGlassResponse
+	(*BreakGlassGrant)(nil),         // 87: bailment.v1.BreakGlassGrant
+	(*ReviewGlassRequest)(nil),      // 88: bailment.v1.ReviewGlassRequest
+	(*ReviewGlassResponse)(nil),     // 89: bailment.v1.ReviewGlassResponse
+	(*GetCheckpointRequest)(nil),    // 90: bailment.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 91: bailment.v1.GetCheckpointResponse
+	(*GetEntriesRequest)(nil),       // 92: bailment.v1.GetEntriesRequest
+	(*LedgerEntry)(nil),             // 93: bailment.v1.LedgerEntry
+	(*GetEntriesResponse)(nil),      // 94: bailment.v1.GetEntriesResponse
+	(*GetReceiptRequest)(nil),       // 95: bailment.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),      // 96: bailment.v1.GetReceiptResponse
+	(*GetConsistencyRequest)(nil),   // 97: bailment.v1.GetConsistencyRequest
+	(*GetConsistencyResponse)(nil),  // 98: bailment.v1.GetConsistencyResponse
+	(*TailRequest)(nil),             // 99: bailment.v1.TailRequest
+	(*ListKeysRequest)(nil),         // 100: bailment.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 101: bailment.v1.ListKeysResponse
+	(*KeyInfo)(nil),                 // 102: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 103: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 104: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 105: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 106: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 107: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 108: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 109: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 110: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 111: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 112: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	108, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	109, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	111, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	109, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	108, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	111, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	110, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	109, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	108, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	108, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	111, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	110, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	108, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	110, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	108, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	112, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	110, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	108, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	108, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	108, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	108, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	110, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	110, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	110, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	110, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	108, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	108, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	108, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	108, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	108, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	108, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	108, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	110, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	110, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	108, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	108, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	110, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	110, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	108, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	108, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	110, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	108, // 48: bailment.v1.ListChangesResponse.recovery_until:type_name -> google.protobuf.Timestamp
-	108, // 49: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	108, // 50: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	110, // 48: bailment.v1.ListChangesResponse.recovery_until:type_name -> google.protobuf.Timestamp
+	110, // 49: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 50: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
 	52,  // 51: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	108, // 52: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
-	53,  // 53: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
-	54,  // 54: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
-	51,  // 55: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
-	3,   // 56: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
-	57,  // 57: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
-	3,   // 58: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
-	3,   // 59: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
-	3,   // 60: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
-	51,  // 61: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 62: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
-	23,  // 63: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
-	51,  // 64: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
-	23,  // 65: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
-	3,   // 66: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	109, // 67: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	110, // 68: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
-	68,  // 69: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
-	69,  // 70: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	72,  // 71: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	108, // 72: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	108, // 73: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	108, // 74: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
-	75,  // 75: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	108, // 76: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
-	23,  // 77: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
-	3,   // 78: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
-	23,  // 79: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
-	80,  // 80: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
-	23,  // 81: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
-	108, // 82: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
-	108, // 83: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
-	80,  // 84: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
-	80,  // 85: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
-	85,  // 86: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
-	108, // 87: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
-	3,   // 88: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
-	23,  // 89: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
-	91,  // 90: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	100, // 91: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	108, // 92: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 93: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 94: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	110, // 95: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 96: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 97: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 98: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 99: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 100: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 101: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 102: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 103: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 104: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 105: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 106: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 107: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 108: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 109: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 110: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 111: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 112: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 113: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 114: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 115: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 116: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 117: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 118: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 119: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 120: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 121: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 122: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 123: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 124: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	66,  // 125: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	70,  // 126: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	73,  // 127: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	76,  // 128: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	78,  // 129: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
-	81,  // 130: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
-	83,  // 131: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
-	86,  // 132: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
-	88,  // 133: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	90,  // 134: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	93,  // 135: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	95,  // 136: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	97,  // 137: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	98,  // 138: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	101, // 139: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	103, // 140: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	105, // 141: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 142: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 143: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 144: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 145: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 146: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 147: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 148: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 149: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 150: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 151: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 152: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 153: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 154: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 155: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 156: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 157: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 158: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 159: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 160: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 161: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 162: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 163: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 164: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 165: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 166: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 167: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 168: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 169: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	67,  // 170: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	71,  // 171: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	74,  // 172: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	77,  // 173: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	79,  // 174: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
-	82,  // 175: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
-	84,  // 176: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
-	87,  // 177: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
-	89,  // 178: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	92,  // 179: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	94,  // 180: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	96,  // 181: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	91,  // 182: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	99,  // 183: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	102, // 184: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	104, // 185: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	106, // 186: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	142, // [142:187] is the sub-list for method output_type
-	97,  // [97:142] is the sub-list for method input_type
-	97,  // [97:97] is the sub-list for extension type_name
-	97,  // [97:97] is the sub-list for extension extendee
-	0,   // [0:97] is the sub-list for field type_name
+	110, // 52: bailment.v1.ChangeInfo.due:type_name -> google.protobuf.Timestamp
+	110, // 53: bailment.v1.ChangeInfo.ends:type_name -> google.protobuf.Timestamp
+	110, // 54: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	53,  // 55: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
+	54,  // 56: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
+	51,  // 57: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
+	3,   // 58: bailment.v1.GetChangeResponse.proposal_signature:type_name -> bailment.v1.Signature
+	57,  // 59: bailment.v1.GetChangeResponse.approvals:type_name -> bailment.v1.ApprovalInfo
+	3,   // 60: bailment.v1.GetChangeResponse.manifest_signature:type_name -> bailment.v1.Signature
+	3,   // 61: bailment.v1.ApprovalInfo.signature:type_name -> bailment.v1.Signature
+	3,   // 62: bailment.v1.ApproveRequest.signature:type_name -> bailment.v1.Signature
+	51,  // 63: bailment.v1.ApproveResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 64: bailment.v1.ApproveResponse.entry:type_name -> bailment.v1.EntryRef
+	23,  // 65: bailment.v1.RejectResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 66: bailment.v1.RollBackResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 67: bailment.v1.RollBackResponse.entry:type_name -> bailment.v1.EntryRef
+	51,  // 68: bailment.v1.CarryOutResponse.change:type_name -> bailment.v1.ChangeInfo
+	23,  // 69: bailment.v1.CarryOutResponse.entry:type_name -> bailment.v1.EntryRef
+	3,   // 70: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
+	111, // 71: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	112, // 72: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	70,  // 73: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
+	71,  // 74: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
+	74,  // 75: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
+	110, // 76: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	110, // 77: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	110, // 78: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	77,  // 79: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
+	110, // 80: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	23,  // 81: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
+	3,   // 82: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 83: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
+	82,  // 84: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
+	23,  // 85: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
+	110, // 86: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
+	110, // 87: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
+	82,  // 88: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
+	82,  // 89: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
+	87,  // 90: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
+	110, // 91: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
+	3,   // 92: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 93: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
+	93,  // 94: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	102, // 95: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	110, // 96: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 97: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 98: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	112, // 99: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 100: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 101: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 102: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 103: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 104: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 105: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 106: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 107: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 108: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 109: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 110: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 111: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 112: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 113: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 114: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 115: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 116: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 117: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 118: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 119: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 120: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 121: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 122: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 123: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 124: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 125: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 126: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 127: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 128: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
+	66,  // 129: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	68,  // 130: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	72,  // 131: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	75,  // 132: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	78,  // 133: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	80,  // 134: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
+	83,  // 135: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
+	85,  // 136: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
+	88,  // 137: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
+	90,  // 138: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	92,  // 139: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	95,  // 140: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	97,  // 141: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	99,  // 142: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	100, // 143: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	103, // 144: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	105, // 145: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	107, // 146: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 147: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 148: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 149: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 150: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 151: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 152: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 153: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 154: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 155: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 156: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 157: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 158: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 159: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 160: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 161: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 162: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 163: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 164: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 165: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 166: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 167: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 168: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 169: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 170: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 171: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 172: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 173: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 174: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
+	67,  // 175: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	69,  // 176: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	73,  // 177: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	76,  // 178: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	79,  // 179: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	81,  // 180: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
+	84,  // 181: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
+	86,  // 182: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
+	89,  // 183: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
+	91,  // 184: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	94,  // 185: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	96,  // 186: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	98,  // 187: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	93,  // 188: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	101, // 189: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	104, // 190: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	106, // 191: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	108, // 192: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	147, // [147:193] is the sub-list for method output_type
+	101, // [101:147] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -8283,7 +8420,7 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   107,
+			NumMessages:   109,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -69,7 +69,7 @@ func (h *history) glass() {
 	h.pass(0)
 	files := maps.Clone(w.Files)
 	files["grants/glass.yaml"] = GlassGrant("glass", 30, "alice")
-	files["environment.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  approvals: {required: 1}\n  revocation: {blastLimit: 2}\n  breakGlass: {openings: 1, alarm: 5}\n", EnvName)
+	files["environment.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  approvals: {required: 1, acts: [{act: secret.destroy, delay: 24h}]}\n  revocation: {blastLimit: 2}\n  breakGlass: {openings: 1, alarm: 5}\n", EnvName)
 	h.bring(files)
 	read := func() {
 		_, err := w.Env.Get(h.ctx, h.alice.Caller, control.GetRequest{Secret: "db/b", Purpose: "incident"})

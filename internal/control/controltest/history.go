@@ -51,6 +51,7 @@ func History(w *World) Cast {
 	h.reviews()
 	h.glass()
 	h.recoveries()
+	h.waits()
 	return h.finale()
 }
 
@@ -59,6 +60,7 @@ type history struct {
 	ctx        context.Context
 	alice, bob Actor
 	node, api  Actor
+	waiting    uint64 // a change that finale carries out
 }
 
 func (h *history) check(err error) { h.w.T.Helper(); h.w.check(err) }
@@ -181,7 +183,7 @@ func (h *history) changes() {
 	_, err = w.Env.Reject(h.ctx, h.bob.Caller, p.Change.Index, "not yet")
 	h.check(err)
 	// One person's reach is small from here on, so that the next revocation is provisional.
-	files["environment.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  approvals: {required: 1}\n  revocation: {blastLimit: 2}\n", EnvName)
+	files["environment.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: development\n  approvals: {required: 1, acts: [{act: secret.destroy, delay: 24h}]}\n  revocation: {blastLimit: 2}\n", EnvName)
 	for range 2 {
 		if p, err = w.Propose(h.alice, "alice", files); err != nil {
 			h.check(err)
@@ -239,15 +241,40 @@ func (h *history) keys() {
 	h.check(h.w.Env.Snapshot(h.ctx))
 }
 
+// waits proposes and approves what can't be undone, and takes one such change back.
+func (h *history) waits() {
+	w := h.w
+	h.alice, h.bob = w.Login("alice"), w.Login("bob")
+	w.Put(h.alice, "db/w", "one")
+	w.Put(h.alice, "db/w", "two")
+	h.move("db/w", 1, state.Retired)
+	for range 2 {
+		p, err := w.Act(h.alice, "alice", control.ActionDestroy, state.HoldTarget("db/w", 1))
+		h.check(err)
+		_, err = w.Approve(h.bob, "bob", p.Change)
+		h.check(err)
+		_, err = w.Env.CarryOut(h.ctx, h.alice.Caller, p.Index)
+		h.refused(err, problem.ReasonWaiting)
+		if h.waiting == 0 {
+			h.waiting = p.Index
+			continue
+		}
+		_, err = w.Env.Reject(h.ctx, h.bob.Caller, p.Index, "one of them is enough")
+		h.check(err)
+	}
+}
+
 // finale goes on after a while: what was opened before is over.
 func (h *history) finale() Cast {
 	w := h.w
 	w.Advance(26 * time.Hour)
 	c := Cast{Alice: w.Login("alice"), Bob: w.Login("bob")}
+	_, err := w.Env.CarryOut(h.ctx, c.Alice.Caller, h.waiting)
+	h.check(err)
 	w.Put(c.Alice, "db/a", "four") // version 3 is retired by now
 	c.Node = w.Node(c.Alice, "web-2")
 	c.API = w.Workload(c.Node, "")
-	_, err := w.Env.Get(h.ctx, c.API.Caller, control.GetRequest{Secret: "db/a", Key: "read-1"}) // the key is free again
+	_, err = w.Env.Get(h.ctx, c.API.Caller, control.GetRequest{Secret: "db/a", Key: "read-1"}) // the key is free again
 	h.check(err)
 	_, r, err := w.Get(c.API, "db/c")
 	h.check(err)
@@ -257,6 +284,15 @@ func (h *history) finale() Cast {
 	h.spiffe(c)
 	h.check(w.Env.Snapshot(h.ctx))
 	return c
+}
+
+// End ends the environment after a History, which nothing can follow.
+func End(w *World, c Cast) {
+	w.T.Helper()
+	p, err := w.Act(c.Alice, "alice", control.ActionDelete, state.EndTarget(EnvName, w.Genesis))
+	w.check(err)
+	_, err = w.Approve(c.Bob, "bob", p.Change)
+	w.check(err)
 }
 
 // Commit enters an event past all use cases and decisions: a wrong one stands for a defect.

@@ -82,6 +82,13 @@ func (s *Store) insert(b *store.Batch) error {
 			return err
 		}
 	}
+	if b.Wipe {
+		for _, text := range []string{`DELETE FROM sealed`, `DELETE FROM keys`} {
+			if err := s.c.do(text); err != nil {
+				return err
+			}
+		}
+	}
 	for _, index := range b.Redact {
 		if err := s.redact(index); err != nil {
 			return err

@@ -3,6 +3,8 @@ package storetest
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -249,6 +251,42 @@ func testShred(t testing.TB, site Site) {
 			if v, err := s.Sealed(ctx, gone); !errors.Is(err, store.ErrNotFound) || len(v.Ciphertext) != 0 {
 				t.Fatalf("shredded version %d: %d bytes, %v", gone, len(v.Ciphertext), err)
 			}
+		}
+		s = reopen(t, site, s)
+	}
+}
+
+// A wipe takes all that is secret, also what the same batch brought, and nothing else.
+func testWipe(t testing.TB, site Site) {
+	ctx := context.Background()
+	s := create(t, site)
+	m := newModel(12)
+	for range 4 {
+		m.append(t, s, m.rich(40))
+	}
+	ids := slices.Sorted(maps.Keys(m.sealed))
+	names := slices.Sorted(maps.Keys(m.keys))
+	if len(ids) == 0 || len(names) == 0 {
+		t.Fatal("there is nothing to wipe")
+	}
+	b := m.rich(3)
+	ids = append(ids, m.seal(b, 1, 1))
+	b.Wipe = true
+	m.append(t, s, b)
+	for range 2 {
+		m.check(t, s)
+		for _, id := range ids {
+			if v, err := s.Sealed(ctx, id); !errors.Is(err, store.ErrNotFound) || len(v.Ciphertext) != 0 {
+				t.Fatalf("sealed version %d is there: %v", id, err)
+			}
+		}
+		for _, name := range names {
+			if data, err := s.Key(ctx, name); !errors.Is(err, store.ErrNotFound) || len(data) != 0 {
+				t.Fatalf("the key %s is there: %v", name, err)
+			}
+		}
+		if left, err := s.SealedUnder(ctx, 0, 0, 10); err != nil || len(left) != 0 {
+			t.Fatalf("left are %v: %v", left, err)
 		}
 		s = reopen(t, site, s)
 	}

@@ -173,6 +173,10 @@ func (m *model) apply(b *store.Batch) {
 	for _, k := range b.Keys {
 		m.keys[k.Name] = k.Data
 	}
+	if b.Wipe {
+		clear(m.sealed)
+		clear(m.keys)
+	}
 	for _, i := range b.Redact {
 		if e := m.entries[i]; len(e.Commitment) == 0 {
 			c := store.Commitment(e.Salt, e.Body)

@@ -62,6 +62,7 @@ func Cases() []Case {
 		{"KeysAreReplaced", testKeys},
 		{"RewrapChangesTheWrapOnly", testRewrap},
 		{"ShredRemoves", testShred},
+		{"WipeRemovesAll", testWipe},
 		{"RedactKeepsTheCommitment", testRedact},
 		{"RedactedEntriesAreTaken", testRedactedEntries},
 		{"CheckpointNewestWins", testCheckpoint},

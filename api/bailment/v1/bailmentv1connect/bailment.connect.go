@@ -128,6 +128,8 @@ const (
 	ChangeServiceRejectProcedure = "/bailment.v1.ChangeService/Reject"
 	// ChangeServiceRollBackProcedure is the fully-qualified name of the ChangeService's RollBack RPC.
 	ChangeServiceRollBackProcedure = "/bailment.v1.ChangeService/RollBack"
+	// ChangeServiceCarryOutProcedure is the fully-qualified name of the ChangeService's CarryOut RPC.
+	ChangeServiceCarryOutProcedure = "/bailment.v1.ChangeService/CarryOut"
 	// ChangeServiceGetBundleProcedure is the fully-qualified name of the ChangeService's GetBundle RPC.
 	ChangeServiceGetBundleProcedure = "/bailment.v1.ChangeService/GetBundle"
 	// ExplainServiceExplainProcedure is the fully-qualified name of the ExplainService's Explain RPC.
@@ -1014,6 +1016,8 @@ type ChangeServiceClient interface {
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
 	// Takes back a change that is being rolled out or is in force, to what its approval pre-authorised.
 	RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error)
+	// Carries out a change that had its approvals, and has waited since as what can't be undone does.
+	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
 	// The files and manifest of the bundle in force, or of another one by digest.
 	GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error)
 }
@@ -1065,6 +1069,12 @@ func NewChangeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(changeServiceMethods.ByName("RollBack")),
 			connect.WithClientOptions(opts...),
 		),
+		carryOut: connect.NewClient[v1.CarryOutRequest, v1.CarryOutResponse](
+			httpClient,
+			baseURL+ChangeServiceCarryOutProcedure,
+			connect.WithSchema(changeServiceMethods.ByName("CarryOut")),
+			connect.WithClientOptions(opts...),
+		),
 		getBundle: connect.NewClient[v1.GetBundleRequest, v1.GetBundleResponse](
 			httpClient,
 			baseURL+ChangeServiceGetBundleProcedure,
@@ -1082,6 +1092,7 @@ type changeServiceClient struct {
 	approve     *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
 	reject      *connect.Client[v1.RejectRequest, v1.RejectResponse]
 	rollBack    *connect.Client[v1.RollBackRequest, v1.RollBackResponse]
+	carryOut    *connect.Client[v1.CarryOutRequest, v1.CarryOutResponse]
 	getBundle   *connect.Client[v1.GetBundleRequest, v1.GetBundleResponse]
 }
 
@@ -1139,6 +1150,15 @@ func (c *changeServiceClient) RollBack(ctx context.Context, req *v1.RollBackRequ
 	return nil, err
 }
 
+// CarryOut calls bailment.v1.ChangeService.CarryOut.
+func (c *changeServiceClient) CarryOut(ctx context.Context, req *v1.CarryOutRequest) (*v1.CarryOutResponse, error) {
+	response, err := c.carryOut.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // GetBundle calls bailment.v1.ChangeService.GetBundle.
 func (c *changeServiceClient) GetBundle(ctx context.Context, req *v1.GetBundleRequest) (*v1.GetBundleResponse, error) {
 	response, err := c.getBundle.CallUnary(ctx, connect.NewRequest(req))
@@ -1159,6 +1179,8 @@ type ChangeServiceHandler interface {
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
 	// Takes back a change that is being rolled out or is in force, to what its approval pre-authorised.
 	RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error)
+	// Carries out a change that had its approvals, and has waited since as what can't be undone does.
+	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
 	// The files and manifest of the bundle in force, or of another one by digest.
 	GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error)
 }
@@ -1206,6 +1228,12 @@ func NewChangeServiceHandler(svc ChangeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(changeServiceMethods.ByName("RollBack")),
 		connect.WithHandlerOptions(opts...),
 	)
+	changeServiceCarryOutHandler := connect.NewUnaryHandlerSimple(
+		ChangeServiceCarryOutProcedure,
+		svc.CarryOut,
+		connect.WithSchema(changeServiceMethods.ByName("CarryOut")),
+		connect.WithHandlerOptions(opts...),
+	)
 	changeServiceGetBundleHandler := connect.NewUnaryHandlerSimple(
 		ChangeServiceGetBundleProcedure,
 		svc.GetBundle,
@@ -1226,6 +1254,8 @@ func NewChangeServiceHandler(svc ChangeServiceHandler, opts ...connect.HandlerOp
 			changeServiceRejectHandler.ServeHTTP(w, r)
 		case ChangeServiceRollBackProcedure:
 			changeServiceRollBackHandler.ServeHTTP(w, r)
+		case ChangeServiceCarryOutProcedure:
+			changeServiceCarryOutHandler.ServeHTTP(w, r)
 		case ChangeServiceGetBundleProcedure:
 			changeServiceGetBundleHandler.ServeHTTP(w, r)
 		default:
@@ -1259,6 +1289,10 @@ func (UnimplementedChangeServiceHandler) Reject(context.Context, *v1.RejectReque
 
 func (UnimplementedChangeServiceHandler) RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.ChangeService.RollBack is not implemented"))
+}
+
+func (UnimplementedChangeServiceHandler) CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailment.v1.ChangeService.CarryOut is not implemented"))
 }
 
 func (UnimplementedChangeServiceHandler) GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error) {
