@@ -143,6 +143,22 @@ func TestRolloutPlantsStartLegal(t *testing.T) {
 		"refused in the canary": func(s *scene) { s.rollsTo(1); s.add(s.lost()) },
 		"taken back in force":   func(s *scene) { s.add(s.back(s.rollsTo(3))) },
 		"refused in force":      func(s *scene) { s.rollsTo(3); s.add(s.lost()) },
+		"refused by both": func(s *scene) {
+			s.rollsTo(1)
+			e := s.lost()
+			e.Target, e.Beside, e.Version = "node/seed", "", 0
+			s.add(e)
+		},
+		"held in the canary": func(s *scene) {
+			s.rollsTo(1)
+			hold := s.revoke("secret:db/c")
+			hold.Ruling, hold.Cutoff, hold.Hold = s.ruling(), false, true
+			hold.Until = s.now() + 60_000
+			s.add(hold)
+			e := s.lost()
+			e.Reason, e.Beside, e.Version = "held", "", 0
+			s.add(e)
+		},
 		"observed":              func(s *scene) { s.add(&state.RolloutObserved{Change: s.rollsTo(0)}) },
 		"revoked": func(s *scene) {
 			ch := s.rollsTo(0)
@@ -375,6 +391,36 @@ var rolloutPlants = []planted{
 		s.rollsTo(0)
 		s.add(s.inCanary())
 	}, "governs it"},
+	{invariant.Lifecycle, "a loss in a canary that is not told", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Beside, e.Version = "", 0
+		s.add(e)
+	}, "it does not say so"},
+	{invariant.Lifecycle, "a loss after coming into force that is not told", func(s *scene) {
+		s.rollsTo(3)
+		e := s.lost()
+		e.Beside, e.Version = "", 0
+		s.add(e)
+	}, "it does not say so"},
+	{invariant.Lifecycle, "a loss of another version", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Version++
+		s.add(e)
+	}, "the version that is current is"},
+	{invariant.Lifecycle, "a loss that was undecided, and was not", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Undecided = true
+		s.add(e)
+	}, "a condition could not be told"},
+	{invariant.Lifecycle, "half a loss", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Beside = ""
+		s.add(e)
+	}, "and not that it does"},
 	{invariant.Lifecycle, "a loss that the candidate allows", func(s *scene) {
 		s.rollsTo(1)
 		e := s.lost()

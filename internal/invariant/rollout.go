@@ -240,32 +240,66 @@ func (c *Checker) because(st *step, why *state.Cause, change uint64, fail failur
 	}
 }
 
-// besides decides a refusal again that counts for a trigger: by the bundle that made it, and by the one beside it.
+// besides decides a refusal again, where it can count for a trigger: by the bundle that made it, and by the one beside it. A server must
+// neither make up what the other one says nor leave it out, since a trigger that is not told of refusals never fires.
 func (c *Checker) besides(st *step, e *state.RequestDenied, fail failure) {
-	if e.Beside == "" {
-		return
-	}
 	r := c.m.watched(st.at)
-	if e.Beside != state.BesideAllowed || r == nil || r.now.Stage == policy.StageShadow || !r.inForce() && !r.governs(e.Actor.Identity) {
+	compared := r != nil && r.now.Stage != policy.StageShadow && (r.inForce() || r.governs(e.Actor.Identity))
+	switch {
+	case e.Beside == "" && (e.Version != 0 || e.Undecided):
+		fail("it says of what the bundle beside allows, and not that it does")
+	case e.Beside == "" && (!compared || policy.SourceOf(e.Actor.Identity, e.Actor.Node) == ""):
+		return
+	case e.Beside != "" && (e.Beside != state.BesideAllowed || !compared):
 		fail("no other bundle is beside the one that refused it")
 		return
 	}
-	prog := r.prog
-	if prog == nil || r.before == nil {
+	if r.prog == nil || r.before == nil {
 		return // said where they came in
 	}
-	for _, x := range []struct {
-		prog  *policy.Program
-		allow bool
-	}{{prog, false}, {r.before, true}} {
-		d, why := c.again(st, x.prog, policy.Action(e.Action), e.Target, e.Purpose)
-		if why == "" && !d.Allow {
-			why = d.Message
+	d, why := c.again(st, r.prog, policy.Action(e.Action), e.Target, e.Purpose)
+	other, otherwise := c.again(st, r.before, policy.Action(e.Action), e.Target, e.Purpose)
+	refused, allowed := why != "" || !d.Allow, otherwise == "" && other.Allow
+	if e.Beside == "" {
+		// What is held is refused by both, whatever they say.
+		if refused && allowed && !c.heldBack(st, e) {
+			fail("the bundle beside the one that refused it allows it, and it does not say so")
 		}
-		if (why == "") != x.allow {
-			fail("decided again, allowed is %t where it must be %t: %s", why == "", x.allow, why)
-		}
+		return
 	}
+	if otherwise == "" {
+		otherwise = other.Message
+	}
+	switch {
+	case !refused:
+		fail("decided again, allowed is true where it must be false")
+	case !allowed:
+		fail("decided again, allowed is false where it must be true: %s", otherwise)
+	case e.Undecided != d.Undecided:
+		fail("it says that a condition could not be told: %t, and decided again it is %t", e.Undecided, d.Undecided)
+	case e.Version != c.m.currentOf(e):
+		fail("the version that is current is %d, not %d", c.m.currentOf(e), e.Version)
+	}
+}
+
+// heldBack reports whether a hold is over a refused actor, or over what he asked for.
+func (c *Checker) heldBack(st *step, e *state.RequestDenied) bool {
+	x := c.m.sessions[e.Actor.Session]
+	if x == nil {
+		return true
+	}
+	of := x.subject()
+	of.secret = e.Target
+	by, _ := c.holder(st, of)
+	return by != ""
+}
+
+// currentOf is the version that a refused read would have been of.
+func (m *model) currentOf(e *state.RequestDenied) uint64 {
+	if sec := m.secrets[e.Target]; sec != nil && policy.Action(e.Action) == policy.ReadSecret {
+		return sec.current
+	}
+	return 0
 }
 
 // again decides an action of the entry's actor by a program. The text says why the identity is not who it was under it.
