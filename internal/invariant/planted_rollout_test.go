@@ -127,6 +127,17 @@ func (s *scene) lost() *state.RequestDenied {
 	}
 }
 
+// fills is a minute with all the refusals that are entered whole.
+func (s *scene) fills() {
+	at := s.now() - s.now()%60_000 + 60_000 // the canary is ten seconds
+	for range 60 {
+		e := s.lost()
+		e.Target, e.Beside, e.Version = "node/seed", "", 0
+		s.addAt(at, e)
+	}
+	s.legal()
+}
+
 // inCanary is a release by the candidate.
 func (s *scene) inCanary() *state.SecretReleased {
 	e := s.release()
@@ -148,6 +159,11 @@ func TestRolloutPlantsStartLegal(t *testing.T) {
 			e := s.lost()
 			e.Target, e.Beside, e.Version = "node/seed", "", 0
 			s.add(e)
+		},
+		"refused in a full minute, and not counted yet": func(s *scene) {
+			s.rollsTo(1)
+			s.fills()
+			s.addAt(s.now(), s.lost())
 		},
 		"held in the canary": func(s *scene) {
 			s.rollsTo(1)
@@ -415,6 +431,13 @@ var rolloutPlants = []planted{
 		e.Undecided = true
 		s.add(e)
 	}, "a condition could not be told"},
+	{invariant.Bounded, "a loss in a full minute that was counted", func(s *scene) {
+		s.rollsTo(1)
+		s.fills()
+		s.addAt(s.now(), s.lost())
+		s.legal()
+		s.addAt(s.now(), s.lost())
+	}, "more than 60 denials"},
 	{invariant.Lifecycle, "half a loss", func(s *scene) {
 		s.rollsTo(1)
 		e := s.lost()

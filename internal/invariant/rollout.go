@@ -388,7 +388,7 @@ func (m *model) learnRollout(st *step) {
 		m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 	case *state.RequestDenied:
 		if r := m.watched(st.at); r != nil && e.Beside == state.BesideAllowed {
-			m.refused(r, loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided})
+			m.refused(r, lossOf(e))
 		} else {
 			m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 		}
@@ -424,18 +424,42 @@ type loss struct {
 	undecided                       bool
 }
 
+func lossOf(e *state.RequestDenied) loss {
+	return loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided}
+}
+
 // refused counts a refusal of what was served before the rollout.
 func (m *model) refused(r *onItsWay, x loss) {
 	source := policy.SourceOf(x.identity, x.node)
 	if !r.count(source) {
 		return
 	}
-	last, ok := m.servedBefore(r.began, x)
-	for i, t := range r.plan.Triggers {
-		if ok && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided) {
+	for i := range r.plan.Triggers {
+		if m.isFor(r, i, x) {
 			r.hits[i][source] = true
 		}
 	}
+}
+
+// isFor reports whether a trigger counts a refusal.
+func (m *model) isFor(r *onItsWay, trigger int, x loss) bool {
+	t := r.plan.Triggers[trigger]
+	last, ok := m.servedBefore(r.began, x)
+	return ok && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided)
+}
+
+// tells reports whether a refusal is the first that some trigger counts of its source: those are entered however many there were.
+func (m *model) tells(now state.Millis, e *state.RequestDenied) bool {
+	r, source := m.watched(now), policy.SourceOf(e.Actor.Identity, e.Actor.Node)
+	if r == nil || source == "" || e.Beside != state.BesideAllowed || !r.asked[source] && len(r.asked) >= maxSources {
+		return false
+	}
+	for i := range r.plan.Triggers {
+		if !r.hits[i][source] && m.isFor(r, i, lossOf(e)) {
+			return true
+		}
+	}
+	return false
 }
 
 // use is when somebody was last given something, at the latest, and when before the rollout that there was then.

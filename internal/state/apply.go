@@ -659,7 +659,7 @@ func (e *RequestDenied) apply(s *State, m Meta) error {
 	}
 	s.Denials.set(e.Actor.Identity, d)
 	if e.Beside == BesideAllowed {
-		s.countRefusal(e.Actor.Identity, e.Actor.Node, e.Target, e.Version, e.Purpose, e.Undecided, m.Time)
+		s.countRefusal(Loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided}, m.Time)
 	} else {
 		s.countAsked(e.Actor.Identity, e.Actor.Node, m.Time)
 	}

@@ -367,7 +367,7 @@ func (e *RolloutObserved) apply(s *State, m Meta) error {
 	}
 	for _, d := range e.Differences {
 		if d.Allowed {
-			s.countRefusal(d.Identity, d.Node, d.Secret, d.Version, d.Purpose, d.Undecided, m.Time)
+			s.countRefusal(Loss{d.Identity, d.Node, d.Secret, d.Purpose, d.Version, d.Undecided}, m.Time)
 		}
 	}
 	return nil
@@ -411,23 +411,47 @@ func (s *State) countSource(r *Rollout, source string, hits uint16) {
 	s.rollouts.set(rolloutKey, &n)
 }
 
-// countRefusal counts the source of a refusal that the other bundle would not have made, for the triggers that it is one for: the
-// identity was given that very secret within their time before the rollout.
-func (s *State) countRefusal(path, node, secret string, version uint64, purpose string, undecided bool, now Millis) {
-	r := s.Rollout(now)
-	if r == nil {
-		return
+// Loss is a refusal that the bundle beside would not have made.
+type Loss struct {
+	Identity, Node, Secret, Purpose string
+	Version                         uint64 // that is current, of a read
+	Undecided                       bool   // a condition could not be told
+}
+
+// countRefusal counts the source of a refusal that the other bundle would not have made, for the triggers that it is one for.
+func (s *State) countRefusal(x Loss, now Millis) {
+	if r := s.Rollout(now); r != nil {
+		s.countSource(r, policy.SourceOf(x.Identity, x.Node), s.hits(r, x))
 	}
-	last, served := s.servedBefore(r.Began, path, node, secret, version, purpose)
+}
+
+// hits are the triggers that a refusal is one for, as bits: the identity was given that very secret within their time before the rollout.
+func (s *State) hits(r *Rollout, x Loss) uint16 {
+	last, served := s.servedBefore(r.Began, x)
 	var hits uint16
 	for i, t := range r.Plan.Triggers {
-		if (t.On == policy.TriggerUndecided) == undecided || t.On == policy.TriggerDenied {
+		if (t.On == policy.TriggerUndecided) == x.Undecided || t.On == policy.TriggerDenied {
 			if served && last+Millis(t.Served*1000) >= r.Began {
 				hits |= 1 << i
 			}
 		}
 	}
-	s.countSource(r, policy.SourceOf(path, node), hits)
+	return hits
+}
+
+// Tells reports whether a refusal is one that a trigger has yet to count of its source. There are as many in a step as there are sources.
+func (s *State) Tells(x Loss, now Millis) bool {
+	r, source := s.Rollout(now), policy.SourceOf(x.Identity, x.Node)
+	if r == nil || source == "" {
+		return false
+	}
+	had := uint16(0)
+	if old, known := s.sources.Get(source); known {
+		had = old.Hits
+	} else if s.sources.Len() >= maxSources {
+		return false
+	}
+	return s.hits(r, x)&^had != 0
 }
 
 // Served is when an identity was last given a secret, to the hour.
@@ -482,13 +506,13 @@ func (u *Served) before(began Millis) (Millis, bool) {
 
 // servedBefore is when, at the latest, the identity was given a version of the secret before a rollout began. What was given
 // before uses were remembered may still have its lease.
-func (s *State) servedBefore(began Millis, identity, node, secret string, version uint64, purpose string) (Millis, bool) {
-	if u, ok := s.Served.Get(ServedKey(identity, secret)); ok {
+func (s *State) servedBefore(began Millis, x Loss) (Millis, bool) {
+	if u, ok := s.Served.Get(ServedKey(x.Identity, x.Secret)); ok {
 		if at, ok := u.before(began); ok {
 			return at, true
 		}
 	}
-	id, ok := s.LeaseOf.Get(LeaseKey(identity, node, secret, version, purpose))
+	id, ok := s.LeaseOf.Get(LeaseKey(x.Identity, x.Node, x.Secret, x.Version, x.Purpose))
 	if !ok {
 		return 0, false
 	}

@@ -1,0 +1,72 @@
+package control_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+const workloadRollout = `apiVersion: bailment/v1
+kind: Rollout
+metadata: {name: default}
+spec:
+  steps:
+    - {stage: canary, for: 10m, cohort: [/workload/api]}
+  triggers:
+    - {on: denied, sources: 2}
+`
+
+// workloads are processes of one identity on several machines, which were served.
+func (s *staged) workloads(nodes ...controltest.Actor) []controltest.Actor {
+	s.T.Helper()
+	out := make([]controltest.Actor, len(nodes))
+	for i, n := range nodes {
+		out[i] = s.Workload(n, "/workload/api")
+		_, _, err := s.Get(out[i], "db/password")
+		s.must(err)
+	}
+	return out
+}
+
+// tightened takes from workloads what they read.
+func (s *staged) tightened() policy.Files {
+	return s.edited(func(f policy.Files) {
+		f["grants/all.yaml"] = []byte(strings.Replace(string(f["grants/all.yaml"]), "secrets: [db/*]", "secrets: [db/none]", 1))
+	})
+}
+
+// One machine that floods in an identity that it shares with others keeps nothing of what they lose from being entered: the bound of an
+// identity's whole denials is not for what a trigger has yet to count.
+func TestFloodInASharedIdentityHidesNothing(t *testing.T) {
+	s := newStaged(t, workloadRollout, 3)
+	api := s.workloads(s.nodes...)
+	ch := s.change(s.tightened())
+	s.is(ch.Index, state.Canary, 3)
+	for i := range 100 {
+		_, err := s.Env.Get(context.Background(), api[0].Caller, control.GetRequest{Secret: fmt.Sprint("db/", i)})
+		s.refused(err, problem.ReasonNoGrant)
+	}
+	size := s.Env.Ledger().Size()
+	for range 20 { // whole once, and then summed
+		_, _, err := s.Get(api[1], "db/password")
+		s.refused(err, problem.ReasonNoGrant)
+	}
+	if grown := s.Env.Ledger().Size() - size; grown != 1 {
+		t.Errorf("20 refusals in a minute that is full are %d entries", grown)
+	}
+	_, _, err := s.Get(api[2], "db/password")
+	s.refused(err, problem.ReasonNoGrant)
+	s.advance()
+	s.is(ch.Index, state.RolledBack, 4)
+	if why := lastOf[*state.RolloutEnded](s.World).Cause; why.Figure == nil || why.Figure.Sources != 2 {
+		t.Errorf("it ended by %+v", why)
+	}
+	s.consistent()
+}
