@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
@@ -68,5 +69,61 @@ func TestFloodInASharedIdentityHidesNothing(t *testing.T) {
 	if why := lastOf[*state.RolloutEnded](s.World).Cause; why.Figure == nil || why.Figure.Sources != 2 {
 		t.Errorf("it ended by %+v", why)
 	}
+	s.consistent()
+}
+
+// Who admits machines makes no sources of a trigger with those that he admits once the change is known: neither new ones, nor new holders
+// of old names, though what they speak for was served all along.
+func TestMachinesAdmittedMeanwhileTriggerNothing(t *testing.T) {
+	for name, admit := range map[string]func(*staged) []controltest.Actor{
+		"new": func(s *staged) []controltest.Actor {
+			return []controltest.Actor{s.Node(s.by["carol"], "bad0"), s.Node(s.by["carol"], "bad1")}
+		},
+		"old names": func(s *staged) []controltest.Actor {
+			return []controltest.Actor{s.Node(s.by["carol"], "n0"), s.Node(s.by["carol"], "n1")}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStaged(t, workloadRollout, 3)
+			honest := s.workloads(s.nodes...)[2]
+			p, err := s.Propose(s.by["alice"], "alice", s.tightened())
+			s.must(err)
+			bad := s.workloads(admit(s)...)
+			_, err = s.Approve(s.by["bob"], "bob", p.Change)
+			s.must(err)
+			for _, a := range append(bad, honest) {
+				_, _, err := s.Get(a, "db/password")
+				s.refused(err, problem.ReasonNoGrant)
+			}
+			s.advance()
+			s.is(p.Change.Index, state.Canary, 3)
+			if r := s.Env.State().Staged(); r.Hits[0] != 1 || r.Asked != 3 {
+				t.Errorf("%d of %d sources are counted, and one was there before the change", r.Hits[0], r.Asked)
+			}
+			s.consistent()
+		})
+	}
+}
+
+// What was served for the first time after a change was proposed is no reason to take it back: who makes repositories, or names, could
+// have any number of them served meanwhile.
+func TestServedSinceTheProposalTriggersNothing(t *testing.T) {
+	s := newStaged(t, workloadRollout, 3)
+	api := []controltest.Actor{s.Workload(s.nodes[0], "/workload/api"), s.Workload(s.nodes[1], "/workload/api")}
+	p, err := s.Propose(s.by["alice"], "alice", s.tightened())
+	s.must(err)
+	s.Advance(time.Second)
+	for _, a := range api {
+		_, _, err = s.Get(a, "db/password")
+		s.must(err)
+	}
+	_, err = s.Approve(s.by["bob"], "bob", p.Change)
+	s.must(err)
+	for _, a := range api {
+		_, _, err = s.Get(a, "db/password")
+		s.refused(err, problem.ReasonNoGrant)
+	}
+	s.advance()
+	s.is(p.Change.Index, state.Canary, 3)
 	s.consistent()
 }

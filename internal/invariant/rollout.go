@@ -443,9 +443,16 @@ func (m *model) refused(r *onItsWay, x loss) {
 
 // isFor reports whether a trigger counts a refusal.
 func (m *model) isFor(r *onItsWay, trigger int, x loss) bool {
-	t := r.plan.Triggers[trigger]
-	last, ok := m.servedBefore(r.began, x)
-	return ok && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided)
+	t, ch := r.plan.Triggers[trigger], m.changes[r.change]
+	node := x.node
+	if node == "" {
+		node = x.identity
+	}
+	if by := m.enrolments[node]; ch == nil || by != nil && by.method == "join-token" && by.root > r.change {
+		return false // let in since the change was proposed, by a person who may have known it
+	}
+	first, last, ok := m.servedBefore(r.began, x)
+	return ok && first <= ch.created && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided)
 }
 
 // tells reports whether a refusal is the first that some trigger counts of its source: those are entered however many there were.
@@ -464,8 +471,8 @@ func (m *model) tells(now state.Millis, e *state.RequestDenied) bool {
 
 // use is when somebody was last given something, at the latest, and when before the rollout that there was then.
 type use struct {
-	last, before state.Millis
-	grant        string
+	first, last, before state.Millis
+	grant               string
 }
 
 // afterUse is for how long a use is remembered: longer than any trigger looks back, and any rollout lasts.
@@ -478,11 +485,14 @@ func (m *model) serve(path, secret, grant string, now state.Millis) {
 	if old != nil && now <= old.last && old.grant == grant {
 		return
 	}
-	u := &use{last: now + hour, grant: grant}
+	u := &use{first: now, last: now + hour, grant: grant}
 	if old == nil {
 		m.later(u.last+afterUse, 'v', 0, k)
-	} else if r := m.watched(now); r != nil {
-		u.before = old.until(r.began)
+	} else {
+		u.first = old.first
+		if r := m.watched(now); r != nil {
+			u.before = old.until(r.began)
+		}
 	}
 	m.served[k] = u
 }
@@ -504,10 +514,10 @@ func (u *use) until(began state.Millis) state.Millis {
 	return u.before
 }
 
-func (m *model) servedBefore(began state.Millis, x loss) (state.Millis, bool) {
+func (m *model) servedBefore(began state.Millis, x loss) (first, last state.Millis, ok bool) {
 	if u := m.served[x.identity+"\x00"+x.secret]; u != nil {
 		if at := u.until(began); at != 0 {
-			return at, true
+			return u.first, at, true
 		}
 	}
 	// From before uses were remembered: the lease of that very version.
@@ -517,7 +527,7 @@ func (m *model) servedBefore(began state.Millis, x loss) (state.Millis, bool) {
 			newest, created = id, l.created
 		}
 	}
-	return created, newest != 0 && created <= began
+	return created, created, newest != 0 && created <= began
 }
 
 // rolledInto is what coming into force means for a rollout.

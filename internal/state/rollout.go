@@ -425,18 +425,38 @@ func (s *State) countRefusal(x Loss, now Millis) {
 	}
 }
 
-// hits are the triggers that a refusal is one for, as bits: the identity was given that very secret within their time before the rollout.
+// hits are the triggers that a refusal is one for, as bits: the identity was given that very secret within their time before the rollout,
+// and for the first time before the change was proposed; and its machine was let in before that, if a token did it. Who lets machines in
+// can make any number of them once he knows the change, and have them served.
 func (s *State) hits(r *Rollout, x Loss) uint16 {
-	last, served := s.servedBefore(r.Began, x)
+	c, ok := s.Changes.Get(r.Change)
+	if !ok || !s.admittedBefore(c.Index, x) {
+		return 0
+	}
+	first, last, served := s.servedBefore(r.Began, x)
+	if !served || first > c.Created {
+		return 0
+	}
 	var hits uint16
 	for i, t := range r.Plan.Triggers {
-		if (t.On == policy.TriggerUndecided) == x.Undecided || t.On == policy.TriggerDenied {
-			if served && last+Millis(t.Served*1000) >= r.Began {
-				hits |= 1 << i
-			}
+		if (t.On == policy.TriggerDenied || x.Undecided) && last+Millis(t.Served*1000) >= r.Began {
+			hits |= 1 << i
 		}
 	}
 	return hits
+}
+
+// byToken is the method of attestation by which a person lets a machine in.
+const byToken = "join-token"
+
+// admittedBefore reports whether the machine behind a loss was let in before an entry, or let in itself by what it is.
+func (s *State) admittedBefore(index uint64, x Loss) bool {
+	node := x.Node
+	if node == "" {
+		node = x.Identity
+	}
+	id, ok := s.Identities.Get(node)
+	return !ok || id.Method != byToken || id.Root < index
 }
 
 // Tells reports whether a refusal is one that a trigger has yet to count of its source. There are as many in a step as there are sources.
@@ -504,23 +524,23 @@ func (u *Served) before(began Millis) (Millis, bool) {
 	return u.Before, u.Before != 0
 }
 
-// servedBefore is when, at the latest, the identity was given a version of the secret before a rollout began. What was given
-// before uses were remembered may still have its lease.
-func (s *State) servedBefore(began Millis, x Loss) (Millis, bool) {
+// servedBefore is when the identity was given a version of the secret for the first time, and when, at the latest, before a rollout began.
+// What was given before uses were remembered may still have its lease.
+func (s *State) servedBefore(began Millis, x Loss) (first, last Millis, ok bool) {
 	if u, ok := s.Served.Get(ServedKey(x.Identity, x.Secret)); ok {
 		if at, ok := u.before(began); ok {
-			return at, true
+			return u.First, at, true
 		}
 	}
 	id, ok := s.LeaseOf.Get(LeaseKey(x.Identity, x.Node, x.Secret, x.Version, x.Purpose))
 	if !ok {
-		return 0, false
+		return 0, 0, false
 	}
 	l, ok := s.Leases.Get(id)
 	if !ok || l.Created > began {
-		return 0, false
+		return 0, 0, false
 	}
-	return l.Created, true
+	return l.Created, l.Created, true
 }
 
 // RolloutDue is what is due for a rollout.
