@@ -340,7 +340,8 @@ func (e *Environment) Advance(ctx context.Context) error {
 
 // observe enters the differences of minutes before one.
 func (e *Environment) observe(ctx context.Context, before int64) error {
-	for _, x := range e.differences.take(before) {
+	sums := e.differences.take(before)
+	for i, x := range sums {
 		_, _, err := ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
 			t := &turn{e: e, s: s, at: at, now: state.At(at.Time)}
 			if r := s.Rollout(t.now); r == nil || r.Change != x.Change {
@@ -350,6 +351,8 @@ func (e *Environment) observe(ctx context.Context, before int64) error {
 			return t.draft, struct{}{}, err
 		})
 		if err != nil {
+			// A trigger may wait for them. If this one was entered after all, its figures are told twice, and sources still count once.
+			e.differences.putBack(sums[i:])
 			return err
 		}
 	}
@@ -402,6 +405,25 @@ func (d *differences) take(before int64) []*state.RolloutObserved {
 		return cmp.Or(cmp.Compare(a.Minute, b.Minute), cmp.Compare(a.Change, b.Change))
 	})
 	return out
+}
+
+// putBack takes sums back that could not be entered, to what was added since.
+func (d *differences) putBack(sums []*state.RolloutObserved) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range sums {
+		sum := d.sum(x.Change, int64(x.Minute)/60_000)
+		if sum == nil {
+			continue
+		}
+		sum.compared += x.Compared
+		sum.others += x.Others
+		for _, row := range x.Differences {
+			n := row.Count
+			row.Count = 0
+			sum.add(row, n)
+		}
+	}
 }
 
 // begun reports whether a rollout came, or came to another step, with a published state: then the loop waits for another moment.

@@ -127,3 +127,25 @@ func TestServedSinceTheProposalTriggersNothing(t *testing.T) {
 	s.is(p.Change.Index, state.Canary, 3)
 	s.consistent()
 }
+
+// What a shadow found is not lost with an attempt to enter it that failed.
+func TestShadowOutlivesAFailedCommit(t *testing.T) {
+	s := newStaged(t, stagedRollout, 4)
+	ch := s.change(s.edited(func(f policy.Files) { f["grants/nodes.yaml"] = nodeGrant("nodes", 3) }))
+	for i := range 4 {
+		s.reads(i, "")
+	}
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := s.Env.Observe(gone); err == nil {
+		t.Fatal("what must fail went through")
+	}
+	s.reads(0, "")
+	s.must(s.Env.Observe(context.Background()))
+	s.advance()
+	s.is(ch.Index, state.RolledBack, 2)
+	if o := lastOf[*state.RolloutObserved](s.World); o.Compared != 5 || len(o.Differences) != 3 || o.Differences[0].Count != 2 {
+		t.Errorf("observed %+v", o)
+	}
+	s.consistent()
+}
