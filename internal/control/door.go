@@ -239,7 +239,7 @@ func (t *turn) deny(d *denied) ledger.Draft {
 		Actor: actorOf(d.session), Ruling: t.ruling(d.grant),
 	}
 	tells := false
-	if x := t.beside.differs; d.permission && x != nil && !x.Allowed {
+	if x := t.beside.differs; d.permission && t.beside.loses {
 		ev.Beside, ev.Version, ev.Undecided = state.BesideAllowed, x.Version, x.Undecided
 		// Many machines may have one identity: what one of them floods must not fill the minute for what the others lose.
 		tells = t.s.Tells(state.Loss{

@@ -81,7 +81,7 @@ func (e *Environment) load(ctx context.Context, s *state.State) error {
 // beside is what the other bundle of a rollout says to a decision.
 type beside struct {
 	compared bool
-	allowed  bool // by the other
+	loses    bool // what the other one allows, and it is the one before: no shadow's candidate
 	differs  *state.Difference
 }
 
@@ -99,7 +99,7 @@ func (t *turn) compare(x *state.Session, action policy.Action, secret, purpose s
 		return beside{}, nil // it can't be compiled: there is nothing to compare with
 	}
 	d2, p2 := decidePermit(t.s, governor{prog: prog, bundle: other}, t.e.claims, x, action, secret, purpose, t.now)
-	out := beside{compared: true, allowed: p2 == nil}
+	out := beside{compared: true, loses: p != nil && p2 == nil && t.s.Rollout(t.now).Stage() != policy.StageShadow}
 	if (p == nil) == (p2 == nil) {
 		return out, nil
 	}

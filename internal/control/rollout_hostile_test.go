@@ -149,3 +149,28 @@ func TestShadowOutlivesAFailedCommit(t *testing.T) {
 	}
 	s.consistent()
 }
+
+// In the shadow of a change that gives something back, who is still refused it loses nothing by the change: it is no reason to take the
+// change back, and the checks find nothing wrong with it.
+func TestShadowOfAWidening(t *testing.T) {
+	s := newStaged(t, stagedRollout, 4)
+	s.Files["grants/nodes.yaml"] = nodeGrant("nodes", 3)
+	s.Stage.Containment = []string{"grants/nodes.yaml"}
+	s.change(s.Files)
+	s.Stage = controltest.Stage{}
+	for i := range 3 {
+		s.reads(i, problem.ReasonNoGrant)
+	}
+	ch := s.change(s.edited(func(f policy.Files) { f["grants/nodes.yaml"] = nodeGrant("nodes", 0, 1, 2, 3) }))
+	for i := range 3 {
+		s.reads(i, problem.ReasonNoGrant)
+	}
+	s.advance()
+	s.is(ch.Index, state.Shadow, 3)
+	s.consistent()
+	s.pass(time.Minute)
+	if r := s.Env.State().Staged(); r == nil || r.Hits[0] != 0 || r.Differed != 3 {
+		t.Errorf("the rollout is %+v", r)
+	}
+	s.consistent()
+}

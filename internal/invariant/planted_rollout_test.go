@@ -175,7 +175,7 @@ func TestRolloutPlantsStartLegal(t *testing.T) {
 			e.Reason, e.Beside, e.Version = "held", "", 0
 			s.add(e)
 		},
-		"observed":              func(s *scene) { s.add(&state.RolloutObserved{Change: s.rollsTo(0)}) },
+		"observed": func(s *scene) { s.add(&state.RolloutObserved{Change: s.rollsTo(0)}) },
 		"revoked": func(s *scene) {
 			ch := s.rollsTo(0)
 			cut := s.revoke("identity:/human/bob")

@@ -387,7 +387,7 @@ func (m *model) learnRollout(st *step) {
 		}
 		m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 	case *state.RequestDenied:
-		if r := m.watched(st.at); r != nil && e.Beside == state.BesideAllowed {
+		if r := m.watched(st.at); r != nil && r.now.Stage != policy.StageShadow && e.Beside == state.BesideAllowed {
 			m.refused(r, lossOf(e))
 		} else {
 			m.ask(st.at, e.Actor.Identity, e.Actor.Node)

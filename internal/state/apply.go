@@ -658,11 +658,7 @@ func (e *RequestDenied) apply(s *State, m Meta) error {
 		d.Count = old.Count + 1
 	}
 	s.Denials.set(e.Actor.Identity, d)
-	if e.Beside == BesideAllowed {
-		s.countRefusal(Loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided}, m.Time)
-	} else {
-		s.countAsked(e.Actor.Identity, e.Actor.Node, m.Time)
-	}
+	s.countDenied(e, m.Time)
 	return nil
 }
 

@@ -411,6 +411,15 @@ func (s *State) countSource(r *Rollout, source string, hits uint16) {
 	s.rollouts.set(rolloutKey, &n)
 }
 
+// countDenied counts the source of a refusal. In a shadow the bundle beside is the candidate: what that one allows is no loss by it.
+func (s *State) countDenied(e *RequestDenied, now Millis) {
+	if r := s.Rollout(now); e.Beside == BesideAllowed && r != nil && r.Stage() != policy.StageShadow {
+		s.countRefusal(Loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided}, now)
+		return
+	}
+	s.countAsked(e.Actor.Identity, e.Actor.Node, now)
+}
+
 // Loss is a refusal that the bundle beside would not have made.
 type Loss struct {
 	Identity, Node, Secret, Purpose string
