@@ -174,3 +174,36 @@ func TestShadowOfAWidening(t *testing.T) {
 	}
 	s.consistent()
 }
+
+// What is in force can be taken back while the next change is being rolled out over it: in one commit, which ends that one.
+func TestRollBackUnderAnotherRollout(t *testing.T) {
+	for name, wait := range map[string]time.Duration{"in its shadow": 0, "in its canary": 11 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			s := newStaged(t, stagedRollout, 3)
+			files := s.edited(func(f policy.Files) { f["README.md"] = []byte("it hurts") })
+			hurts := s.change(files)
+			for range 3 {
+				s.pass(11 * time.Minute)
+			}
+			s.is(hurts.Index, state.InForce, 5)
+			s.Files = files
+			next := s.change(s.edited(func(f policy.Files) { f["grants/nodes.yaml"] = nodeGrant("nodes", 0, 1) }))
+			if wait > 0 {
+				s.pass(wait)
+			}
+			size, generation := s.Env.Ledger().Size(), s.Env.State().Generation
+			p, err := s.Env.RollBack(context.Background(), s.by["carol"].Caller, control.RollbackRequest{Change: hurts.Index, Reason: "it hurts"})
+			s.must(err)
+			if got := s.Env.State(); got.Bundle != hurts.Rollback || got.Staged() != nil || p.Generation != got.Generation || got.Generation <= generation {
+				t.Errorf("%s is in force in generation %d, was told %d, and %+v is on its way", got.Bundle, got.Generation, p.Generation, got.Staged())
+			}
+			if grown := s.Env.Ledger().Size() - size; grown != 2 {
+				t.Errorf("it took %d entries", grown)
+			}
+			if hurts, next := s.now(hurts.Index).State, s.now(next.Index).State; hurts != state.RolledBack || next != state.RolledBack {
+				t.Errorf("the changes are %s and %s", hurts, next)
+			}
+			s.consistent()
+		})
+	}
+}

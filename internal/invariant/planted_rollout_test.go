@@ -154,6 +154,14 @@ func TestRolloutPlantsStartLegal(t *testing.T) {
 		"refused in the canary": func(s *scene) { s.rollsTo(1); s.add(s.lost()) },
 		"taken back in force":   func(s *scene) { s.add(s.back(s.rollsTo(3))) },
 		"refused in force":      func(s *scene) { s.rollsTo(3); s.add(s.lost()) },
+		"taken back under another rollout": func(s *scene) {
+			ch := s.rollsTo(3)
+			plan := last(s, func(_ uint64, e *state.RolloutMoved) bool { return e.Plan != nil }).Plan
+			next := s.another(func(p *state.ChangeProposed) { p.Rollout, p.Version = "default", 2 })
+			s.add(&state.RolloutMoved{Change: next, Manifest: goesBack, Plan: plan, Until: s.now() + 11_000})
+			s.add(&state.RolloutEnded{Change: next, Cause: state.Cause{By: state.BySupersede}})
+			s.add(s.back(ch))
+		},
 		"refused by both": func(s *scene) {
 			s.rollsTo(1)
 			e := s.lost()
@@ -312,10 +320,12 @@ var rolloutPlants = []planted{
 		endsBy(func(*scene) state.Cause { return state.Cause{By: state.BySupersede} })(s)
 		s.add(s.workload())
 	}, "and none comes into force"},
-	{invariant.Lifecycle, "an end for a bundle that is rolled back to", func(s *scene) {
-		ch := s.rollsTo(0)
-		s.add(&state.RolloutEnded{Change: ch, Cause: state.Cause{By: state.BySupersede}})
-		s.add(s.back(ch))
+	{invariant.Lifecycle, "an end for a bundle whose own rollout it is", func(s *scene) {
+		ch := s.rollsTo(2)
+		at := last[*state.RolloutMoved](s, nil).Until
+		s.addAt(at, &state.RolloutEnded{Change: ch, Cause: state.Cause{By: state.BySupersede}, Generation: s.ruling().Generation + 1})
+		e, _ := s.into(ch)
+		s.addAt(at, e)
 	}, "and none comes into force"},
 	{invariant.Lifecycle, "an end by nobody", endsBy(func(*scene) state.Cause { return state.Cause{By: state.ByPerson} }), "nobody rolled it back"},
 	{invariant.Lifecycle, "an end by magic", endsBy(func(*scene) state.Cause { return state.Cause{By: "magic"} }), "nothing is rolled back by"},

@@ -87,7 +87,7 @@ func (c *Checker) governing(st *step) (state.Digest, string, *policy.Program) {
 
 // rolls checks the entries of rollouts: their place in the life of a change.
 func (c *Checker) rolls(st *step, fail failure) {
-	if in, ok := st.event.(*state.BundleInForce); st.index > 0 && st.index == c.m.superseding && (!ok || in.How != state.ByChange && in.How != state.ByRecovery) {
+	if in, ok := st.event.(*state.BundleInForce); st.index > 0 && st.index == c.m.superseding && (!ok || in.How == state.ByRollout) {
 		fail("a rollout was ended for another bundle, and none comes into force")
 	}
 	switch e := st.event.(type) {
