@@ -65,8 +65,11 @@ func (e *Genesis) apply(s *State, m Meta) error {
 		return err
 	}
 	s.Env = Env{Name: e.Name, Class: e.Class, Genesis: sha256.Sum256([]byte(e.Document)), Created: m.Time}
-	if e.Protocol < 0 || e.Protocol == 1 || e.Protocol > Protocol {
-		return fmt.Errorf("protocol %d is not known", e.Protocol)
+	if e.Protocol < 0 || e.Protocol == 1 {
+		return fmt.Errorf("protocol %d is none of a genesis", e.Protocol)
+	}
+	if err := known(e.Protocol); err != nil {
+		return err
 	}
 	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, max(e.Protocol, 1)
 	if s.Protocol >= protocolRollout {
@@ -675,6 +678,9 @@ func (e *StateRootSet) apply(s *State, m Meta) error {
 func (e *ProtocolRaised) apply(s *State, m Meta) error {
 	if e.Version <= s.Protocol {
 		return fmt.Errorf("protocol %d is not above %d", e.Version, s.Protocol)
+	}
+	if err := known(e.Version); err != nil {
+		return err
 	}
 	if s.Protocol < protocolRollout && e.Version >= protocolRollout {
 		s.ServesSince = m.Time
