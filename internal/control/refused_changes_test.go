@@ -122,3 +122,34 @@ func TestAttemptsOnChanges(t *testing.T) {
 	})
 	b.inForce(2)
 }
+
+// What was proposed for a bundle that is no longer in force is not approved any more, whatever it is about: its approvers, its duties and how
+// many it takes were that bundle's.
+func TestApprovalAfterTheBaseChanged(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	yes := true
+	_, err := b.Env.Revoke(context.Background(), b.by["alice"].Caller, control.RevokeRequest{Scope: "secret:db/x", Hold: &yes, Reason: "x"})
+	b.must(err)
+	late := map[string]*state.Change{"bundle": b.propose("alice", "slow")}
+	p, err := b.act("alice", control.ActionLiftHold, b.Hold("secret:db/x"))
+	b.must(err)
+	late["act"] = p.Change
+	texts := map[string]string{}
+	for name, ch := range late {
+		texts[name] = b.Approval("bob", ch).Text() // signed before, sent after
+	}
+	_, err = b.Approve(b.by["carol"], "carol", b.propose("alice", "fast"))
+	b.must(err)
+	b.inForce(2)
+	for name, ch := range late {
+		err := b.send("bob", ch.Index, texts[name], b.Sign("bob", ceremony.NamespaceChange, texts[name]))
+		b.refused(err, problem.ReasonConflict)
+		if !strings.Contains(err.Error(), "no longer in force") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b.inForce(2)
+	if _, held := b.Env.State().Holds.Get("secret:db/x"); !held {
+		t.Error("the hold was lifted")
+	}
+}
