@@ -13,8 +13,10 @@ import (
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -153,3 +155,110 @@ func TestApprovalAfterTheBaseChanged(t *testing.T) {
 		t.Error("the hold was lifted")
 	}
 }
+
+// What a proposer signed is about this proposal, by him who sends it, in this environment, and once; so is a bundle's manifest.
+func TestAttemptsToPropose(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	ctx := context.Background()
+	send := func(by, signer string, c ceremony.Change, m *policy.Manifest, files policy.Files) error {
+		r := control.ProposeRequest{Text: c.Text(), SSHSIG: b.Sign(signer, ceremony.NamespaceChange, c.Text())}
+		if m != nil {
+			r.Manifest, r.Files, r.ManifestSignature = m.Text(), files, b.Sign(signer, ceremony.NamespaceBundle, string(m.Text()))
+		}
+		_, err := b.Env.Propose(ctx, b.by[by].Caller, r)
+		return err
+	}
+	files := b.with("README.md", "x")
+	bundle := func(edit func(*ceremony.Change)) error {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		edit(&c)
+		return send("alice", "alice", c, m, files)
+	}
+	for name, edit := range map[string]func(*ceremony.Change){
+		"another environment":        func(c *ceremony.Change) { c.Environment = "other.example" },
+		"another genesis":            func(c *ceremony.Change) { c.Genesis[0]++ },
+		"another epoch":              func(c *ceremony.Change) { c.Epoch++ },
+		"another base":               func(c *ceremony.Change) { c.Base = c.New },
+		"another bundle":             func(c *ceremony.Change) { c.New = c.Base },
+		"an approval":                func(c *ceremony.Change) { c.Role, c.Number = ceremony.Approver, 7 },
+		"another way back":           func(c *ceremony.Change) { c.Rollback = c.Base },
+		"a bundle that acts, too":    func(c *ceremony.Change) { c.Target = "everything#1" },
+		"containment that is not":    func(c *ceremony.Change) { c.Containment = []string{"operators.yaml"} },
+		"a person who did not sign":  func(c *ceremony.Change) { c.Person = "bob" },
+		"a rollout that there isn't": func(c *ceremony.Change) { c.Rollout = "default" },
+	} {
+		if err := bundle(edit); err == nil || problem.As(err).Kind == problem.Internal {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	t.Run("sent by another", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		b.refused(send("bob", "alice", c, m, files), problem.ReasonSignature)
+	})
+	t.Run("a nonce twice", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		b.must(send("alice", "alice", c, m, files))
+		b.refused(send("alice", "alice", c, m, files), problem.ReasonReplayed)
+		c.Reason = "again"
+		b.refused(send("alice", "alice", c, m, files), problem.ReasonReplayed)
+		one, two := b.propose("alice", "one"), b.propose("alice", "two")
+		first, second := b.Approval("bob", one), b.Approval("carol", two)
+		second.Nonce = first.Nonce
+		b.must(b.send("bob", one.Index, first.Text(), b.Sign("bob", ceremony.NamespaceChange, first.Text())))
+		b.refused(b.send("carol", two.Index, second.Text(), b.Sign("carol", ceremony.NamespaceChange, second.Text())), problem.ReasonReplayed)
+	})
+	for name, c := range map[string]struct {
+		edit func(*policy.Header)
+		want problem.Reason
+	}{
+		"a manifest that follows another":     {func(h *policy.Header) { h.Previous[0]++ }, problem.ReasonConflict},
+		"a manifest of another genesis":       {func(h *policy.Header) { h.Genesis[0]++ }, problem.ReasonWrongEnvironment},
+		"a manifest of another name":          {func(h *policy.Header) { h.Environment = "other.example" }, problem.ReasonWrongEnvironment},
+		"a manifest of a version that was":    {func(h *policy.Header) { h.Version-- }, problem.ReasonInvalid},
+		"a manifest of a version that is not": {func(h *policy.Header) { h.Version++ }, problem.ReasonInvalid},
+	} {
+		t.Run(name, func(*testing.T) {
+			m, _ := b.NextBundle(b.by["alice"], "alice", files)
+			h := m.Header()
+			c.edit(&h)
+			m, err := policy.BuildManifest(files, h)
+			b.must(err)
+			b.refused(send("alice", "alice", b.Change("alice", control.ActionBundle, "", m), m, files), c.want)
+		})
+	}
+}
+
+// In production a change that leaves one person without whom nothing can be approved is refused, by whatever it does
+// so: a person less, a duty less, or an approval more.
+func TestChangeKeepsWhoRecovers(t *testing.T) {
+	src, err := seal.NewSource(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder, err := file.Create(t.TempDir()+"/root.key", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := func(required int) string {
+		return fmt.Sprintf("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: production\n  approvals: {required: %d}\n  agents: {signers: ['%s']}\n",
+			controltest.EnvName, required, testSigner)
+	}
+	b := newBoardOf(t, controltest.Options{
+		Persons: []string{"alice", "bob", "carol"}, Class: "production", Quorum: 1, Holder: sturdy{holder},
+		Extra: policy.Files{"environment.yaml": []byte(settings(1))},
+	})
+	all := "propose, approve, admit, revoke, keys, audit"
+	for name, files := range map[string]policy.Files{
+		"a person less":    b.with("operators.yaml", strings.Split(string(b.Files["operators.yaml"]), "    - name: carol")[0]),
+		"a duty less":      b.with("operators.yaml", string(b.operators(map[string]string{"alice": all, "bob": all, "carol": "audit"}))),
+		"an approval more": b.with("environment.yaml", settings(2)),
+	} {
+		if _, err := b.Propose(b.by["alice"], "alice", files); !problem.Is(err, problem.ReasonSeparation) || !strings.Contains(err.Error(), "is lost, no change can be approved") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b.propose("alice", "what leaves them as they are")
+}
+
+// testSigner is a signer of agents.
+const testSigner = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g"
