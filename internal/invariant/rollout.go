@@ -35,7 +35,7 @@ type onItsWay struct {
 
 // governs reports whether the candidate decides about an identity.
 func (r *onItsWay) governs(path string) bool {
-	return r != nil && r.now.Covers(policy.Digest(r.manifest), path)
+	return r != nil && r.now.Covers(policy.Lot(policy.Digest(r.manifest), r.change, int64(r.began)), path)
 }
 
 func (r *onItsWay) inForce() bool { return r.step == len(r.plan.Steps) }

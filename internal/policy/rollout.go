@@ -179,10 +179,19 @@ func (c *compiler) rolloutStep(r *Rollout, s *rolloutStepSpec) {
 	r.Steps = append(r.Steps, step)
 }
 
-// Covers reports whether a canary step's candidate governs an identity. candidate is the digest of its manifest: whom a share
-// takes is another lot for each change, and the same during one, so that a larger share contains a smaller one. Persons and servers
-// are never in it.
-func (s RolloutStep) Covers(candidate Digest, path string) bool {
+// Lot is what the identities of a change's canaries are drawn by: another one for each change, and the same during it, so that a larger share
+// contains a smaller one. It is made of the candidate's manifest, of the entry that proposed it, and of when its rollout began, in
+// milliseconds, which nobody knows who could still edit the bundle or give a name: else its proposer could edit it until the canary is of
+// whom he likes.
+func Lot(candidate Digest, change uint64, began int64) Digest {
+	buf := append(make([]byte, 0, 80), "bailment canary v1\n"...)
+	buf = append(buf, candidate[:]...)
+	buf = binary.BigEndian.AppendUint64(buf, change)
+	return sha256.Sum256(binary.BigEndian.AppendUint64(buf, uint64(began)))
+}
+
+// Covers reports whether a canary step's candidate governs an identity, by the change's lot. Persons and servers are never in it.
+func (s RolloutStep) Covers(lot Digest, path string) bool {
 	if s.Stage != StageCanary {
 		return false
 	}
@@ -192,14 +201,14 @@ func (s RolloutStep) Covers(candidate Digest, path string) bool {
 	if s.Share == 0 {
 		return matchAny(s.Cohort, path)
 	}
-	return cohortOf(candidate, path) < uint64(s.Share)
+	return cohortOf(lot, path) < uint64(s.Share)
 }
 
 // cohortOf is an identity's place among the hundred parts of a canary, 0 to 99.
-func cohortOf(candidate Digest, path string) uint64 {
+func cohortOf(lot Digest, path string) uint64 {
 	buf := make([]byte, 0, 256)
 	buf = append(buf, "bailment cohort v1\n"...)
-	buf = append(buf, candidate[:]...)
+	buf = append(buf, lot[:]...)
 	sum := sha256.Sum256(append(buf, path...))
 	return binary.BigEndian.Uint64(sum[:8]) % 100
 }

@@ -152,6 +152,7 @@ type Rollout struct {
 	Hits  []int `json:"hits,omitempty"`
 
 	step policy.RolloutStep // the present one, its patterns read
+	lot  policy.Digest      // that a share is drawn by
 }
 
 // RolloutSource is a machine or repository that asked in the present step.
@@ -175,7 +176,7 @@ func (r *Rollout) Stage() string {
 
 // prepare reads the patterns of the present step.
 func (r *Rollout) prepare() error {
-	r.step = policy.RolloutStep{}
+	r.step, r.lot = policy.RolloutStep{}, policy.Lot(policy.Digest(r.Manifest), r.Change, int64(r.Began))
 	if r.Step < 0 || r.Step > len(r.Plan.Steps) || len(r.Hits) != len(r.Plan.Triggers) {
 		return fmt.Errorf("the rollout has no step %d", r.Step)
 	}
@@ -232,7 +233,7 @@ func (s *State) rolledUntil(change uint64, now Millis) Millis {
 // Governs says which bundle decides what an identity may have, and of which cohort it is. Persons, settings, identity rules at
 // attestation and everything else are governed by the bundle in force.
 func (s *State) Governs(path string) (Digest, string) {
-	if r, ok := s.rollouts.Get(rolloutKey); ok && r.step.Covers(policy.Digest(r.Manifest), path) {
+	if r, ok := s.rollouts.Get(rolloutKey); ok && r.step.Covers(r.lot, path) {
 		return r.Manifest, CohortCanary
 	}
 	return s.Bundle, ""
@@ -247,7 +248,7 @@ func (s *State) Beside(path string, now Millis) Digest {
 		return Digest{}
 	case r.Stage() == policy.StageShadow:
 		return r.Manifest
-	case r.step.Covers(policy.Digest(r.Manifest), path), r.Stage() == string(InForce):
+	case r.step.Covers(r.lot, path), r.Stage() == string(InForce):
 		return r.Base
 	}
 	return Digest{}
@@ -379,7 +380,7 @@ func (s *State) countAsked(path, node string, now Millis) {
 		return
 	}
 	r := s.Rollout(now)
-	if r == nil || r.Stage() == policy.StageCanary && !r.step.Covers(policy.Digest(r.Manifest), path) {
+	if r == nil || r.Stage() == policy.StageCanary && !r.step.Covers(r.lot, path) {
 		return
 	}
 	s.countSource(r, policy.SourceOf(path, node), 0)

@@ -691,3 +691,27 @@ func TestNewerProtocolIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// The same bundle, rolled out another time, has another canary.
+func TestCanaryIsDrawnWhenItBegins(t *testing.T) {
+	canary := func(later Millis) (out []string) {
+		f := rolling(t)
+		f.now += later
+		f.into(2)
+		for i := range 100 {
+			if path := fmt.Sprint("/workload/x/", i); f.governed(path) {
+				out = append(out, path)
+			}
+		}
+		return out
+	}
+	first := canary(0)
+	if len(first) < 20 || len(first) > 80 || !slices.Equal(first, canary(0)) || slices.Equal(first, canary(1)) {
+		t.Errorf("half of a hundred are %d", len(first))
+	}
+}
+
+func (f *feeder) governed(path string) bool {
+	_, cohort := f.s.Governs(path)
+	return cohort == CohortCanary
+}
