@@ -207,3 +207,30 @@ func TestRollBackUnderAnotherRollout(t *testing.T) {
 		})
 	}
 }
+
+// Time in which nobody asks proves nothing: a step that wants questions waits for them, however long nobody could ask, the server being away.
+func TestStepWaitsForQuestions(t *testing.T) {
+	s := newStaged(t, strings.Replace(strings.Replace(stagedRollout, "for: 10m", "for: 10m, asked: 2", 2), "share: 50}", "share: 50, asked: 1}", 1), 3)
+	ch := s.change(s.edited(func(f policy.Files) { f["README.md"] = []byte("x") }))
+	s.pass(48 * time.Hour) // nobody asked in the shadow
+	s.is(ch.Index, state.Shadow, 2)
+	for i := range 3 {
+		s.nodes[i] = s.Node(s.by["alice"], fmt.Sprintf("n%d", i))
+	}
+	s.reads(0, "")
+	s.reads(0, "")
+	s.advance()
+	s.is(ch.Index, state.Shadow, 2)
+	s.reads(1, "")
+	s.advance()
+	s.is(ch.Index, state.Canary, 3)
+	s.pass(11 * time.Minute)
+	s.reads(0, "")
+	s.reads(2, "")
+	s.advance()
+	s.is(ch.Index, state.Canary, 4)
+	if r := s.Env.State().Staged(); r.Asked != 0 {
+		t.Errorf("%d asked in a step that has just begun", r.Asked)
+	}
+	s.consistent()
+}

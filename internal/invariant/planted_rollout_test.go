@@ -29,11 +29,13 @@ var (
 )
 
 // staged is an approved change of the bundle that goes by a rollout. Its candidate takes from the workload what it reads.
-func (s *scene) staged() (uint64, *state.RolloutMoved) {
+func (s *scene) staged() (uint64, *state.RolloutMoved) { return s.stagedBy(plantedRollout) }
+
+func (s *scene) stagedBy(rollout string) (uint64, *state.RolloutMoved) {
 	s.t.Helper()
-	s.bring("rollouts/default.yaml", plantedRollout)
+	s.bring("rollouts/default.yaml", rollout)
 	files := maps.Clone(s.r.files)
-	files["rollouts/default.yaml"] = []byte(plantedRollout)
+	files["rollouts/default.yaml"] = []byte(rollout)
 	s.r.programs[goesBack] = compileFiles(s.t, files)
 	plan, _ := s.r.programs[goesBack].Rollout("default")
 	tight := strings.Replace(string(files["grants/all.yaml"]), "secrets: [db/*]", "secrets: [db/a]", 1)
@@ -297,6 +299,23 @@ var rolloutPlants = []planted{
 	{invariant.Monotonic, "a shadow that begins a generation", begins(func(s *scene, e *state.RolloutMoved) { e.Generation = s.ruling().Generation + 1 }), "it begins generation"},
 	{invariant.Monotonic, "a canary without a generation", goesOn(func(_ *scene, e *state.RolloutMoved, _ *state.Millis) { e.Generation = 0 }), "generation 0 follows"},
 	{invariant.Lifecycle, "a step too early", goesOn(func(_ *scene, _ *state.RolloutMoved, at *state.Millis) { *at-- }), "is not over until"},
+	{invariant.Lifecycle, "a step on that nobody asked in", func(s *scene) {
+		ch, first := s.stagedBy(strings.Replace(plantedRollout, "shadow, for: 10s", "shadow, for: 10s, asked: 1", 1))
+		s.add(first)
+		e, at := s.step(ch, 1)
+		s.addAt(at, e)
+	}, "0 asked in the step before it"},
+	{invariant.Lifecycle, "in force, and nobody asked", func(s *scene) {
+		ch, first := s.stagedBy(strings.Replace(plantedRollout, "for: 10s, share: 99", "for: 10s, share: 99, asked: 1", 1))
+		s.add(first)
+		for i := range 2 {
+			e, at := s.step(ch, i+1)
+			s.addAt(at, e)
+		}
+		s.legal()
+		e, at := s.into(ch)
+		s.addAt(at, e)
+	}, "0 asked in its last step"},
 	{invariant.Lifecycle, "a step left out", goesOn(func(_ *scene, e *state.RolloutMoved, _ *state.Millis) { e.Step = 2 }), "does not follow"},
 	{invariant.Lifecycle, "another plan on the way", goesOn(func(s *scene, e *state.RolloutMoved, _ *state.Millis) {
 		e.Plan = last(s, func(_ uint64, e *state.RolloutMoved) bool { return e.Plan != nil }).Plan

@@ -138,6 +138,8 @@ func (c *Checker) rollsOn(st *step, e *state.RolloutMoved, fail failure) {
 			return
 		case st.at < r.until:
 			fail("the step before it is not over until %s", r.until)
+		case len(r.asked) < r.plan.Steps[r.step].Asked:
+			fail("%d asked in the step before it, which takes %d", len(r.asked), r.plan.Steps[r.step].Asked)
 		}
 		plan = &r.plan
 	}
@@ -171,6 +173,8 @@ func (c *Checker) rollsIn(st *step, e *state.BundleInForce, fail failure) {
 			return
 		case r.step+1 != len(r.plan.Steps) || st.at < r.until:
 			fail("the rollout of change %d is not over", e.Change)
+		case len(r.asked) < r.plan.Steps[r.step].Asked:
+			fail("%d asked in its last step, which takes %d", len(r.asked), r.plan.Steps[r.step].Asked)
 		}
 		want := state.Millis(0)
 		if r.plan.Watch > 0 {

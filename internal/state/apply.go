@@ -193,7 +193,7 @@ func (e *BundleInForce) comes(s *State, c *Change, m Meta) error {
 		}
 		s.endRollout()
 	case ByRollout:
-		if r == nil || r.Change != e.Change || r.Manifest != e.Manifest || r.Step+1 != len(r.Plan.Steps) || m.Time < r.Until || !s.Complete(c, m.Time) {
+		if r == nil || r.Change != e.Change || r.Manifest != e.Manifest || r.Step+1 != len(r.Plan.Steps) || !r.over(m.Time) || !s.Complete(c, m.Time) {
 			return fmt.Errorf("the rollout of change %d does not bring this bundle into force", e.Change)
 		}
 		n := *r

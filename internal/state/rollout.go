@@ -39,6 +39,7 @@ type PlannedStep struct {
 	For    int64    `json:"for_s"`
 	Share  int      `json:"share,omitempty"`
 	Cohort []string `json:"cohort,omitempty"`
+	Asked  int      `json:"asked,omitempty"` // sources that must have asked before it is over
 }
 
 // PlannedTrigger is a trigger of a plan.
@@ -53,7 +54,7 @@ type PlannedTrigger struct {
 func PlanOf(r policy.Rollout) RolloutPlan {
 	p := RolloutPlan{Name: r.Name, Watch: int64(r.Watch / time.Second)}
 	for _, s := range r.Steps {
-		step := PlannedStep{Stage: s.Stage, For: int64(s.For / time.Second), Share: s.Share}
+		step := PlannedStep{Stage: s.Stage, For: int64(s.For / time.Second), Share: s.Share, Asked: s.Asked}
 		for _, c := range s.Cohort {
 			step.Cohort = append(step.Cohort, c.String())
 		}
@@ -174,6 +175,9 @@ func (r *Rollout) Stage() string {
 	return r.Plan.Steps[r.Step].Stage
 }
 
+// over reports whether the present step, which is one of the plan, has had its time, and its questions.
+func (r *Rollout) over(now Millis) bool { return now >= r.Until && r.Asked >= r.Plan.Steps[r.Step].Asked }
+
 // prepare reads the patterns of the present step.
 func (r *Rollout) prepare() error {
 	r.step, r.lot = policy.RolloutStep{}, policy.Lot(policy.Digest(r.Manifest), r.Change, int64(r.Began))
@@ -292,8 +296,8 @@ func (e *RolloutMoved) apply(s *State, m Meta) error {
 		r.Plan = *e.Plan
 	case old == nil || old.Change != e.Change || old.Step+1 != e.Step || e.Plan != nil:
 		return fmt.Errorf("step %d of change %d does not follow", e.Step, e.Change)
-	case m.Time < old.Until:
-		return fmt.Errorf("the step before is not over until %s", old.Until)
+	case !old.over(m.Time):
+		return fmt.Errorf("the step before is not over until %s, and until enough have asked", old.Until)
 	default:
 		*r = *old
 	}
@@ -584,7 +588,7 @@ func (s *State) RolloutDue(now Millis) (RolloutDue, *Figure) {
 	if c, ok := s.Changes.Get(r.Change); !ok || !s.Complete(c, now) {
 		return RevokedDue, nil
 	}
-	if now >= r.Until {
+	if r.over(now) {
 		return NextStepDue, nil
 	}
 	return NothingDue, nil
