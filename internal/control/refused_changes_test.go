@@ -191,6 +191,20 @@ func TestAttemptsToPropose(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	t.Run("files that are not the manifest's", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		for _, other := range []policy.Files{b.with("README.md", "y"), b.with("more.md", "z"), b.Files} {
+			b.refused(send("alice", "alice", c, m, other), problem.ReasonBundleInvalid)
+		}
+	})
+	t.Run("a manifest that another signed", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		_, err := b.Env.Propose(ctx, b.by["alice"].Caller, control.ProposeRequest{
+			Text: c.Text(), SSHSIG: b.Sign("alice", ceremony.NamespaceChange, c.Text()), Manifest: m.Text(), Files: files,
+			ManifestSignature: b.Sign("bob", ceremony.NamespaceBundle, string(m.Text())),
+		})
+		b.refused(err, problem.ReasonSignature)
+	})
 	t.Run("sent by another", func(*testing.T) {
 		m, c := b.NextBundle(b.by["alice"], "alice", files)
 		b.refused(send("bob", "alice", c, m, files), problem.ReasonSignature)
@@ -258,6 +272,32 @@ func TestChangeKeepsWhoRecovers(t *testing.T) {
 		}
 	}
 	b.propose("alice", "what leaves them as they are")
+}
+
+// A key that is held signs nothing, for whoever logged in by another of his: no approval, no proposal, and no manifest.
+func TestHeldKeySignsNothing(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.AddPerson("second")
+	second := bytes.TrimSpace(ssh.MarshalAuthorizedKey(b.Persons["second"].PublicKey()))
+	b.Files["operators.yaml"] = bytes.Replace(b.Files["operators.yaml"], []byte("- name: bob\n      keys: ["), fmt.Appendf(nil, "- name: bob\n      keys: [%q, ", second), 1)
+	_, err := b.Approve(b.by["carol"], "carol", b.propose("alice", "bob's second key"))
+	b.must(err)
+	ch := b.propose("alice", "x")
+	b.revoke("carol", b.key("second"))
+	text := b.Approval("bob", ch).Text()
+	b.refused(b.send("bob", ch.Index, text, b.Sign("second", ceremony.NamespaceChange, text)), problem.ReasonHeld)
+	for _, keys := range [][2]string{{"second", "bob"}, {"bob", "second"}} {
+		files := b.with("README.md", "by bob")
+		m, c := b.NextBundle(b.by["bob"], "bob", files)
+		_, err := b.Env.Propose(context.Background(), b.by["bob"].Caller, control.ProposeRequest{
+			Text: c.Text(), SSHSIG: b.Sign(keys[0], ceremony.NamespaceChange, c.Text()), Manifest: m.Text(), Files: files,
+			ManifestSignature: b.Sign(keys[1], ceremony.NamespaceBundle, string(m.Text())),
+		})
+		if !problem.Is(err, problem.ReasonHeld) {
+			t.Errorf("text by %s, manifest by %s: %v", keys[0], keys[1], err)
+		}
+	}
+	b.must(b.send("bob", ch.Index, text, b.Sign("bob", ceremony.NamespaceChange, text)))
 }
 
 // testSigner is a signer of agents.
