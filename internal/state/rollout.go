@@ -176,7 +176,9 @@ func (r *Rollout) Stage() string {
 }
 
 // over reports whether the present step, which is one of the plan, has had its time, and its questions.
-func (r *Rollout) over(now Millis) bool { return now >= r.Until && r.Asked >= r.Plan.Steps[r.Step].Asked }
+func (r *Rollout) over(now Millis) bool {
+	return now >= r.Until && r.Asked >= r.Plan.Steps[r.Step].Asked
+}
 
 // prepare reads the patterns of the present step.
 func (r *Rollout) prepare() error {
