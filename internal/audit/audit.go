@@ -174,6 +174,17 @@ func fault(index uint64, format string, args ...any) error {
 	return p
 }
 
+// illegible is a fault in an entry that can't be taken in: it is damage, or of a format that is newer than this program, which says nothing
+// of damage and takes another program.
+func illegible(index uint64, what string, err error) error {
+	if !problem.Is(err, problem.ReasonUnknownVersion) {
+		return fault(index, "%s%s", what, text(err))
+	}
+	p := problem.New(problem.ReasonUnknownVersion, "entry %d: %s", index, text(err)).WithFix("%s", problem.As(err).Fix)
+	p.Err = &Fault{index}
+	return p
+}
+
 func tampered(format string, args ...any) error {
 	return problem.New(problem.ReasonTampered, format, args...)
 }

@@ -554,7 +554,7 @@ func TestFaults(t *testing.T) {
 			func(m *memory) { m.checkpoint = l.saved }, audit.Options{}, problem.ReasonTampered, "not under the signed checkpoint", savedSize,
 		},
 		// A forger who computes every hash anew, and drops the checkpoint, still can't make these.
-		"unknown type":  {replace("session.opened", "session.opened", "session.upened"), audit.Options{}, problem.ReasonTampered, "not known", find("session.opened")},
+		"unknown type":  {replace("session.opened", "session.opened", "session.upened"), audit.Options{}, problem.ReasonUnknownVersion, "not known", find("session.opened")},
 		"unknown field": {replace("secret.released", `"purpose"`, `"burpose"`), audit.Options{}, problem.ReasonTampered, "unknown object member name", find("secret.released")},
 		"genesis document": {
 			replace("environment.genesis", `\"quorum\": 1`, `\"quorum\": 0`), audit.Options{}, problem.ReasonTampered, "signature", 0,
@@ -584,6 +584,10 @@ func TestFaults(t *testing.T) {
 		"token by somebody without the duty": {
 			replace("token.created", `"identity":"/human/alice"`, `"identity":"/human/mallory"`), audit.Options{}, problem.ReasonTampered, "duty admit", find("token.created"),
 		},
+		"entry of a newer release": {
+			replace("secret.released", `"v":1`, `"v":9`), audit.Options{}, problem.ReasonUnknownVersion, "not known to this version", find("secret.released"),
+		},
+		"protocol of a newer release": {replace("environment.genesis", `"protocol":`, `"protocol":9`), audit.Options{}, problem.ReasonUnknownVersion, "of protocol 9", 0},
 		"manifest missing": {
 			func(m *memory) {
 				m.blobs = without(whole.blobs, func(b []byte) bool { return bytes.HasPrefix(b, []byte("bailment manifest")) })

@@ -48,13 +48,13 @@ func (r *run) step(index uint64, e store.Entry) error {
 	}
 	entry, err := state.Decode(e.Body)
 	if err != nil {
-		return fault(index, "%s", text(err))
+		return illegible(index, "", err)
 	}
 	if err := r.judge(index, entry.Time, entry.Event); err != nil {
 		return blame(index, err)
 	}
 	if err := r.state.Apply(index, e.Body, entry); err != nil {
-		return fault(index, "it is not a legal step: %s", text(err))
+		return illegible(index, "it is not a legal step: ", err)
 	}
 	if err := r.settled(entry.Event); err != nil {
 		return blame(index, err)

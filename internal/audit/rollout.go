@@ -73,7 +73,7 @@ func (r *run) rolled(at state.Millis, ev *state.RolloutMoved) error {
 // overtaking checks that what ended a rollout for another bundle is followed by it. Both are of one commit.
 func (r *run) overtaking(ev state.Event) error {
 	in, ok := ev.(*state.BundleInForce)
-	if r.overtaken && (!ok || in.How != state.ByChange && in.How != state.ByRecovery) {
+	if r.overtaken && (!ok || in.How == state.ByRollout) {
 		return errors.New("a rollout was ended for another bundle, and none comes into force")
 	}
 	ended, ok := ev.(*state.RolloutEnded)

@@ -151,6 +151,9 @@ func (v *review) signed() signedChange {
 
 // texts are what was signed, by the names of files, and the commands that verify them in dir.
 func (s signedChange) texts(v *review, dir string) (map[string][]byte, []string, error) {
+	if err := s.about(v); err != nil {
+		return nil, nil, err
+	}
 	prog, err := compileBase(v.base.files)
 	if err != nil {
 		return nil, nil, err
@@ -165,12 +168,39 @@ func (s signedChange) texts(v *review, dir string) (map[string][]byte, []string,
 		add(exportManifest, ceremony.NamespaceBundle, s.manifest)
 	}
 	for _, x := range s.approvals {
-		if policy.ValidPerson(x.person) != nil { // it becomes the name of a file
-			return nil, nil, problem.New(problem.ReasonNotAuthentic, "an approval is signed by %.80q", x.person)
-		}
 		add(exportApproval+x.person+".txt", ceremony.NamespaceChange, x)
 	}
 	return files, commands, nil
+}
+
+// about checks that the texts are about this change, each in its role and of its person. Their signatures are for ssh-keygen to verify, which
+// knows nothing of that: an approval of something else would be good.
+func (s signedChange) about(v *review) error {
+	for _, x := range append([]signedText{s.proposal, s.manifest}, s.approvals...) {
+		if x.text != "" && policy.ValidPerson(x.person) != nil { // it becomes the name of a file, and a word of a command
+			return problem.New(problem.ReasonNotAuthentic, "something of the change is signed by %.80q", x.person)
+		}
+	}
+	p, err := ceremony.ParseChange(s.proposal.text)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonNotAuthentic, "reading the proposal's text")
+	}
+	manifest := ""
+	if v.manifest != nil {
+		manifest = v.manifest.Digest().String()
+	}
+	if p.Role != ceremony.Proposer || p.Person != s.proposal.person || p.Action != v.text.Action || p.Base != v.base.manifest.Digest().String() || p.New != manifest {
+		return problem.New(problem.ReasonNotAuthentic, "what %s signed as the proposal is not about change %d", s.proposal.person, v.text.Number)
+	}
+	for _, x := range s.approvals {
+		want := p
+		want.Role, want.Person, want.Number = ceremony.Approver, x.person, v.text.Number
+		c, err := ceremony.ParseChange(x.text)
+		if want.Nonce = c.Nonce; err != nil || want.Text() != x.text {
+			return problem.New(problem.ReasonNotAuthentic, "what %s signed as an approval is not one of change %d", x.person, v.text.Number)
+		}
+	}
+	return nil
 }
 
 // verifyCommand is a command for a POSIX shell.

@@ -176,6 +176,58 @@ func TestReviewOfALyingServer(t *testing.T) {
 	}
 }
 
+// What was signed is written for ssh-keygen only if it is about the change: a signature under something else is good as well, and a name may be
+// more than a name where it becomes a word of a command.
+func TestExportOfOtherTexts(t *testing.T) {
+	for name, c := range map[string]struct {
+		lie func(*proposed, *signedChange)
+		ok  bool
+	}{
+		"what is so": {func(*proposed, *signedChange) {}, true},
+		"an approval of another change": {func(p *proposed, s *signedChange) {
+			s.approvals[0].text = p.approval(10).Text()
+		}, false},
+		"an approval of another bundle": {func(p *proposed, s *signedChange) {
+			c := p.approval(9)
+			c.New = c.Base
+			s.approvals[0].text = c.Text()
+		}, false},
+		"an approval of another person": {func(_ *proposed, s *signedChange) { s.approvals[0].person = "carol" }, false},
+		"a proposal as an approval":     {func(_ *proposed, s *signedChange) { s.approvals[0].text = s.proposal.text }, false},
+		"an approval as a proposal":     {func(_ *proposed, s *signedChange) { s.proposal.text = s.approvals[0].text }, false},
+		"a proposal of another bundle": {func(p *proposed, s *signedChange) {
+			s.proposal.text = p.text(p.base.manifest.Digest().String()).Text()
+		}, false},
+		"no proposal":         {func(_ *proposed, s *signedChange) { s.proposal.text = "" }, false},
+		"a command, approved": {func(_ *proposed, s *signedChange) { s.approvals[0].person = "bob; true" }, false},
+		"a command, proposed": {func(_ *proposed, s *signedChange) { s.proposal.person = "alice; true" }, false},
+		"a command, manifest": {func(_ *proposed, s *signedChange) { s.manifest.person = "$(true)" }, false},
+		"a path":              {func(_ *proposed, s *signedChange) { s.approvals[0].person = "../bob" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := propose(t)
+			v, err := p.review()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := v.signed()
+			s.approvals = []signedText{{"bob", p.approval(9).Text(), "a signature"}}
+			c.lie(p, &s)
+			_, _, err = s.texts(v, "out")
+			if (err == nil) != c.ok || err != nil && !problem.Is(err, problem.ReasonNotAuthentic) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// approval is bob's approval of a change about the bundle.
+func (p *proposed) approval(number uint64) ceremony.Change {
+	c := p.text(p.answer.Change.Manifest)
+	c.Role, c.Person, c.Number, c.Nonce = ceremony.Approver, "bob", number, strings.Repeat("1", 32)
+	return c
+}
+
 func TestVerifyCommandQuotes(t *testing.T) {
 	got := verifyCommand("it's $(x)", "alice", "n", "change.txt")
 	want := `ssh-keygen -Y verify -f 'it'\''s $(x)/allowed_signers' -I alice -n n -s 'it'\''s $(x)/change.txt.sig' < 'it'\''s $(x)/change.txt'`

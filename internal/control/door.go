@@ -237,15 +237,23 @@ func (t *turn) whole(identity string) bool {
 // deny makes the entry of a refusal, in place of whatever was proposed before it.
 func (t *turn) deny(d *denied) ledger.Draft {
 	t.draft = ledger.Draft{}
-	if d.session == nil || !t.whole(d.session.Identity) {
+	if d.session == nil {
 		return t.draft
 	}
 	ev := &state.RequestDenied{
 		Action: d.action, Target: limitText(d.target), Purpose: limitText(d.purpose), Reason: string(d.problem.Reason),
 		Actor: actorOf(d.session), Ruling: t.ruling(d.grant),
 	}
-	if x := t.beside.differs; d.permission && x != nil && !x.Allowed {
+	tells := false
+	if x := t.beside.differs; d.permission && t.beside.loses {
 		ev.Beside, ev.Version, ev.Undecided = state.BesideAllowed, x.Version, x.Undecided
+		// Many machines may have one identity: what one of them floods must not fill the minute for what the others lose.
+		tells = t.s.Tells(state.Loss{
+			Identity: x.Identity, Node: x.Node, Secret: ev.Target, Purpose: ev.Purpose, Version: x.Version, Undecided: x.Undecided,
+		}, t.now)
+	}
+	if !tells && !t.whole(d.session.Identity) {
+		return t.draft
 	}
 	if _, err := t.enter(ev); err != nil {
 		t.draft = ledger.Draft{}

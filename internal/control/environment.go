@@ -382,9 +382,16 @@ func (e *Environment) compile(ctx context.Context, manifest state.Digest) (*poli
 	}
 	p, err := policy.CompileAccepted(b)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonTampered, "compiling the bundle %s", manifest)
+		return nil, foreign(err, "compiling", manifest)
 	}
 	return p, nil
+}
+
+// foreign is the refusal of a bundle that was accepted, and that this release can't read: its files are those of its manifest, so they were
+// not changed, and another release understood them. To go on without what is not understood would be to enforce something else.
+func foreign(err error, doing string, manifest state.Digest) error {
+	return problem.Wrap(err, problem.ReasonUnknownVersion, "%s the bundle %s, which another release accepted", doing, manifest).
+		WithFix("use the release that accepted it or a newer one; or have that one bring a bundle into force without what this one does not know")
 }
 
 // readBundle reads a bundle from its blobs.
@@ -395,7 +402,7 @@ func (e *Environment) readBundle(ctx context.Context, manifest state.Digest) (*p
 	}
 	b, err := policy.Load(files)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.ReasonTampered, "reading the bundle %s", manifest)
+		return nil, foreign(err, "reading", manifest)
 	}
 	return b, nil
 }

@@ -92,3 +92,6 @@ func (e *Environment) undone(decide func(*turn) error) error {
 
 // ErrStale is the answer that has the door prepare again.
 var ErrStale = errStale
+
+// Observe enters all that a rollout has observed so far.
+func (e *Environment) Observe(ctx context.Context) error { return e.observe(ctx, 1<<62) }

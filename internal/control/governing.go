@@ -81,7 +81,7 @@ func (e *Environment) load(ctx context.Context, s *state.State) error {
 // beside is what the other bundle of a rollout says to a decision.
 type beside struct {
 	compared bool
-	allowed  bool // by the other
+	loses    bool // what the other one allows, and it is the one before: no shadow's candidate
 	differs  *state.Difference
 }
 
@@ -99,7 +99,7 @@ func (t *turn) compare(x *state.Session, action policy.Action, secret, purpose s
 		return beside{}, nil // it can't be compiled: there is nothing to compare with
 	}
 	d2, p2 := decidePermit(t.s, governor{prog: prog, bundle: other}, t.e.claims, x, action, secret, purpose, t.now)
-	out := beside{compared: true, allowed: p2 == nil}
+	out := beside{compared: true, loses: p != nil && p2 == nil && t.s.Rollout(t.now).Stage() != policy.StageShadow}
 	if (p == nil) == (p2 == nil) {
 		return out, nil
 	}
@@ -150,6 +150,20 @@ const (
 func (d *differences) add(change uint64, minute int64, b beside) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	sum := d.sum(change, minute)
+	if sum == nil {
+		return
+	}
+	sum.compared++
+	if b.differs != nil {
+		row := *b.differs
+		row.Count = 0
+		sum.add(row, 1)
+	}
+}
+
+// sum is that of a minute; nil: too many wait. Its caller has the lock.
+func (d *differences) sum(change uint64, minute int64) *differenceSum {
 	k := differenceMinute{change, minute}
 	sum := d.m[k]
 	if sum == nil {
@@ -157,24 +171,23 @@ func (d *differences) add(change uint64, minute int64, b beside) {
 			d.m = make(map[differenceMinute]*differenceSum)
 		}
 		if len(d.m) >= differenceMinutes {
-			return
+			return nil
 		}
 		sum = &differenceSum{rows: make(map[state.Difference]uint64), of: make(map[string]int)}
 		d.m[k] = sum
 	}
-	sum.compared++
-	if b.differs == nil {
-		return
-	}
-	row := *b.differs
-	row.Count = 0
-	if _, known := sum.rows[row]; !known {
+	return sum
+}
+
+// add counts a difference n times.
+func (s *differenceSum) add(row state.Difference, n uint64) {
+	if _, known := s.rows[row]; !known {
 		source := policy.SourceOf(row.Identity, row.Node)
-		if len(sum.rows) >= differenceRows || sum.of[source] >= differenceRowsOfSource {
-			sum.others++
+		if len(s.rows) >= differenceRows || s.of[source] >= differenceRowsOfSource {
+			s.others += n
 			return
 		}
-		sum.of[source]++
+		s.of[source]++
 	}
-	sum.rows[row]++
+	s.rows[row] += n
 }

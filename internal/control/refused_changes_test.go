@@ -13,8 +13,10 @@ import (
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -122,3 +124,181 @@ func TestAttemptsOnChanges(t *testing.T) {
 	})
 	b.inForce(2)
 }
+
+// What was proposed for a bundle that is no longer in force is not approved any more, whatever it is about: its approvers, its duties and how
+// many it takes were that bundle's.
+func TestApprovalAfterTheBaseChanged(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	yes := true
+	_, err := b.Env.Revoke(context.Background(), b.by["alice"].Caller, control.RevokeRequest{Scope: "secret:db/x", Hold: &yes, Reason: "x"})
+	b.must(err)
+	late := map[string]*state.Change{"bundle": b.propose("alice", "slow")}
+	p, err := b.act("alice", control.ActionLiftHold, b.Hold("secret:db/x"))
+	b.must(err)
+	late["act"] = p.Change
+	texts := map[string]string{}
+	for name, ch := range late {
+		texts[name] = b.Approval("bob", ch).Text() // signed before, sent after
+	}
+	_, err = b.Approve(b.by["carol"], "carol", b.propose("alice", "fast"))
+	b.must(err)
+	b.inForce(2)
+	for name, ch := range late {
+		err := b.send("bob", ch.Index, texts[name], b.Sign("bob", ceremony.NamespaceChange, texts[name]))
+		b.refused(err, problem.ReasonConflict)
+		if !strings.Contains(err.Error(), "no longer in force") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b.inForce(2)
+	if _, held := b.Env.State().Holds.Get("secret:db/x"); !held {
+		t.Error("the hold was lifted")
+	}
+}
+
+// What a proposer signed is about this proposal, by him who sends it, in this environment, and once; so is a bundle's manifest.
+func TestAttemptsToPropose(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	ctx := context.Background()
+	send := func(by, signer string, c ceremony.Change, m *policy.Manifest, files policy.Files) error {
+		r := control.ProposeRequest{Text: c.Text(), SSHSIG: b.Sign(signer, ceremony.NamespaceChange, c.Text())}
+		if m != nil {
+			r.Manifest, r.Files, r.ManifestSignature = m.Text(), files, b.Sign(signer, ceremony.NamespaceBundle, string(m.Text()))
+		}
+		_, err := b.Env.Propose(ctx, b.by[by].Caller, r)
+		return err
+	}
+	files := b.with("README.md", "x")
+	bundle := func(edit func(*ceremony.Change)) error {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		edit(&c)
+		return send("alice", "alice", c, m, files)
+	}
+	for name, edit := range map[string]func(*ceremony.Change){
+		"another environment":        func(c *ceremony.Change) { c.Environment = "other.example" },
+		"another genesis":            func(c *ceremony.Change) { c.Genesis[0]++ },
+		"another epoch":              func(c *ceremony.Change) { c.Epoch++ },
+		"another base":               func(c *ceremony.Change) { c.Base = c.New },
+		"another bundle":             func(c *ceremony.Change) { c.New = c.Base },
+		"an approval":                func(c *ceremony.Change) { c.Role, c.Number = ceremony.Approver, 7 },
+		"another way back":           func(c *ceremony.Change) { c.Rollback = c.Base },
+		"a bundle that acts, too":    func(c *ceremony.Change) { c.Target = "everything#1" },
+		"containment that is not":    func(c *ceremony.Change) { c.Containment = []string{"operators.yaml"} },
+		"a person who did not sign":  func(c *ceremony.Change) { c.Person = "bob" },
+		"a rollout that there isn't": func(c *ceremony.Change) { c.Rollout = "default" },
+	} {
+		if err := bundle(edit); err == nil || problem.As(err).Kind == problem.Internal {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	t.Run("files that are not the manifest's", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		for _, other := range []policy.Files{b.with("README.md", "y"), b.with("more.md", "z"), b.Files} {
+			b.refused(send("alice", "alice", c, m, other), problem.ReasonBundleInvalid)
+		}
+	})
+	t.Run("a manifest that another signed", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		_, err := b.Env.Propose(ctx, b.by["alice"].Caller, control.ProposeRequest{
+			Text: c.Text(), SSHSIG: b.Sign("alice", ceremony.NamespaceChange, c.Text()), Manifest: m.Text(), Files: files,
+			ManifestSignature: b.Sign("bob", ceremony.NamespaceBundle, string(m.Text())),
+		})
+		b.refused(err, problem.ReasonSignature)
+	})
+	t.Run("sent by another", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		b.refused(send("bob", "alice", c, m, files), problem.ReasonSignature)
+	})
+	t.Run("a nonce twice", func(*testing.T) {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		b.must(send("alice", "alice", c, m, files))
+		b.refused(send("alice", "alice", c, m, files), problem.ReasonReplayed)
+		c.Reason = "again"
+		b.refused(send("alice", "alice", c, m, files), problem.ReasonReplayed)
+		one, two := b.propose("alice", "one"), b.propose("alice", "two")
+		first, second := b.Approval("bob", one), b.Approval("carol", two)
+		second.Nonce = first.Nonce
+		b.must(b.send("bob", one.Index, first.Text(), b.Sign("bob", ceremony.NamespaceChange, first.Text())))
+		b.refused(b.send("carol", two.Index, second.Text(), b.Sign("carol", ceremony.NamespaceChange, second.Text())), problem.ReasonReplayed)
+	})
+	for name, c := range map[string]struct {
+		edit func(*policy.Header)
+		want problem.Reason
+	}{
+		"a manifest that follows another":     {func(h *policy.Header) { h.Previous[0]++ }, problem.ReasonConflict},
+		"a manifest of another genesis":       {func(h *policy.Header) { h.Genesis[0]++ }, problem.ReasonWrongEnvironment},
+		"a manifest of another name":          {func(h *policy.Header) { h.Environment = "other.example" }, problem.ReasonWrongEnvironment},
+		"a manifest of a version that was":    {func(h *policy.Header) { h.Version-- }, problem.ReasonInvalid},
+		"a manifest of a version that is not": {func(h *policy.Header) { h.Version++ }, problem.ReasonInvalid},
+	} {
+		t.Run(name, func(*testing.T) {
+			m, _ := b.NextBundle(b.by["alice"], "alice", files)
+			h := m.Header()
+			c.edit(&h)
+			m, err := policy.BuildManifest(files, h)
+			b.must(err)
+			b.refused(send("alice", "alice", b.Change("alice", control.ActionBundle, "", m), m, files), c.want)
+		})
+	}
+}
+
+// In production a change that leaves one person without whom nothing can be approved is refused, by whatever it does
+// so: a person less, a duty less, or an approval more.
+func TestChangeKeepsWhoRecovers(t *testing.T) {
+	src, err := seal.NewSource(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder, err := file.Create(t.TempDir()+"/root.key", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := func(required int) string {
+		return fmt.Sprintf("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: %s}\nspec:\n  class: production\n  approvals: {required: %d}\n  agents: {signers: ['%s']}\n",
+			controltest.EnvName, required, testSigner)
+	}
+	b := newBoardOf(t, controltest.Options{
+		Persons: []string{"alice", "bob", "carol"}, Class: "production", Quorum: 1, Holder: sturdy{holder},
+		Extra: policy.Files{"environment.yaml": []byte(settings(1))},
+	})
+	all := "propose, approve, admit, revoke, keys, audit"
+	for name, files := range map[string]policy.Files{
+		"a person less":    b.with("operators.yaml", strings.Split(string(b.Files["operators.yaml"]), "    - name: carol")[0]),
+		"a duty less":      b.with("operators.yaml", string(b.operators(map[string]string{"alice": all, "bob": all, "carol": "audit"}))),
+		"an approval more": b.with("environment.yaml", settings(2)),
+	} {
+		if _, err := b.Propose(b.by["alice"], "alice", files); !problem.Is(err, problem.ReasonSeparation) || !strings.Contains(err.Error(), "is lost, no change can be approved") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b.propose("alice", "what leaves them as they are")
+}
+
+// A key that is held signs nothing, for whoever logged in by another of his: no approval, no proposal, and no manifest.
+func TestHeldKeySignsNothing(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.AddPerson("second")
+	second := bytes.TrimSpace(ssh.MarshalAuthorizedKey(b.Persons["second"].PublicKey()))
+	b.Files["operators.yaml"] = bytes.Replace(b.Files["operators.yaml"], []byte("- name: bob\n      keys: ["), fmt.Appendf(nil, "- name: bob\n      keys: [%q, ", second), 1)
+	_, err := b.Approve(b.by["carol"], "carol", b.propose("alice", "bob's second key"))
+	b.must(err)
+	ch := b.propose("alice", "x")
+	b.revoke("carol", b.key("second"))
+	text := b.Approval("bob", ch).Text()
+	b.refused(b.send("bob", ch.Index, text, b.Sign("second", ceremony.NamespaceChange, text)), problem.ReasonHeld)
+	for _, keys := range [][2]string{{"second", "bob"}, {"bob", "second"}} {
+		files := b.with("README.md", "by bob")
+		m, c := b.NextBundle(b.by["bob"], "bob", files)
+		_, err := b.Env.Propose(context.Background(), b.by["bob"].Caller, control.ProposeRequest{
+			Text: c.Text(), SSHSIG: b.Sign(keys[0], ceremony.NamespaceChange, c.Text()), Manifest: m.Text(), Files: files,
+			ManifestSignature: b.Sign(keys[1], ceremony.NamespaceBundle, string(m.Text())),
+		})
+		if !problem.Is(err, problem.ReasonHeld) {
+			t.Errorf("text by %s, manifest by %s: %v", keys[0], keys[1], err)
+		}
+	}
+	b.must(b.send("bob", ch.Index, text, b.Sign("bob", ceremony.NamespaceChange, text)))
+}
+
+// testSigner is a signer of agents.
+const testSigner = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g"

@@ -90,16 +90,12 @@ func (t *turn) begin(ch *state.Change, out *Proposal) error {
 		return problem.New(problem.ReasonConflict, "change %d is being rolled out: this one can't begin before it is in force or taken back", staged.Change).
 			WithFix("wait, or `bailment change rollback %d`; then approve once more", staged.Change)
 	case ch.Rollout == "":
-		generation := t.s.Generation
-		if staged != nil {
-			ended := t.ended(staged, state.Cause{By: state.BySupersede})
-			if _, err := t.enter(ended); err != nil {
-				return err
-			}
-			generation = max(generation, ended.Generation)
+		generation, err := t.supersede()
+		if err != nil {
+			return err
 		}
 		out.Generation = generation + 1
-		_, err := t.enter(&state.BundleInForce{
+		_, err = t.enter(&state.BundleInForce{
 			Generation: out.Generation, Manifest: ch.Manifest, Previous: t.s.Bundle, Change: ch.Index, How: state.ByChange,
 		})
 		return err
@@ -131,6 +127,32 @@ func (t *turn) ended(r *state.Rollout, cause state.Cause) *state.RolloutEnded {
 		ev.Generation = t.s.Generation + 1
 	}
 	return ev
+}
+
+// supersede ends what is being rolled out, if anything is, for a bundle that comes into force with the next entry. The generation is the one
+// before that.
+func (t *turn) supersede() (uint64, error) {
+	staged := t.s.Staged()
+	if staged == nil {
+		return t.s.Generation, nil
+	}
+	ended := t.ended(staged, state.Cause{By: state.BySupersede})
+	_, err := t.enter(ended)
+	return max(t.s.Generation, ended.Generation), err
+}
+
+// generation is the one after the entries that are proposed.
+func (t *turn) generation() uint64 {
+	out := t.s.Generation
+	for _, r := range t.draft.Records {
+		switch ev := r.Event.(*state.Entry).Event.(type) {
+		case *state.RolloutEnded:
+			out = max(out, ev.Generation)
+		case *state.BundleInForce:
+			out = max(out, ev.Generation)
+		}
+	}
+	return out
 }
 
 // advance does what is due for a rollout, if anything is.
@@ -183,8 +205,18 @@ func (t *turn) takeBack(r *state.Rollout, ch *state.Change, cause state.Cause) e
 	if _, ok := t.e.programs.get(ch.Rollback); !ok {
 		return errStale
 	}
-	_, err := t.enter(&state.BundleInForce{
-		Generation: t.s.Generation + 1, Manifest: ch.Rollback, Previous: t.s.Bundle, Change: ch.Index, How: state.ByRollback, Cause: &cause,
+	// What is rolled out over it was made for it, and ends with it.
+	generation, err := t.supersede()
+	if err != nil {
+		return err
+	}
+	if cause.Ruling != nil {
+		r := *cause.Ruling
+		r.Generation = generation // which the end of a canary may just have begun
+		cause.Ruling = &r
+	}
+	_, err = t.enter(&state.BundleInForce{
+		Generation: generation + 1, Manifest: ch.Rollback, Previous: t.s.Bundle, Change: ch.Index, How: state.ByRollback, Cause: &cause,
 	})
 	return err
 }
@@ -268,10 +300,12 @@ func (t *turn) rollBack(c Caller, r RollbackRequest, p takingBack) (*Proposal, e
 	}
 	ruling := t.ruling("")
 	actor := actorOf(x)
-	out := &Proposal{Index: t.at.Index, Generation: t.s.Generation + 1}
 	err = t.takeBack(staged, ch, state.Cause{By: state.ByPerson, Reason: r.Reason, Actor: &actor, Ruling: &ruling})
-	if errors.Is(err, errStale) || err == nil {
-		return out, err
+	if errors.Is(err, errStale) {
+		return nil, err
+	}
+	if err == nil {
+		return &Proposal{Index: t.at.Index, Generation: t.generation()}, nil
 	}
 	return nil, &denied{problem: without(err), action: "change.rollback", session: x}
 }
@@ -340,7 +374,8 @@ func (e *Environment) Advance(ctx context.Context) error {
 
 // observe enters the differences of minutes before one.
 func (e *Environment) observe(ctx context.Context, before int64) error {
-	for _, x := range e.differences.take(before) {
+	sums := e.differences.take(before)
+	for i, x := range sums {
 		_, _, err := ledger.Commit(ctx, e.log, func(s *state.State, at ledger.At) (ledger.Draft, struct{}, error) {
 			t := &turn{e: e, s: s, at: at, now: state.At(at.Time)}
 			if r := s.Rollout(t.now); r == nil || r.Change != x.Change {
@@ -350,6 +385,8 @@ func (e *Environment) observe(ctx context.Context, before int64) error {
 			return t.draft, struct{}{}, err
 		})
 		if err != nil {
+			// A trigger may wait for them. If this one was entered after all, its figures are told twice, and sources still count once.
+			e.differences.putBack(sums[i:])
 			return err
 		}
 	}
@@ -402,6 +439,25 @@ func (d *differences) take(before int64) []*state.RolloutObserved {
 		return cmp.Or(cmp.Compare(a.Minute, b.Minute), cmp.Compare(a.Change, b.Change))
 	})
 	return out
+}
+
+// putBack takes sums back that could not be entered, to what was added since.
+func (d *differences) putBack(sums []*state.RolloutObserved) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range sums {
+		sum := d.sum(x.Change, int64(x.Minute)/60_000)
+		if sum == nil {
+			continue
+		}
+		sum.compared += x.Compared
+		sum.others += x.Others
+		for _, row := range x.Differences {
+			n := row.Count
+			row.Count = 0
+			sum.add(row, n)
+		}
+	}
 }
 
 // begun reports whether a rollout came, or came to another step, with a published state: then the loop waits for another moment.

@@ -46,7 +46,13 @@ func nodeGrant(name string, nodes ...int) []byte {
 
 func newStaged(t *testing.T, rollout string, nodes int) *staged {
 	t.Helper()
-	s := &staged{board: newBoardOf(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1})}
+	return newStagedOf(t, controltest.Options{}, rollout, nodes)
+}
+
+func newStagedOf(t *testing.T, o controltest.Options, rollout string, nodes int) *staged {
+	t.Helper()
+	o.Persons, o.Quorum = []string{"alice", "bob", "carol"}, 1
+	s := &staged{board: newBoardOf(t, o)}
 	all := make([]int, nodes)
 	for i := range nodes {
 		all[i] = i

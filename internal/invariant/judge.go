@@ -603,7 +603,7 @@ func (c *Checker) bounded(st *step, fail failure) {
 	case *state.RecoveryStarted:
 		boundedRecovery(st, e, fail)
 	case *state.RequestDenied:
-		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole {
+		if d := c.m.denials[e.Actor.Identity]; d != nil && d.minute == int64(st.at/minute) && d.count >= maxWhole && !c.m.tells(st.at, e) {
 			fail("more than %d denials of %s in one minute", maxWhole, e.Actor.Identity)
 		}
 	}

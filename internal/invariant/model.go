@@ -160,7 +160,7 @@ type change struct {
 	rollout                  string
 	required                 int
 	selfOK                   bool
-	expires                  state.Millis
+	created, expires         state.Millis
 	proposal                 signing
 	approvers                map[string]signing // by person
 	over                     string             // what became of it; empty: open
@@ -249,7 +249,7 @@ func (m *model) learn(st *step) {
 	case *state.ChangeProposed:
 		m.changes[st.index] = &change{
 			action: e.Action, target: e.Target, proposer: e.Actor.Identity, manifest: e.Manifest, base: e.Base, required: e.Required,
-			selfOK: e.SelfOK, expires: e.Expires, rollback: e.Rollback, rollout: e.Rollout, approvers: map[string]signing{},
+			selfOK: e.SelfOK, created: st.at, expires: e.Expires, rollback: e.Rollback, rollout: e.Rollout, approvers: map[string]signing{},
 			proposal: m.signing(st.index, &e.Actor, &e.Signature, e.Bundle), delay: state.Millis(e.Delay) * second,
 		}
 		m.proposed[proposerOf(e)] = append(m.ofDay(e, st.at), st.at)

@@ -29,11 +29,13 @@ var (
 )
 
 // staged is an approved change of the bundle that goes by a rollout. Its candidate takes from the workload what it reads.
-func (s *scene) staged() (uint64, *state.RolloutMoved) {
+func (s *scene) staged() (uint64, *state.RolloutMoved) { return s.stagedBy(plantedRollout) }
+
+func (s *scene) stagedBy(rollout string) (uint64, *state.RolloutMoved) {
 	s.t.Helper()
-	s.bring("rollouts/default.yaml", plantedRollout)
+	s.bring("rollouts/default.yaml", rollout)
 	files := maps.Clone(s.r.files)
-	files["rollouts/default.yaml"] = []byte(plantedRollout)
+	files["rollouts/default.yaml"] = []byte(rollout)
 	s.r.programs[goesBack] = compileFiles(s.t, files)
 	plan, _ := s.r.programs[goesBack].Rollout("default")
 	tight := strings.Replace(string(files["grants/all.yaml"]), "secrets: [db/*]", "secrets: [db/a]", 1)
@@ -127,6 +129,17 @@ func (s *scene) lost() *state.RequestDenied {
 	}
 }
 
+// fills is a minute with all the refusals that are entered whole.
+func (s *scene) fills() {
+	at := s.now() - s.now()%60_000 + 60_000 // the canary is ten seconds
+	for range 60 {
+		e := s.lost()
+		e.Target, e.Beside, e.Version = "node/seed", "", 0
+		s.addAt(at, e)
+	}
+	s.legal()
+}
+
 // inCanary is a release by the candidate.
 func (s *scene) inCanary() *state.SecretReleased {
 	e := s.release()
@@ -143,7 +156,36 @@ func TestRolloutPlantsStartLegal(t *testing.T) {
 		"refused in the canary": func(s *scene) { s.rollsTo(1); s.add(s.lost()) },
 		"taken back in force":   func(s *scene) { s.add(s.back(s.rollsTo(3))) },
 		"refused in force":      func(s *scene) { s.rollsTo(3); s.add(s.lost()) },
-		"observed":              func(s *scene) { s.add(&state.RolloutObserved{Change: s.rollsTo(0)}) },
+		"taken back under another rollout": func(s *scene) {
+			ch := s.rollsTo(3)
+			plan := last(s, func(_ uint64, e *state.RolloutMoved) bool { return e.Plan != nil }).Plan
+			next := s.another(func(p *state.ChangeProposed) { p.Rollout, p.Version = "default", 2 })
+			s.add(&state.RolloutMoved{Change: next, Manifest: goesBack, Plan: plan, Until: s.now() + 11_000})
+			s.add(&state.RolloutEnded{Change: next, Cause: state.Cause{By: state.BySupersede}})
+			s.add(s.back(ch))
+		},
+		"refused by both": func(s *scene) {
+			s.rollsTo(1)
+			e := s.lost()
+			e.Target, e.Beside, e.Version = "node/seed", "", 0
+			s.add(e)
+		},
+		"refused in a full minute, and not counted yet": func(s *scene) {
+			s.rollsTo(1)
+			s.fills()
+			s.addAt(s.now(), s.lost())
+		},
+		"held in the canary": func(s *scene) {
+			s.rollsTo(1)
+			hold := s.revoke("secret:db/c")
+			hold.Ruling, hold.Cutoff, hold.Hold = s.ruling(), false, true
+			hold.Until = s.now() + 60_000
+			s.add(hold)
+			e := s.lost()
+			e.Reason, e.Beside, e.Version = "held", "", 0
+			s.add(e)
+		},
+		"observed": func(s *scene) { s.add(&state.RolloutObserved{Change: s.rollsTo(0)}) },
 		"revoked": func(s *scene) {
 			ch := s.rollsTo(0)
 			cut := s.revoke("identity:/human/bob")
@@ -257,6 +299,23 @@ var rolloutPlants = []planted{
 	{invariant.Monotonic, "a shadow that begins a generation", begins(func(s *scene, e *state.RolloutMoved) { e.Generation = s.ruling().Generation + 1 }), "it begins generation"},
 	{invariant.Monotonic, "a canary without a generation", goesOn(func(_ *scene, e *state.RolloutMoved, _ *state.Millis) { e.Generation = 0 }), "generation 0 follows"},
 	{invariant.Lifecycle, "a step too early", goesOn(func(_ *scene, _ *state.RolloutMoved, at *state.Millis) { *at-- }), "is not over until"},
+	{invariant.Lifecycle, "a step on that nobody asked in", func(s *scene) {
+		ch, first := s.stagedBy(strings.Replace(plantedRollout, "shadow, for: 10s", "shadow, for: 10s, asked: 1", 1))
+		s.add(first)
+		e, at := s.step(ch, 1)
+		s.addAt(at, e)
+	}, "0 asked in the step before it"},
+	{invariant.Lifecycle, "in force, and nobody asked", func(s *scene) {
+		ch, first := s.stagedBy(strings.Replace(plantedRollout, "for: 10s, share: 99", "for: 10s, share: 99, asked: 1", 1))
+		s.add(first)
+		for i := range 2 {
+			e, at := s.step(ch, i+1)
+			s.addAt(at, e)
+		}
+		s.legal()
+		e, at := s.into(ch)
+		s.addAt(at, e)
+	}, "0 asked in its last step"},
 	{invariant.Lifecycle, "a step left out", goesOn(func(_ *scene, e *state.RolloutMoved, _ *state.Millis) { e.Step = 2 }), "does not follow"},
 	{invariant.Lifecycle, "another plan on the way", goesOn(func(s *scene, e *state.RolloutMoved, _ *state.Millis) {
 		e.Plan = last(s, func(_ uint64, e *state.RolloutMoved) bool { return e.Plan != nil }).Plan
@@ -280,10 +339,12 @@ var rolloutPlants = []planted{
 		endsBy(func(*scene) state.Cause { return state.Cause{By: state.BySupersede} })(s)
 		s.add(s.workload())
 	}, "and none comes into force"},
-	{invariant.Lifecycle, "an end for a bundle that is rolled back to", func(s *scene) {
-		ch := s.rollsTo(0)
-		s.add(&state.RolloutEnded{Change: ch, Cause: state.Cause{By: state.BySupersede}})
-		s.add(s.back(ch))
+	{invariant.Lifecycle, "an end for a bundle whose own rollout it is", func(s *scene) {
+		ch := s.rollsTo(2)
+		at := last[*state.RolloutMoved](s, nil).Until
+		s.addAt(at, &state.RolloutEnded{Change: ch, Cause: state.Cause{By: state.BySupersede}, Generation: s.ruling().Generation + 1})
+		e, _ := s.into(ch)
+		s.addAt(at, e)
 	}, "and none comes into force"},
 	{invariant.Lifecycle, "an end by nobody", endsBy(func(*scene) state.Cause { return state.Cause{By: state.ByPerson} }), "nobody rolled it back"},
 	{invariant.Lifecycle, "an end by magic", endsBy(func(*scene) state.Cause { return state.Cause{By: "magic"} }), "nothing is rolled back by"},
@@ -375,6 +436,43 @@ var rolloutPlants = []planted{
 		s.rollsTo(0)
 		s.add(s.inCanary())
 	}, "governs it"},
+	{invariant.Lifecycle, "a loss in a canary that is not told", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Beside, e.Version = "", 0
+		s.add(e)
+	}, "it does not say so"},
+	{invariant.Lifecycle, "a loss after coming into force that is not told", func(s *scene) {
+		s.rollsTo(3)
+		e := s.lost()
+		e.Beside, e.Version = "", 0
+		s.add(e)
+	}, "it does not say so"},
+	{invariant.Lifecycle, "a loss of another version", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Version++
+		s.add(e)
+	}, "the version that is current is"},
+	{invariant.Lifecycle, "a loss that was undecided, and was not", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Undecided = true
+		s.add(e)
+	}, "a condition could not be told"},
+	{invariant.Bounded, "a loss in a full minute that was counted", func(s *scene) {
+		s.rollsTo(1)
+		s.fills()
+		s.addAt(s.now(), s.lost())
+		s.legal()
+		s.addAt(s.now(), s.lost())
+	}, "more than 60 denials"},
+	{invariant.Lifecycle, "half a loss", func(s *scene) {
+		s.rollsTo(1)
+		e := s.lost()
+		e.Beside = ""
+		s.add(e)
+	}, "and not that it does"},
 	{invariant.Lifecycle, "a loss that the candidate allows", func(s *scene) {
 		s.rollsTo(1)
 		e := s.lost()

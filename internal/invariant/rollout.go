@@ -35,7 +35,7 @@ type onItsWay struct {
 
 // governs reports whether the candidate decides about an identity.
 func (r *onItsWay) governs(path string) bool {
-	return r != nil && r.now.Covers(policy.Digest(r.manifest), path)
+	return r != nil && r.now.Covers(policy.Lot(policy.Digest(r.manifest), r.change, int64(r.began)), path)
 }
 
 func (r *onItsWay) inForce() bool { return r.step == len(r.plan.Steps) }
@@ -87,7 +87,7 @@ func (c *Checker) governing(st *step) (state.Digest, string, *policy.Program) {
 
 // rolls checks the entries of rollouts: their place in the life of a change.
 func (c *Checker) rolls(st *step, fail failure) {
-	if in, ok := st.event.(*state.BundleInForce); st.index > 0 && st.index == c.m.superseding && (!ok || in.How != state.ByChange && in.How != state.ByRecovery) {
+	if in, ok := st.event.(*state.BundleInForce); st.index > 0 && st.index == c.m.superseding && (!ok || in.How == state.ByRollout) {
 		fail("a rollout was ended for another bundle, and none comes into force")
 	}
 	switch e := st.event.(type) {
@@ -138,6 +138,8 @@ func (c *Checker) rollsOn(st *step, e *state.RolloutMoved, fail failure) {
 			return
 		case st.at < r.until:
 			fail("the step before it is not over until %s", r.until)
+		case len(r.asked) < r.plan.Steps[r.step].Asked:
+			fail("%d asked in the step before it, which takes %d", len(r.asked), r.plan.Steps[r.step].Asked)
 		}
 		plan = &r.plan
 	}
@@ -171,6 +173,8 @@ func (c *Checker) rollsIn(st *step, e *state.BundleInForce, fail failure) {
 			return
 		case r.step+1 != len(r.plan.Steps) || st.at < r.until:
 			fail("the rollout of change %d is not over", e.Change)
+		case len(r.asked) < r.plan.Steps[r.step].Asked:
+			fail("%d asked in its last step, which takes %d", len(r.asked), r.plan.Steps[r.step].Asked)
 		}
 		want := state.Millis(0)
 		if r.plan.Watch > 0 {
@@ -240,32 +244,66 @@ func (c *Checker) because(st *step, why *state.Cause, change uint64, fail failur
 	}
 }
 
-// besides decides a refusal again that counts for a trigger: by the bundle that made it, and by the one beside it.
+// besides decides a refusal again, where it can count for a trigger: by the bundle that made it, and by the one beside it. A server must
+// neither make up what the other one says nor leave it out, since a trigger that is not told of refusals never fires.
 func (c *Checker) besides(st *step, e *state.RequestDenied, fail failure) {
-	if e.Beside == "" {
-		return
-	}
 	r := c.m.watched(st.at)
-	if e.Beside != state.BesideAllowed || r == nil || r.now.Stage == policy.StageShadow || !r.inForce() && !r.governs(e.Actor.Identity) {
+	compared := r != nil && r.now.Stage != policy.StageShadow && (r.inForce() || r.governs(e.Actor.Identity))
+	switch {
+	case e.Beside == "" && (e.Version != 0 || e.Undecided):
+		fail("it says of what the bundle beside allows, and not that it does")
+	case e.Beside == "" && (!compared || policy.SourceOf(e.Actor.Identity, e.Actor.Node) == ""):
+		return
+	case e.Beside != "" && (e.Beside != state.BesideAllowed || !compared):
 		fail("no other bundle is beside the one that refused it")
 		return
 	}
-	prog := r.prog
-	if prog == nil || r.before == nil {
+	if r.prog == nil || r.before == nil {
 		return // said where they came in
 	}
-	for _, x := range []struct {
-		prog  *policy.Program
-		allow bool
-	}{{prog, false}, {r.before, true}} {
-		d, why := c.again(st, x.prog, policy.Action(e.Action), e.Target, e.Purpose)
-		if why == "" && !d.Allow {
-			why = d.Message
+	d, why := c.again(st, r.prog, policy.Action(e.Action), e.Target, e.Purpose)
+	other, otherwise := c.again(st, r.before, policy.Action(e.Action), e.Target, e.Purpose)
+	refused, allowed := why != "" || !d.Allow, otherwise == "" && other.Allow
+	if e.Beside == "" {
+		// What is held is refused by both, whatever they say.
+		if refused && allowed && !c.heldBack(st, e) {
+			fail("the bundle beside the one that refused it allows it, and it does not say so")
 		}
-		if (why == "") != x.allow {
-			fail("decided again, allowed is %t where it must be %t: %s", why == "", x.allow, why)
-		}
+		return
 	}
+	if otherwise == "" {
+		otherwise = other.Message
+	}
+	switch {
+	case !refused:
+		fail("decided again, allowed is true where it must be false")
+	case !allowed:
+		fail("decided again, allowed is false where it must be true: %s", otherwise)
+	case e.Undecided != d.Undecided:
+		fail("it says that a condition could not be told: %t, and decided again it is %t", e.Undecided, d.Undecided)
+	case e.Version != c.m.currentOf(e):
+		fail("the version that is current is %d, not %d", c.m.currentOf(e), e.Version)
+	}
+}
+
+// heldBack reports whether a hold is over a refused actor, or over what he asked for.
+func (c *Checker) heldBack(st *step, e *state.RequestDenied) bool {
+	x := c.m.sessions[e.Actor.Session]
+	if x == nil {
+		return true
+	}
+	of := x.subject()
+	of.secret = e.Target
+	by, _ := c.holder(st, of)
+	return by != ""
+}
+
+// currentOf is the version that a refused read would have been of.
+func (m *model) currentOf(e *state.RequestDenied) uint64 {
+	if sec := m.secrets[e.Target]; sec != nil && policy.Action(e.Action) == policy.ReadSecret {
+		return sec.current
+	}
+	return 0
 }
 
 // again decides an action of the entry's actor by a program. The text says why the identity is not who it was under it.
@@ -353,8 +391,8 @@ func (m *model) learnRollout(st *step) {
 		}
 		m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 	case *state.RequestDenied:
-		if r := m.watched(st.at); r != nil && e.Beside == state.BesideAllowed {
-			m.refused(r, loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided})
+		if r := m.watched(st.at); r != nil && r.now.Stage != policy.StageShadow && e.Beside == state.BesideAllowed {
+			m.refused(r, lossOf(e))
 		} else {
 			m.ask(st.at, e.Actor.Identity, e.Actor.Node)
 		}
@@ -390,24 +428,55 @@ type loss struct {
 	undecided                       bool
 }
 
+func lossOf(e *state.RequestDenied) loss {
+	return loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided}
+}
+
 // refused counts a refusal of what was served before the rollout.
 func (m *model) refused(r *onItsWay, x loss) {
 	source := policy.SourceOf(x.identity, x.node)
 	if !r.count(source) {
 		return
 	}
-	last, ok := m.servedBefore(r.began, x)
-	for i, t := range r.plan.Triggers {
-		if ok && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided) {
+	for i := range r.plan.Triggers {
+		if m.isFor(r, i, x) {
 			r.hits[i][source] = true
 		}
 	}
 }
 
+// isFor reports whether a trigger counts a refusal.
+func (m *model) isFor(r *onItsWay, trigger int, x loss) bool {
+	t, ch := r.plan.Triggers[trigger], m.changes[r.change]
+	node := x.node
+	if node == "" {
+		node = x.identity
+	}
+	if by := m.enrolments[node]; ch == nil || by != nil && by.method == "join-token" && by.root > r.change {
+		return false // let in since the change was proposed, by a person who may have known it
+	}
+	first, last, ok := m.servedBefore(r.began, x)
+	return ok && first <= ch.created && last+state.Millis(t.Served)*second >= r.began && (t.On == policy.TriggerDenied || x.undecided)
+}
+
+// tells reports whether a refusal is the first that some trigger counts of its source: those are entered however many there were.
+func (m *model) tells(now state.Millis, e *state.RequestDenied) bool {
+	r, source := m.watched(now), policy.SourceOf(e.Actor.Identity, e.Actor.Node)
+	if r == nil || source == "" || e.Beside != state.BesideAllowed || !r.asked[source] && len(r.asked) >= maxSources {
+		return false
+	}
+	for i := range r.plan.Triggers {
+		if !r.hits[i][source] && m.isFor(r, i, lossOf(e)) {
+			return true
+		}
+	}
+	return false
+}
+
 // use is when somebody was last given something, at the latest, and when before the rollout that there was then.
 type use struct {
-	last, before state.Millis
-	grant        string
+	first, last, before state.Millis
+	grant               string
 }
 
 // afterUse is for how long a use is remembered: longer than any trigger looks back, and any rollout lasts.
@@ -420,11 +489,14 @@ func (m *model) serve(path, secret, grant string, now state.Millis) {
 	if old != nil && now <= old.last && old.grant == grant {
 		return
 	}
-	u := &use{last: now + hour, grant: grant}
+	u := &use{first: now, last: now + hour, grant: grant}
 	if old == nil {
 		m.later(u.last+afterUse, 'v', 0, k)
-	} else if r := m.watched(now); r != nil {
-		u.before = old.until(r.began)
+	} else {
+		u.first = old.first
+		if r := m.watched(now); r != nil {
+			u.before = old.until(r.began)
+		}
 	}
 	m.served[k] = u
 }
@@ -446,10 +518,10 @@ func (u *use) until(began state.Millis) state.Millis {
 	return u.before
 }
 
-func (m *model) servedBefore(began state.Millis, x loss) (state.Millis, bool) {
+func (m *model) servedBefore(began state.Millis, x loss) (first, last state.Millis, ok bool) {
 	if u := m.served[x.identity+"\x00"+x.secret]; u != nil {
 		if at := u.until(began); at != 0 {
-			return at, true
+			return u.first, at, true
 		}
 	}
 	// From before uses were remembered: the lease of that very version.
@@ -459,7 +531,7 @@ func (m *model) servedBefore(began state.Millis, x loss) (state.Millis, bool) {
 			newest, created = id, l.created
 		}
 	}
-	return created, newest != 0 && created <= began
+	return created, created, newest != 0 && created <= began
 }
 
 // rolledInto is what coming into force means for a rollout.

@@ -290,6 +290,9 @@ func rolloutsOf(p *policy.Program) []record {
 			if x.Share > 0 {
 				steps[i] += fmt.Sprintf(", %d%%", x.Share)
 			}
+			if x.Asked > 0 {
+				steps[i] += fmt.Sprintf(", of whom %d must ask", x.Asked)
+			}
 			if len(x.Cohort) > 0 {
 				steps[i] += ", " + strings.Join(names(x.Cohort), " ")
 			}

@@ -39,6 +39,7 @@ type RolloutStep struct {
 	For    time.Duration
 	Share  int                // percent of the identities, 1 to 99; 0: none
 	Cohort []identity.Pattern // named instead
+	Asked  int                // the step is not over before so many machines and repositories asked
 }
 
 // RolloutTrigger brings the earlier bundle back.
@@ -70,7 +71,7 @@ type rolloutSpec struct {
 	At       Pos
 	Steps    []rolloutStepSpec    `yaml:"steps" need:"true" doc:"What a change goes through before it is in force, in order: shadow steps, then canary steps."`
 	Watch    period               `yaml:"watch" doc:"How long after coming into force the triggers bring the earlier bundle back by themselves, up to 168h. Default 0: not at all."`
-	Triggers []rolloutTriggerSpec `yaml:"triggers" doc:"What brings the earlier bundle back without anybody's asking."`
+	Triggers []rolloutTriggerSpec `yaml:"triggers" doc:"What brings the earlier bundle back without anybody's asking. They count refusals of secrets: not errors of the server, of programs or of the network, nor machines that are let in or not."`
 }
 
 type rolloutStepSpec struct {
@@ -79,6 +80,7 @@ type rolloutStepSpec struct {
 	For    period `yaml:"for" need:"true" doc:"How long, 1s to 168h."`
 	Share  number `yaml:"share" doc:"canary: for how many percent of the identities, 1 to 99. Which ones is stable during a change."`
 	Cohort []text `yaml:"cohort" doc:"canary: for which identities, instead of a share: paths and subtrees."`
+	Asked  number `yaml:"asked" default:"0" doc:"The step is not over before so many machines and repositories asked in it, 0 to 1000, however long that takes: the time in which nobody could ask proves nothing."`
 }
 
 type rolloutTriggerSpec struct {
@@ -86,7 +88,7 @@ type rolloutTriggerSpec struct {
 	On      text   `yaml:"on" need:"true" enum:"denied,undecided" doc:"denied: requests are refused that the bundle before would have allowed. undecided: of these, those whose condition could not be told."`
 	Sources number `yaml:"sources" default:"3" doc:"From how many machines and repositories, each counted once whatever it asks: 2 to 1000. One that is hostile must not be enough."`
 	Share   number `yaml:"share" default:"0" doc:"And of more than how many percent of the machines and repositories that asked, 0 to 99."`
-	Served  period `yaml:"served" default:"24h" doc:"What an identity was given within so long before the rollout, and is refused now, counts; nothing else does. 1h to 720h."`
+	Served  period `yaml:"served" default:"24h" doc:"What an identity was given within so long before the rollout, and is refused now, counts, if it was given it before the change was proposed, too, and its machine did not join by a token since; nothing else does. 1h to 720h."`
 }
 
 const (
@@ -150,7 +152,7 @@ func (c *compiler) rollouts() {
 func (c *compiler) rolloutStep(r *Rollout, s *rolloutStepSpec) {
 	step := RolloutStep{
 		Stage: c.oneOf(s.Stage, "stage", StageShadow, StageCanary), For: c.duration(s.For, "for", 0, time.Second, maxStep),
-		Share: c.count(s.Share, "share", 0, 1, 99),
+		Share: c.count(s.Share, "share", 0, 1, 99), Asked: c.count(s.Asked, "asked", 0, 0, 1000),
 	}
 	canaries, last := 0, RolloutStep{}
 	if n := len(r.Steps); n > 0 {
@@ -179,10 +181,19 @@ func (c *compiler) rolloutStep(r *Rollout, s *rolloutStepSpec) {
 	r.Steps = append(r.Steps, step)
 }
 
-// Covers reports whether a canary step's candidate governs an identity. candidate is the digest of its manifest: whom a share
-// takes is another lot for each change, and the same during one, so that a larger share contains a smaller one. Persons and servers
-// are never in it.
-func (s RolloutStep) Covers(candidate Digest, path string) bool {
+// Lot is what the identities of a change's canaries are drawn by: another one for each change, and the same during it, so that a larger share
+// contains a smaller one. It is made of the candidate's manifest, of the entry that proposed it, and of when its rollout began, in
+// milliseconds, which nobody knows who could still edit the bundle or give a name: else its proposer could edit it until the canary is of
+// whom he likes.
+func Lot(candidate Digest, change uint64, began int64) Digest {
+	buf := append(make([]byte, 0, 80), "bailment canary v1\n"...)
+	buf = append(buf, candidate[:]...)
+	buf = binary.BigEndian.AppendUint64(buf, change)
+	return sha256.Sum256(binary.BigEndian.AppendUint64(buf, uint64(began)))
+}
+
+// Covers reports whether a canary step's candidate governs an identity, by the change's lot. Persons and servers are never in it.
+func (s RolloutStep) Covers(lot Digest, path string) bool {
 	if s.Stage != StageCanary {
 		return false
 	}
@@ -192,14 +203,14 @@ func (s RolloutStep) Covers(candidate Digest, path string) bool {
 	if s.Share == 0 {
 		return matchAny(s.Cohort, path)
 	}
-	return cohortOf(candidate, path) < uint64(s.Share)
+	return cohortOf(lot, path) < uint64(s.Share)
 }
 
 // cohortOf is an identity's place among the hundred parts of a canary, 0 to 99.
-func cohortOf(candidate Digest, path string) uint64 {
+func cohortOf(lot Digest, path string) uint64 {
 	buf := make([]byte, 0, 256)
 	buf = append(buf, "bailment cohort v1\n"...)
-	buf = append(buf, candidate[:]...)
+	buf = append(buf, lot[:]...)
 	sum := sha256.Sum256(append(buf, path...))
 	return binary.BigEndian.Uint64(sum[:8]) % 100
 }

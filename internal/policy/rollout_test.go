@@ -167,3 +167,26 @@ func TestRollbackFiles(t *testing.T) {
 		})
 	}
 }
+
+// Whom a canary is of follows from nothing that a proposer chooses: the same bundle, proposed or begun another time, draws others.
+func TestLotIsNotTheProposers(t *testing.T) {
+	m := Digest{1}
+	members := func(lot Digest) string {
+		out := ""
+		for i := range 200 {
+			if path := fmt.Sprintf("/workload/w%d", i); (RolloutStep{Stage: StageCanary, Share: 50}).Covers(lot, path) {
+				out += path
+			}
+		}
+		return out
+	}
+	first := members(Lot(m, 7, 1_000))
+	if first != members(Lot(m, 7, 1_000)) {
+		t.Error("a canary is of others each time it is asked")
+	}
+	for what, lot := range map[string]Digest{"bundle": Lot(Digest{2}, 7, 1_000), "proposal": Lot(m, 8, 1_000), "moment": Lot(m, 7, 1_001)} {
+		if members(lot) == first {
+			t.Errorf("another %s draws the same", what)
+		}
+	}
+}

@@ -285,8 +285,10 @@ func (c *child) stopped(sig unix.Signal, signals chan os.Signal) {
 		}
 	}
 	c.regain()
-	// SIGSTOP, because SIGTSTP is caught here. It stops this process at once; what follows happens after SIGCONT.
-	_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+	// SIGSTOP, because SIGTSTP is caught here. It is for this thread, which run has locked, and so stops it before the call returns, and with
+	// it the process: what follows happens after SIGCONT. By kill(2) another thread may take it, some time later, and until then we would
+	// go on here, give the terminal to the child, and continue it behind the shell's back.
+	_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
 	for drained := false; !drained; {
 		select {
 		case s := <-signals: // SIGCONT, and what came while we stood still

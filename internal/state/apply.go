@@ -65,8 +65,11 @@ func (e *Genesis) apply(s *State, m Meta) error {
 		return err
 	}
 	s.Env = Env{Name: e.Name, Class: e.Class, Genesis: sha256.Sum256([]byte(e.Document)), Created: m.Time}
-	if e.Protocol < 0 || e.Protocol == 1 || e.Protocol > Protocol {
-		return fmt.Errorf("protocol %d is not known", e.Protocol)
+	if e.Protocol < 0 || e.Protocol == 1 {
+		return fmt.Errorf("protocol %d is none of a genesis", e.Protocol)
+	}
+	if err := known(e.Protocol); err != nil {
+		return err
 	}
 	s.Generation, s.Bundle, s.BundleAt, s.Protocol = 1, e.Manifest, m.Index, max(e.Protocol, 1)
 	if s.Protocol >= protocolRollout {
@@ -194,7 +197,7 @@ func (e *BundleInForce) comes(s *State, c *Change, m Meta) error {
 		}
 		s.endRollout()
 	case ByRollout:
-		if r == nil || r.Change != e.Change || r.Manifest != e.Manifest || r.Step+1 != len(r.Plan.Steps) || m.Time < r.Until || !s.Complete(c, m.Time) {
+		if r == nil || r.Change != e.Change || r.Manifest != e.Manifest || r.Step+1 != len(r.Plan.Steps) || !r.over(m.Time) || !s.Complete(c, m.Time) {
 			return fmt.Errorf("the rollout of change %d does not bring this bundle into force", e.Change)
 		}
 		n := *r
@@ -663,11 +666,7 @@ func (e *RequestDenied) apply(s *State, m Meta) error {
 		d.Count = old.Count + 1
 	}
 	s.Denials.set(e.Actor.Identity, d)
-	if e.Beside == BesideAllowed {
-		s.countRefusal(e.Actor.Identity, e.Actor.Node, e.Target, e.Version, e.Purpose, e.Undecided, m.Time)
-	} else {
-		s.countAsked(e.Actor.Identity, e.Actor.Node, m.Time)
-	}
+	s.countDenied(e, m.Time)
 	return nil
 }
 
@@ -684,6 +683,9 @@ func (e *StateRootSet) apply(s *State, m Meta) error {
 func (e *ProtocolRaised) apply(s *State, m Meta) error {
 	if e.Version <= s.Protocol {
 		return fmt.Errorf("protocol %d is not above %d", e.Version, s.Protocol)
+	}
+	if err := known(e.Version); err != nil {
+		return err
 	}
 	if s.Protocol < protocolRollout && e.Version >= protocolRollout {
 		s.ServesSince = m.Time

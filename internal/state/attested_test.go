@@ -121,7 +121,7 @@ func TestSweepUses(t *testing.T) {
 	later := func(by Millis) {
 		t.Helper()
 		f.now += by
-		f.must(&ProtocolRaised{Version: f.s.Protocol + 1})
+		f.must(&DenialsSummed{})
 	}
 	const minute = Millis(60_000)
 	use("short", f.now+5*minute)

@@ -39,6 +39,7 @@ type PlannedStep struct {
 	For    int64    `json:"for_s"`
 	Share  int      `json:"share,omitempty"`
 	Cohort []string `json:"cohort,omitempty"`
+	Asked  int      `json:"asked,omitempty"` // sources that must have asked before it is over
 }
 
 // PlannedTrigger is a trigger of a plan.
@@ -53,7 +54,7 @@ type PlannedTrigger struct {
 func PlanOf(r policy.Rollout) RolloutPlan {
 	p := RolloutPlan{Name: r.Name, Watch: int64(r.Watch / time.Second)}
 	for _, s := range r.Steps {
-		step := PlannedStep{Stage: s.Stage, For: int64(s.For / time.Second), Share: s.Share}
+		step := PlannedStep{Stage: s.Stage, For: int64(s.For / time.Second), Share: s.Share, Asked: s.Asked}
 		for _, c := range s.Cohort {
 			step.Cohort = append(step.Cohort, c.String())
 		}
@@ -152,6 +153,7 @@ type Rollout struct {
 	Hits  []int `json:"hits,omitempty"`
 
 	step policy.RolloutStep // the present one, its patterns read
+	lot  policy.Digest      // that a share is drawn by
 }
 
 // RolloutSource is a machine or repository that asked in the present step.
@@ -173,9 +175,14 @@ func (r *Rollout) Stage() string {
 	return r.Plan.Steps[r.Step].Stage
 }
 
+// over reports whether the present step, which is one of the plan, has had its time, and its questions.
+func (r *Rollout) over(now Millis) bool {
+	return now >= r.Until && r.Asked >= r.Plan.Steps[r.Step].Asked
+}
+
 // prepare reads the patterns of the present step.
 func (r *Rollout) prepare() error {
-	r.step = policy.RolloutStep{}
+	r.step, r.lot = policy.RolloutStep{}, policy.Lot(policy.Digest(r.Manifest), r.Change, int64(r.Began))
 	if r.Step < 0 || r.Step > len(r.Plan.Steps) || len(r.Hits) != len(r.Plan.Triggers) {
 		return fmt.Errorf("the rollout has no step %d", r.Step)
 	}
@@ -232,7 +239,7 @@ func (s *State) rolledUntil(change uint64, now Millis) Millis {
 // Governs says which bundle decides what an identity may have, and of which cohort it is. Persons, settings, identity rules at
 // attestation and everything else are governed by the bundle in force.
 func (s *State) Governs(path string) (Digest, string) {
-	if r, ok := s.rollouts.Get(rolloutKey); ok && r.step.Covers(policy.Digest(r.Manifest), path) {
+	if r, ok := s.rollouts.Get(rolloutKey); ok && r.step.Covers(r.lot, path) {
 		return r.Manifest, CohortCanary
 	}
 	return s.Bundle, ""
@@ -247,7 +254,7 @@ func (s *State) Beside(path string, now Millis) Digest {
 		return Digest{}
 	case r.Stage() == policy.StageShadow:
 		return r.Manifest
-	case r.step.Covers(policy.Digest(r.Manifest), path), r.Stage() == string(InForce):
+	case r.step.Covers(r.lot, path), r.Stage() == string(InForce):
 		return r.Base
 	}
 	return Digest{}
@@ -291,8 +298,8 @@ func (e *RolloutMoved) apply(s *State, m Meta) error {
 		r.Plan = *e.Plan
 	case old == nil || old.Change != e.Change || old.Step+1 != e.Step || e.Plan != nil:
 		return fmt.Errorf("step %d of change %d does not follow", e.Step, e.Change)
-	case m.Time < old.Until:
-		return fmt.Errorf("the step before is not over until %s", old.Until)
+	case !old.over(m.Time):
+		return fmt.Errorf("the step before is not over until %s, and until enough have asked", old.Until)
 	default:
 		*r = *old
 	}
@@ -367,7 +374,7 @@ func (e *RolloutObserved) apply(s *State, m Meta) error {
 	}
 	for _, d := range e.Differences {
 		if d.Allowed {
-			s.countRefusal(d.Identity, d.Node, d.Secret, d.Version, d.Purpose, d.Undecided, m.Time)
+			s.countRefusal(Loss{d.Identity, d.Node, d.Secret, d.Purpose, d.Version, d.Undecided}, m.Time)
 		}
 	}
 	return nil
@@ -379,7 +386,7 @@ func (s *State) countAsked(path, node string, now Millis) {
 		return
 	}
 	r := s.Rollout(now)
-	if r == nil || r.Stage() == policy.StageCanary && !r.step.Covers(policy.Digest(r.Manifest), path) {
+	if r == nil || r.Stage() == policy.StageCanary && !r.step.Covers(r.lot, path) {
 		return
 	}
 	s.countSource(r, policy.SourceOf(path, node), 0)
@@ -411,23 +418,76 @@ func (s *State) countSource(r *Rollout, source string, hits uint16) {
 	s.rollouts.set(rolloutKey, &n)
 }
 
-// countRefusal counts the source of a refusal that the other bundle would not have made, for the triggers that it is one for: the
-// identity was given that very secret within their time before the rollout.
-func (s *State) countRefusal(path, node, secret string, version uint64, purpose string, undecided bool, now Millis) {
-	r := s.Rollout(now)
-	if r == nil {
+// countDenied counts the source of a refusal. In a shadow the bundle beside is the candidate: what that one allows is no loss by it.
+func (s *State) countDenied(e *RequestDenied, now Millis) {
+	if r := s.Rollout(now); e.Beside == BesideAllowed && r != nil && r.Stage() != policy.StageShadow {
+		s.countRefusal(Loss{e.Actor.Identity, e.Actor.Node, e.Target, e.Purpose, e.Version, e.Undecided}, now)
 		return
 	}
-	last, served := s.servedBefore(r.Began, path, node, secret, version, purpose)
+	s.countAsked(e.Actor.Identity, e.Actor.Node, now)
+}
+
+// Loss is a refusal that the bundle beside would not have made.
+type Loss struct {
+	Identity, Node, Secret, Purpose string
+	Version                         uint64 // that is current, of a read
+	Undecided                       bool   // a condition could not be told
+}
+
+// countRefusal counts the source of a refusal that the other bundle would not have made, for the triggers that it is one for.
+func (s *State) countRefusal(x Loss, now Millis) {
+	if r := s.Rollout(now); r != nil {
+		s.countSource(r, policy.SourceOf(x.Identity, x.Node), s.hits(r, x))
+	}
+}
+
+// hits are the triggers that a refusal is one for, as bits: the identity was given that very secret within their time before the rollout,
+// and for the first time before the change was proposed; and its machine was let in before that, if a token did it. Who lets machines in
+// can make any number of them once he knows the change, and have them served.
+func (s *State) hits(r *Rollout, x Loss) uint16 {
+	c, ok := s.Changes.Get(r.Change)
+	if !ok || !s.admittedBefore(c.Index, x) {
+		return 0
+	}
+	first, last, served := s.servedBefore(r.Began, x)
+	if !served || first > c.Created {
+		return 0
+	}
 	var hits uint16
 	for i, t := range r.Plan.Triggers {
-		if (t.On == policy.TriggerUndecided) == undecided || t.On == policy.TriggerDenied {
-			if served && last+Millis(t.Served*1000) >= r.Began {
-				hits |= 1 << i
-			}
+		if (t.On == policy.TriggerDenied || x.Undecided) && last+Millis(t.Served*1000) >= r.Began {
+			hits |= 1 << i
 		}
 	}
-	s.countSource(r, policy.SourceOf(path, node), hits)
+	return hits
+}
+
+// byToken is the method of attestation by which a person lets a machine in.
+const byToken = "join-token"
+
+// admittedBefore reports whether the machine behind a loss was let in before an entry, or let in itself by what it is.
+func (s *State) admittedBefore(index uint64, x Loss) bool {
+	node := x.Node
+	if node == "" {
+		node = x.Identity
+	}
+	id, ok := s.Identities.Get(node)
+	return !ok || id.Method != byToken || id.Root < index
+}
+
+// Tells reports whether a refusal is one that a trigger has yet to count of its source. There are as many in a step as there are sources.
+func (s *State) Tells(x Loss, now Millis) bool {
+	r, source := s.Rollout(now), policy.SourceOf(x.Identity, x.Node)
+	if r == nil || source == "" {
+		return false
+	}
+	had := uint16(0)
+	if old, known := s.sources.Get(source); known {
+		had = old.Hits
+	} else if s.sources.Len() >= maxSources {
+		return false
+	}
+	return s.hits(r, x)&^had != 0
 }
 
 // Served is when an identity was last given a secret, to the hour.
@@ -480,23 +540,23 @@ func (u *Served) before(began Millis) (Millis, bool) {
 	return u.Before, u.Before != 0
 }
 
-// servedBefore is when, at the latest, the identity was given a version of the secret before a rollout began. What was given
-// before uses were remembered may still have its lease.
-func (s *State) servedBefore(began Millis, identity, node, secret string, version uint64, purpose string) (Millis, bool) {
-	if u, ok := s.Served.Get(ServedKey(identity, secret)); ok {
+// servedBefore is when the identity was given a version of the secret for the first time, and when, at the latest, before a rollout began.
+// What was given before uses were remembered may still have its lease.
+func (s *State) servedBefore(began Millis, x Loss) (first, last Millis, ok bool) {
+	if u, ok := s.Served.Get(ServedKey(x.Identity, x.Secret)); ok {
 		if at, ok := u.before(began); ok {
-			return at, true
+			return u.First, at, true
 		}
 	}
-	id, ok := s.LeaseOf.Get(LeaseKey(identity, node, secret, version, purpose))
+	id, ok := s.LeaseOf.Get(LeaseKey(x.Identity, x.Node, x.Secret, x.Version, x.Purpose))
 	if !ok {
-		return 0, false
+		return 0, 0, false
 	}
 	l, ok := s.Leases.Get(id)
 	if !ok || l.Created > began {
-		return 0, false
+		return 0, 0, false
 	}
-	return l.Created, true
+	return l.Created, l.Created, true
 }
 
 // RolloutDue is what is due for a rollout.
@@ -530,7 +590,7 @@ func (s *State) RolloutDue(now Millis) (RolloutDue, *Figure) {
 	if c, ok := s.Changes.Get(r.Change); !ok || !s.Complete(c, now) {
 		return RevokedDue, nil
 	}
-	if now >= r.Until {
+	if r.over(now) {
 		return NextStepDue, nil
 	}
 	return NothingDue, nil

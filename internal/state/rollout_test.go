@@ -489,7 +489,7 @@ func TestRolloutOutlivesItsChange(t *testing.T) {
 		f := rolling(t)
 		ch := f.into(step)
 		f.now += 3 * month
-		f.must(&ProtocolRaised{Version: protocolRollout + 1}) // whatever comes first
+		f.must(&DenialsSummed{}) // whatever comes first
 		if !f.s.Changes.Has(ch) {
 			t.Fatalf("step %d: the change is gone", step)
 		}
@@ -501,9 +501,9 @@ func TestRolloutOutlivesItsChange(t *testing.T) {
 			generation = f.s.Generation + 1
 		}
 		f.must(&RolloutEnded{Change: ch, Generation: generation, Cause: Cause{By: ByPerson}})
-		for i := range 5 {
+		for range 5 {
 			f.now += month
-			f.must(&ProtocolRaised{Version: protocolRollout + 2 + i})
+			f.must(&DenialsSummed{})
 		}
 		if f.s.Changes.Has(ch) {
 			t.Errorf("step %d: the change stays for ever", step)
@@ -516,7 +516,7 @@ func TestRolloutOutlivesItsChange(t *testing.T) {
 	n.Until = f.now + 3*month
 	f.s.rollouts.set(rolloutKey, &n)
 	f.now += 2 * month
-	f.must(&ProtocolRaised{Version: protocolRollout + 1})
+	f.must(&DenialsSummed{})
 	if !f.s.Changes.Has(ch) {
 		t.Error("a change is gone whose triggers watch")
 	}
@@ -672,4 +672,46 @@ func TestPlanOf(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}
+}
+
+// What a newer program has reduced, or raised, is not gone on with.
+func TestNewerProtocolIsRefused(t *testing.T) {
+	f := rolling(t)
+	text := snapshotOf(t, f.s)
+	newer := bytes.Replace(text, fmt.Appendf(nil, `"protocol":%d`, Protocol), fmt.Appendf(nil, `"protocol":%d`, Protocol+1), 1)
+	if bytes.Equal(newer, text) {
+		t.Fatal("the snapshot says no protocol")
+	}
+	if _, err := Restore(newer); !problem.Is(err, problem.ReasonUnknownVersion) {
+		t.Errorf("a snapshot of a newer protocol: %v", err)
+	}
+	for _, version := range []int{Protocol + 1, Protocol, Protocol - 1} { // newer, and not above
+		if err := f.s.Fork().Apply(f.s.Next, nil, &Entry{Time: f.now, Event: &ProtocolRaised{Version: version}}); err == nil || problem.Is(err, problem.ReasonUnknownVersion) != (version > Protocol) {
+			t.Errorf("protocol %d after %d: %v", version, Protocol, err)
+		}
+	}
+}
+
+// The same bundle, rolled out another time, has another canary.
+func TestCanaryIsDrawnWhenItBegins(t *testing.T) {
+	canary := func(later Millis) (out []string) {
+		f := rolling(t)
+		f.now += later
+		f.into(2)
+		for i := range 100 {
+			if path := fmt.Sprint("/workload/x/", i); f.governed(path) {
+				out = append(out, path)
+			}
+		}
+		return out
+	}
+	first := canary(0)
+	if len(first) < 20 || len(first) > 80 || !slices.Equal(first, canary(0)) || slices.Equal(first, canary(1)) {
+		t.Errorf("half of a hundred are %d", len(first))
+	}
+}
+
+func (f *feeder) governed(path string) bool {
+	_, cohort := f.s.Governs(path)
+	return cohort == CohortCanary
 }

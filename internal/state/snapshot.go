@@ -137,6 +137,9 @@ func Restore(data []byte) (*State, error) {
 	if h.Format != snapshotVersion {
 		return nil, fmt.Errorf("state snapshot has format %d, not %d", h.Format, snapshotVersion)
 	}
+	if err := known(h.Protocol); err != nil {
+		return nil, fmt.Errorf("reading a state snapshot: %w", err)
+	}
 	s.Env, s.Next, s.Time, s.Generation, s.Bundle = h.Env, h.Next, h.Time, h.Generation, h.Bundle
 	s.BundleAt, s.Protocol, s.Control, s.Root = h.BundleAt, h.Protocol, h.Control, h.Root
 	s.ServesSince, s.Ended = h.ServesSince, h.Ended

@@ -36,6 +36,18 @@ type Type struct {
 // Protocol is the newest protocol version that this program writes and reads.
 const Protocol = 3
 
+// known refuses a protocol that is newer than this program: what its entries mean is not known here, not even of those whose types are.
+func known(protocol int) error {
+	if protocol > Protocol {
+		return problem.New(problem.ReasonUnknownVersion, "the environment is of protocol %d, and this program knows those up to %d", protocol, Protocol).
+			WithFix("%s", upgrade)
+	}
+	return nil
+}
+
+// upgrade is the way out where a newer program was here before.
+const upgrade = "a newer release was here: use that one or a newer one; nothing goes back to an older format"
+
 // MayWrite reports whether the table allows the event's type under the protocol that was raised.
 func (s *State) MayWrite(ev Event) bool {
 	for _, t := range Types {
@@ -136,7 +148,7 @@ func Decode(b []byte) (*Entry, error) {
 	k := Kind{env.Type, env.V}
 	mk, ok := typeIndex[k]
 	if !ok {
-		return nil, problem.New(problem.ReasonUnknownVersion, "entry type %q is not known to this version", k.String())
+		return nil, problem.New(problem.ReasonUnknownVersion, "entry type %q is not known to this version", k.String()).WithFix("%s", upgrade)
 	}
 	ev := mk()
 	if err := strict(env.Body, ev); err != nil {
