@@ -2,6 +2,7 @@ package reach
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -308,6 +309,15 @@ func CheckLimits(p *policy.Program, names Names, limits []Limit) ([]Broken, erro
 	return out, nil
 }
 
+// outside are those of the starts that are no targets.
+func outside(starts, targets []int32) []int32 {
+	in := make(map[int32]bool, len(targets))
+	for _, v := range targets {
+		in[v] = true
+	}
+	return slices.DeleteFunc(slices.Clone(starts), func(v int32) bool { return in[v] })
+}
+
 func (g *graph) check(l Limit) *Broken {
 	b := &Broken{Limit: l.Name}
 	var targets []int32
@@ -317,11 +327,19 @@ func (g *graph) check(l Limit) *Broken {
 			b.Empty = problem.As(err).Message
 			return b
 		}
+		if t.Secrets != (identity.Pattern{}) && !g.declares(t.Secrets) {
+			b.Empty = fmt.Sprintf("no secret that is %s is declared in this bundle", t.Secrets)
+			return b
+		}
 		targets = append(targets, some...)
 	}
 	starts, err := g.starts(l.From)
 	if err != nil {
 		b.Empty = problem.As(err).Message
+		return b
+	}
+	if len(outside(starts, targets)) == 0 {
+		b.Empty = "whoever the limit is from is among those whom it keeps him from"
 		return b
 	}
 	w := within{grade: l.Worst}

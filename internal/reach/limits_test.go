@@ -62,6 +62,7 @@ func TestBrokenLimits(t *testing.T) {
 		{"nobody", "from: [/ci/gitlab/*], to: [db/prod/*]", "nobody can be /ci/gitlab/* by this bundle: the limit is about nothing"},
 		{"somebody and nobody", "from: [/ci/github/*, /ci/gitlab/*], to: [backup/key]", "nobody can be /ci/gitlab/* by this bundle: the limit is about nothing"},
 		{"no secret", "from: [/ci/*], to: [backup/key, nothing/*]", "no secret that is nothing/* is declared in this bundle: the limit is about nothing"},
+		{"nothing but itself", "from: [/workload/*], to: [/workload/*]", "whoever the limit is from is among those whom it keeps him from: the limit is about nothing"},
 		{"no system", "from: [/ci/*], to: ['system:nothing']", "no secret unlocks a system \"nothing\": the limit is about nothing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
