@@ -41,7 +41,7 @@ const maxBreaches = policy.MaxFindings
 // Separation finds what breaks the separation of duties. In the class development, which may have one operator, it is advice; so is
 // RuleAdmit everywhere, since what a machine may have is for its method and its grants to say.
 func Separation(p *policy.Program) []Breach {
-	s := &separation{p: p, side: newSide(p), refuse: p.Environment().Class == policy.Production}
+	s := &separation{p: p, side: newSide(p, family{}, ""), refuse: p.Environment().Class == policy.Production}
 	s.alone()
 	s.recovery()
 	s.everybody()

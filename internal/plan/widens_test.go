@@ -50,6 +50,15 @@ func TestWidens(t *testing.T) {
 			who:    "/human/alice", want: "grant /human/alice db/* [secret.write]",
 		},
 		{
+			name:   "a declaration that a condition asks for",
+			before: []string{"grants/new.yaml", "", grantYAML("x", "actions: [secret.promote], identities: [/human/alice], secrets: [db/*], when: 'secret.name == \"db/deep/*\"'")},
+			after: []string{
+				"grants/new.yaml", "", grantYAML("x", "actions: [secret.promote], identities: [/human/alice], secrets: [db/*], when: 'secret.name == \"db/deep/*\"'"),
+				"secrets/new.yaml", "", "apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: db/deep/*}\nspec: {type: opaque}\n",
+			},
+			who: "/human/alice", want: "grant /human/alice db/* [secret.promote]",
+		},
+		{
 			name: "another", after: []string{"grants/new.yaml", "", grantYAML("x", read+"identities: [/workload/payments-api], secrets: [app/*]")}, who: "/human/alice",
 		},
 		{
