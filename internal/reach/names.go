@@ -123,9 +123,13 @@ func (g *graph) secretsOf(k kind, p identity.Pattern) ([]int32, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, problem.New(problem.ReasonNotFound, "no secret that is %s is declared in this bundle, and no grant is about any", p).WithFix("secrets are declared in secrets/")
+		return nil, notDeclared(p)
 	}
 	return out, nil
+}
+
+func notDeclared(p identity.Pattern) error {
+	return problem.New(problem.ReasonNotFound, "no secret that is %s is declared in this bundle, and no grant is about any", p).WithFix("secrets are declared in secrets/")
 }
 
 // declares reports whether the bundle declares any secret of a pattern.
