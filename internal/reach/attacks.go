@@ -128,7 +128,7 @@ func (m *Model) To(t Target, o Options) (*Attacks, error) {
 		}
 	}
 	out.Hops = g.between(things, o.Worst)
-	several := meeting{g, back, o.Worst, map[int32]*search{}}
+	several := meeting{g: g, back: back, worst: o.Worst, to: map[int32]*search{}}
 	out.Attacks = listed(out.Attacks, o, func(a *Attack) []Step {
 		if len(a.v) == 1 && back.found(a.v[0]) {
 			a.Way = back.way(a.v[0])
@@ -217,6 +217,7 @@ type meeting struct {
 	g     *graph
 	back  *search // from the target
 	worst Grade
+	cover *coverage         // made when it is needed
 	to    map[int32]*search // backward from operators, a few of them
 }
 
@@ -237,18 +238,20 @@ func (m *meeting) toward(operator int32) *search {
 // fill gives a set of principals their way.
 func (m *meeting) fill(a *Attack) []Step {
 	a.Grade = m.back.grade[m.g.bundle]
+	if m.cover == nil {
+		m.cover = m.g.coverage(m.worst)
+	}
 	first := map[string]int32{} // who gets at each operator
 	var names []string
-	for _, o := range m.g.quorum.operators {
-		v := m.g.operator(o.Name)
-		for _, from := range a.v {
-			if from == v || len(m.g.in.of(v)) > 0 && m.toward(v).found(from) {
-				first[o.Name] = from
-				names = append(names, o.Name)
-				break
+	for _, from := range a.v {
+		for _, name := range m.cover.of(from) {
+			if _, had := first[name]; !had {
+				first[name] = from
+				names = append(names, name)
 			}
 		}
 	}
+	slices.Sort(names)
 	for _, name := range m.g.quorum.smallest(names) {
 		if v := m.g.operator(name); first[name] != v {
 			to := m.toward(v)
