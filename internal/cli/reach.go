@@ -67,13 +67,8 @@ func (a *app) askBundle(o *ofBundle, fn func(x asked, args []string) error) func
 			if canary != 0 {
 				a.note("the bundle of change %d governs a canary, which this one says nothing of: ask it as well, with --change %d", canary, canary)
 			}
-			b, err := policy.Load(files)
-			if err != nil {
-				return err
-			}
 			x := asked{}
-			// What a server has taken in is read as the server reads it, also if this release would ask for more.
-			if x.program, err = policy.CompileAccepted(b); err != nil {
+			if x.program, err = accepted(files); err != nil {
 				return err
 			}
 			if o.known {

@@ -184,7 +184,7 @@ func TestEquivalentMutants(t *testing.T) {
 		{"guards of a choice", []string{"Grant g actions: [secret.list], identities: [/*], secrets: ['*'], assurance: unbound, when: 'has(claims.a) && (claims.a == 1 || claims.a == 2)'"}, 2},
 		{"guards of a denial", []string{"Grant g effect: deny, actions: [secret.list], identities: [/*], secrets: ['*'], when: '!has(claims.a) || claims.a == 1'"}, 2}, // without it, and without the latter
 		{"twice the same", []string{"Grant g actions: [secret.list], identities: [/*], secrets: ['*'], assurance: unbound, when: 'claims.a == 1 || claims.b == 1'"}, 1},
-		{"a lease that is as long", []string{"Grant g actions: [secret.read], identities: [/*], secrets: ['*'], purposes: [p], assurance: unbound, ttl: 24h"}, 1}, // purposes
+		{"a lease that is as long", []string{"Grant g actions: [secret.read], identities: [/*], secrets: ['*'], purposes: [p], assurance: unbound, ttl: 24h"}, 1},                                                                                                  // purposes
 		{"denied anyway", []string{"Grant g actions: [secret.read], identities: [/human/alice, /workload/*, /ci/*], secrets: ['*'], purposes: [p], assurance: unbound", "Grant d effect: deny, actions: [secret.read], identities: [/node/*], secrets: ['*']"}, 1}, // purposes, its own denial, and no more that payments-db's secret is for everybody
 	} {
 		if got := count(append([]string{other}, c.documents...)...) - none; got != c.more {
