@@ -74,9 +74,13 @@ func (p *Plan) widensAccess(via Via, who identity.Pattern, known bool) []Widenin
 		}
 		seen[at] = true
 		for _, a := range policy.AllActions() {
-			before, after := forms{}, formsOf(a, c.new.governing(a, at, &c.work))
+			before, after := forms{}, formsOf(a, c.new.governing(a, at, &c.work), &c.work)
 			if known {
-				before = formsOf(a, c.old.governing(a, at, &c.work))
+				before = formsOf(a, c.old.governing(a, at, &c.work), &c.work)
+			}
+			if c.work > maxWork {
+				out = append(out, Widening{Via: via, Who: at.who.String(), Secret: at.secret.String(), Actions: []policy.Action{a}, What: "there is too much to compare"})
+				return
 			}
 			if before.covers(after) {
 				continue
