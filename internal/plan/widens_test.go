@@ -108,9 +108,11 @@ func TestWidensByControl(t *testing.T) {
 // What stood between her and a machine is asked for as well.
 func TestWidensByCondition(t *testing.T) {
 	rule := func(when string) []string {
-		return []string{"identities/more.yaml", "", "apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: more}\nspec: {method: join-token, path: '/node/join-token/more/{claims.name}'" + when + "}\n" +
-			"---\napiVersion: bailment/v1\nkind: Identity\nmetadata: {name: w}\nspec: {method: workload, path: /workload/w, nodes: [/node/join-token/more/*]}\n",
-			"grants/new.yaml", "", grantYAML("x", "actions: [secret.read], purposes: [runtime], identities: [/workload/w], secrets: [app/*]")}
+		return []string{
+			"identities/more.yaml", "", "apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: more}\nspec: {method: join-token, path: '/node/join-token/more/{claims.name}'" + when + "}\n" +
+				"---\napiVersion: bailment/v1\nkind: Identity\nmetadata: {name: w}\nspec: {method: workload, path: /workload/w, nodes: [/node/join-token/more/*]}\n",
+			"grants/new.yaml", "", grantYAML("x", "actions: [secret.read], purposes: [runtime], identities: [/workload/w], secrets: [app/*]"),
+		}
 	}
 	const one, two = `, when: 'claims.name == "web-1"'`, `, when: 'claims.name != "web-1"'`
 	for _, c := range []struct {
