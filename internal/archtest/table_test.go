@@ -37,6 +37,7 @@ var table = []archtest.Row{
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/policy", "internal/problem internal/identity internal/spiffe internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
+	{"internal/policy/policytest", "examples internal/policy", ""},
 	{"internal/plan", "internal/problem internal/identity internal/authority internal/release internal/policy", ""},
 	{"internal/reach", "internal/problem internal/identity internal/policy", ""},
 	{"internal/state", "internal/problem internal/identity internal/spiffe internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},

@@ -272,6 +272,9 @@ func (r *run) reviewed(ev *state.AccessReviewed) error {
 	lines := make([]policy.Line, len(text.Lines))
 	for i, l := range text.Lines {
 		lines[i] = policy.Line{Grant: l.Grant, Identity: l.Identity, Secret: l.Secret}
+		if l.Decision == ceremony.Keep && l.Identity == ev.Actor.Identity && !prog.Environment().Needs(policy.ActBundle).Self {
+			return fmt.Errorf("%s decides that he keeps what he has himself by the grant %s", person, l.Grant)
+		}
 	}
 	if l, missing := prog.MissingLine(lines); missing {
 		return fmt.Errorf("it is about %s, %s, %s, and the bundle has no such line", l.Grant, l.Identity, l.Secret)

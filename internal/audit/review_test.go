@@ -31,6 +31,7 @@ func TestForgedReviews(t *testing.T) {
 		"another last use":    {text(func(r *ceremony.Review) { r.Lines[0].LastUsed = "2026-11-22T15:00:00Z" }), "the signature of alice"},
 		"a line less":         {text(func(r *ceremony.Review) { r.Lines = r.Lines[1:] }), "the signature of alice"},
 		"another line":        {text(func(r *ceremony.Review) { r.Lines[0].Grant = "a" }), "has no such line"},
+		"what he has himself": {text(func(r *ceremony.Review) { r.Lines[0].Identity = "/human/alice" }), "keeps what he has himself"},
 		"another person":      {text(func(r *ceremony.Review) { r.Person = "bob" }), "not of this environment and person"},
 		"another signer":      {func(e *state.AccessReviewed) { e.Signature.Person = "bob" }, "not of this environment and person"},
 		"another environment": {text(func(r *ceremony.Review) { r.Environment = "elsewhere" }), "not of this environment and person"},

@@ -241,6 +241,8 @@ var actions = []string{"secret.read", "secret.write", "secret.generate", "secret
 
 func (a *app) explainCommand() *cobra.Command {
 	var who, purpose, node, claims string
+	var change uint64
+	var at int64
 	c := &cobra.Command{
 		Use: "explain ACTION SECRET", Short: "Say why a request is allowed or refused", Args: cobra.ExactArgs(2),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
@@ -253,8 +255,12 @@ func (a *app) explainCommand() *cobra.Command {
 each check and each rule said. Nothing is handed out and nothing is written. About others ask
 with the duty audit or revoke.
 
+--change asks what would be decided if the bundle of a change governed, with the sessions, holds
+and versions that there are now. --at asks what was decided when an entry of the ledger had been
+made, by the state and at the time of then, which the server reduces again (with the duty audit).
+
 It exits with 0 if the request is allowed and with 2 if it is refused.`,
-		Example: "  bailment explain secret.read db/password --for /workload/payments-api\n  bailment explain secret.write db/password",
+		Example: "  bailment explain secret.read db/password --for /workload/payments-api\n  bailment explain secret.write db/password\n  bailment explain secret.read db/password --for /workload/payments-api --at 812",
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
 			if !slices.Contains(actions, args[0]) {
 				return problem.New(problem.ReasonInvalid, "there is no action %q", args[0]).WithFix("ask about one of %s", strings.Join(actions, ", "))
@@ -267,7 +273,11 @@ It exits with 0 if the request is allowed and with 2 if it is refused.`,
 					return err
 				}
 			}
-			req := &v1.ExplainRequest{Identity: who, Action: args[0], Secret: args[1], Purpose: purpose, Node: node}
+			req := &v1.ExplainRequest{Identity: who, Action: args[0], Secret: args[1], Purpose: purpose, Node: node, Change: change}
+			if at >= 0 {
+				index := uint64(at)
+				req.At = &index
+			}
 			if claims != "" {
 				s, err := readClaims(claims)
 				if err != nil {
@@ -279,7 +289,15 @@ It exits with 0 if the request is allowed and with 2 if it is refused.`,
 			if err != nil {
 				return err
 			}
-			if err := a.show(r, func(t *rows) { explainTable(t, r) }); err != nil || r.Allowed {
+			if at >= 0 {
+				r.Fix = "" // it is over
+			}
+			if err := a.show(r, func(t *rows) {
+				if change > 0 || at >= 0 {
+					t.line("by the bundle %s, at %s", r.Bundle, cell(r.Time))
+				}
+				explainTable(t, r)
+			}); err != nil || r.Allowed {
 				return err
 			}
 			return exitCode(problem.Refused.ExitCode())
@@ -289,6 +307,8 @@ It exits with 0 if the request is allowed and with 2 if it is refused.`,
 	c.Flags().StringVar(&purpose, "purpose", "", "purpose of a read (default runtime)")
 	c.Flags().StringVar(&node, "node", "", "node that speaks for a workload (default: of its newest session)")
 	c.Flags().StringVar(&claims, "claims", "", "JSON file with claims, instead of those of the newest session")
+	c.Flags().Uint64Var(&change, "change", 0, "decide by the bundle that a change proposes")
+	c.Flags().Int64Var(&at, "at", -1, "decide as it was at this index of the ledger (needs the duty audit)")
 	a.complete(c, "for", a.identityNames)
 	return c
 }

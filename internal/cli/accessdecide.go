@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/sshsig"
@@ -91,6 +92,9 @@ func (a *app) decide(ctx context.Context, c *conn, file, out string, yes bool) e
 	}
 	v, err := consequences(prog, lines)
 	if err != nil {
+		return err
+	}
+	if err := ownLines(prog, r.Person, lines); err != nil {
 		return err
 	}
 	reviewed, err := policy.WithoutGrants(b.files, v.Removes)
@@ -202,6 +206,20 @@ func consequences(prog *policy.Program, lines []ceremony.ReviewLine) (*decideVie
 		}
 	}
 	return v, nil
+}
+
+// ownLines refuses what the server would, before anything is signed or entered.
+func ownLines(prog *policy.Program, person string, lines []ceremony.ReviewLine) error {
+	if prog.Environment().Needs(policy.ActBundle).Self {
+		return nil
+	}
+	for _, l := range lines {
+		if l.Decision == ceremony.Keep && l.Identity == identity.PrefixHuman+person {
+			return problem.New(problem.ReasonSeparation, "%s can't decide that he keeps what he has himself: %s by the grant %s", person, l.Secret, l.Grant).
+				WithFix("take that line out of the worksheet, and leave it to another operator with the duty audit")
+		}
+	}
+	return nil
 }
 
 // signReview shows, signs and enters a review, in as many parts as it takes.

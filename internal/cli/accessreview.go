@@ -95,7 +95,9 @@ last uses are the server's: reads, to the hour, for 400 days, and not before the
 remember them, which it says. A use counts for the grant that decided it last. Writing and other
 uses are not remembered; lines without reads show "-".
 
-UNUSED is "yes" if nobody used the line for --unused, and "unknown" if that can't be told yet.
+UNUSED is "yes" if nobody used the line for --unused, and "unknown" if that can't be told: it is
+not remembered for so long, or somebody was given the same by another grant meanwhile, also one
+that was renamed, and may have been given it by this one before.
 --secrets and --identities list the lines that have to do with a pattern.
 
 --worksheet writes the lines into a new text file, in which you put keep, narrow or remove in
@@ -188,7 +190,7 @@ func (c *conn) reviewAccess(ctx context.Context, o accessOptions) (*accessView, 
 		Environment: c.trust.Environment, Bundle: b.manifest.Digest().String(), Generation: b.generation, UnusedFor: o.unused,
 		Lines: []accessLine{}, UnusedGrants: []string{},
 	}
-	m := accessModel{lines: map[string][]*patterned{}, at: map[accessKey]*patterned{}, parts: map[string]bool{}}
+	m := newAccessModel()
 	for _, g := range prog.Grants() {
 		m.add(g, who, what)
 		if m.n > maxAccessLines {
@@ -213,10 +215,19 @@ func accepted(files policy.Files) (*policy.Program, error) {
 
 // accessModel are the lines by their grants.
 type accessModel struct {
-	lines map[string][]*patterned
-	at    map[accessKey]*patterned
-	parts map[string]bool // grants of which not all lines are here
-	n     int
+	lines  map[string][]*patterned
+	at     map[accessKey]*patterned
+	parts  map[string]bool // grants of which not all lines are here
+	ranks  map[string]int  // of grants, in the order in which they decide
+	grants []*policy.Grant
+	of     map[[2]identity.Pattern][]*patterned
+	n      int
+}
+
+func newAccessModel() *accessModel {
+	return &accessModel{
+		lines: map[string][]*patterned{}, at: map[accessKey]*patterned{}, parts: map[string]bool{}, ranks: map[string]int{}, of: map[[2]identity.Pattern][]*patterned{},
+	}
 }
 
 // accessKey is what a line is about.
@@ -228,7 +239,9 @@ type accessKey struct {
 // patterned is a line with its patterns, and who used it.
 type patterned struct {
 	accessLine
+	grant       *policy.Grant
 	users, used map[string]bool
+	other       time.Time // when something was last used that the line is about, by a grant that this one may have taken turns with
 }
 
 func touches(filter, p identity.Pattern) bool {
@@ -240,6 +253,8 @@ func (m *accessModel) add(g policy.Grant, who, what identity.Pattern) {
 	if g.Effect != policy.Allow {
 		return
 	}
+	m.ranks[g.Name] = len(m.ranks)
+	m.grants = append(m.grants, &g)
 	actions := make([]string, len(g.Actions))
 	for i, x := range g.Actions {
 		actions[i] = string(x)
@@ -258,9 +273,10 @@ func (m *accessModel) add(g policy.Grant, who, what identity.Pattern) {
 					Grant: g.Name, Identity: i.String(), Secret: s.String(), Actions: actions, Purposes: g.Purposes, When: g.When,
 					Remembered: slices.Contains(g.Actions, policy.ReadSecret),
 				},
-				users: map[string]bool{}, used: map[string]bool{},
+				grant: &g, users: map[string]bool{}, used: map[string]bool{},
 			}
 			m.lines[g.Name], m.at[accessKey{g.Name, i, s}] = append(m.lines[g.Name], l), l
+			m.of[[2]identity.Pattern{i, s}] = append(m.of[[2]identity.Pattern{i, s}], l)
 		}
 	}
 }
@@ -302,26 +318,42 @@ func (m *accessModel) fill(ctx context.Context, c *conn, v *accessView) error {
 	}
 }
 
-// use counts a use for the lines of its grant that it is by. It looks up the patterns that select it, since a grant may have many lines.
+// use counts a use for the lines of its grant that it is by. It looks up the patterns that select it, since a grant may have many lines. Of
+// who was given what, the grant that decided last is remembered: others may have decided before it.
 func (m *accessModel) use(u *v1.Use) {
 	who, err1 := identity.ParseIDPattern(u.Identity)
 	what, err2 := identity.ParseSecretPattern(u.Secret)
-	if len(m.lines[u.Grant]) == 0 || err1 != nil || err2 != nil {
+	if err1 != nil || err2 != nil {
 		return
 	}
-	secrets := append(what.Around(), what)
+	last, secrets := u.Last.AsTime(), append(what.Around(), what)
 	for _, i := range append(who.Around(), who) {
 		for _, s := range secrets {
-			l := m.at[accessKey{u.Grant, i, s}]
-			if l == nil {
-				continue
+			for _, l := range m.of[[2]identity.Pattern{i, s}] {
+				switch {
+				case l.Grant != u.Grant:
+					if !m.decidesBefore(u.Grant, l.grant) && last.After(l.other) {
+						l.other = last
+					}
+					continue
+				case l.LastUsed == nil || last.After(*l.LastUsed):
+					l.LastUsed = &last
+				}
+				l.users[u.Identity], l.used[u.Secret] = true, true
 			}
-			if last := u.Last.AsTime(); l.LastUsed == nil || last.After(*l.LastUsed) {
-				l.LastUsed = &last
-			}
-			l.users[u.Identity], l.used[u.Secret] = true, true
 		}
 	}
+}
+
+// decidesBefore reports whether a grant decides whatever reads another one could decide for those whom it is about: it is first, and asks for
+// no more. One that the bundle does not have may have been any of them, by another name.
+func (m *accessModel) decidesBefore(name string, o *policy.Grant) bool {
+	rank, ok := m.ranks[name]
+	if !ok || rank > m.ranks[o.Name] {
+		return false
+	}
+	g := m.grants[rank]
+	return g.When == "" && g.Assurance <= o.Assurance && !slices.ContainsFunc(o.Purposes, func(p string) bool { return !slices.Contains(g.Purposes, p) })
 }
 
 // judge says what is unused, and lists the lines in their order.
@@ -335,7 +367,7 @@ func (m *accessModel) judge(v *accessView, unused time.Duration, now time.Time, 
 				l.Unused = "unknown"
 			case l.LastUsed != nil && now.Sub(*l.LastUsed) < unused:
 				l.Unused = "no"
-			case now.Sub(*v.Remembered) < unused:
+			case now.Sub(*v.Remembered) < unused, now.Sub(l.other) < unused:
 				l.Unused = "unknown"
 			default:
 				l.Unused = "yes"

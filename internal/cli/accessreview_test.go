@@ -44,6 +44,13 @@ func TestAccessUnused(t *testing.T) {
 		grant("one", read, []identity.Pattern{id("/workload/a")}, sec("db/x")),
 		grant("idle", read, []identity.Pattern{id("/workload/a")}, sec("db/x")),
 		grant("writes", []policy.Action{policy.WriteSecret}, []identity.Pattern{id("/human/a")}, sec("*")),
+		// What another grant decided last, this one may have decided before: by its old name, for another purpose, or where a condition was false.
+		grant("called otherwise", read, []identity.Pattern{id("/ci/*")}, sec("ci/x")),
+		{Name: "asks", Effect: policy.Allow, Actions: read, Identities: []identity.Pattern{id("/ci/*")}, Secrets: []identity.Pattern{sec("ci/z")}, When: "assurance > level.token"},
+		grant("does not ask", read, []identity.Pattern{id("/ci/*")}, sec("ci/z")),
+		{Name: "other", Effect: policy.Allow, Actions: read, Identities: []identity.Pattern{id("/ci/*")}, Secrets: []identity.Pattern{sec("ci/y")}, Purposes: []string{"a"}},
+		{Name: "for a", Effect: policy.Allow, Actions: read, Identities: []identity.Pattern{id("/ci/*")}, Secrets: []identity.Pattern{sec("ci/y")}, Purposes: []string{"a"}},
+		{Name: "for b", Effect: policy.Allow, Actions: read, Identities: []identity.Pattern{id("/ci/*")}, Secrets: []identity.Pattern{sec("ci/y")}, Purposes: []string{"a", "b"}},
 		{Name: "no", Effect: policy.Deny, Actions: read, Identities: []identity.Pattern{id("/*")}, Secrets: []identity.Pattern{sec("*")}},
 	}
 	uses := []*v1.Use{
@@ -52,10 +59,13 @@ func TestAccessUnused(t *testing.T) {
 		{Grant: "family", Identity: "/workload/a", Secret: "db/x", Last: timestamppb.New(days(89))},
 		{Grant: "one", Identity: "/workload/a", Secret: "db/x", Last: timestamppb.New(now.Add(time.Hour))},
 		{Grant: "one", Identity: "/workload/b", Secret: "db/x", Last: timestamppb.New(now)}, // by an earlier bundle's grant of that name
-		{Grant: "gone", Identity: "/workload/a", Secret: "db/x", Last: timestamppb.New(now)},
+		{Grant: "gone", Identity: "/workload/a", Secret: "db/x", Last: timestamppb.New(days(95))},
+		{Grant: "renamed", Identity: "/ci/x/1", Secret: "ci/x", Last: timestamppb.New(days(1))},
+		{Grant: "other", Identity: "/ci/x/1", Secret: "ci/y", Last: timestamppb.New(days(1))},
+		{Grant: "asks", Identity: "/ci/x/1", Secret: "ci/z", Last: timestamppb.New(days(1))},
 	}
 	list := func(since *time.Time, who, what identity.Pattern, only bool) (string, []string) {
-		m := accessModel{lines: map[string][]*patterned{}, at: map[accessKey]*patterned{}, parts: map[string]bool{}}
+		m := newAccessModel()
 		for _, g := range grants {
 			m.add(g, who, what)
 		}
@@ -78,19 +88,25 @@ func TestAccessUnused(t *testing.T) {
 		want      string
 		idle      string
 	}{
-		"remembered for long": {since: &long, idle: "all idle", want: `all * 2026-08-14T11:00:00Z yes 1/1
+		"remembered for long": {since: &long, idle: "for a idle", want: `all * 2026-08-14T11:00:00Z unknown 1/1
+asks ci/z 2026-11-21T11:00:00Z no 1/1
+called otherwise ci/x never unknown 0/0
+does not ask ci/z never unknown 0/0
 family db/* 2026-09-03T11:00:00Z no 2/2
 family tls/* never yes 0/0
+for a ci/y never yes 0/0
+for b ci/y never unknown 0/0
 idle db/x never yes 0/0
 one db/x 2026-11-22T12:00:00Z no 1/1
+other ci/y 2026-11-21T11:00:00Z no 1/1
 writes * - unknown 0/0`},
 		"not for long": {since: &short, who: id("/workload/a"), what: sec("db/*"), want: `all * 2026-08-14T11:00:00Z unknown 1/1
 family db/* 2026-09-03T11:00:00Z no 2/2
 idle db/x never unknown 0/0
 one db/x 2026-11-22T12:00:00Z no 1/1`},
 		"not at all":      {who: id("/human/*"), want: "all * 2026-08-14T11:00:00Z unknown 1/1\nwrites * - unknown 0/0"},
-		"unused":          {since: &long, only: true, what: sec("tls/a"), want: "all * 2026-08-14T11:00:00Z yes 1/1\nfamily tls/* never yes 0/0", idle: "all"},
-		"nothing like it": {since: &long, who: id("/server/*"), want: "all * 2026-08-14T11:00:00Z yes 1/1", idle: "all"},
+		"unused":          {since: &long, only: true, what: sec("tls/a"), want: "family tls/* never yes 0/0"},
+		"nothing like it": {since: &long, who: id("/server/*"), want: "all * 2026-08-14T11:00:00Z unknown 1/1"},
 	} {
 		got, idle := list(test.since, test.who, test.what, test.only)
 		if got != test.want || strings.Join(idle, " ") != test.idle {

@@ -467,7 +467,7 @@ func (a *app) proposeBundle(ctx context.Context, c *conn, dir string, how intoFo
 	}
 	a.note("against generation %d, %s:", base.generation, base.manifest.Digest())
 	a.noteDifferences(diff)
-	if before, err := compileBase(base.files); err == nil && !a.flags.quiet {
+	if before, err := accepted(base.files); err == nil && !a.flags.quiet {
 		printPlan(a.err, before, prog, "", proposedLines)
 	}
 	a.noteAgents(ctx, c, base.files, prog)

@@ -42,9 +42,9 @@ asks. It exits with 1 if a case fails, a limit is broken, or a mutant survives.
 
 --coverage says what of which rule no case made use of.
 --mutate weakens each rule in each way, one at a time: it drops a condition or a part of it, a
-limit or a deny grant, or takes the subtree of the parent in place of an exact name. A mutant
-that makes no case fail survives: it is printed with what it would let in, for which the tests
-have no case. Mutants that can be proved to change nothing are left out.
+limit or a deny grant, or takes the narrowest subtree with somebody else in it in place of a
+name. A mutant that makes no case fail survives: it is printed with what it would let in, for
+which the tests have no case. Mutants that can be proved to change nothing are left out.
 --github prints each failure on standard error as an annotation of GitHub Actions, by the file's
 path from the current directory on.`,
 		Example: `  bailment bundle test

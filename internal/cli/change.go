@@ -173,11 +173,11 @@ func (v *review) writePlan(w io.Writer, person string) {
 	if v.manifest == nil {
 		return
 	}
-	before, err := compileBase(v.base.files)
+	before, err := accepted(v.base.files)
 	if err != nil {
 		return // what came into force once, and what is proposed, were compiled before
 	}
-	after, err := compileBase(v.files)
+	after, err := accepted(v.files)
 	if err != nil {
 		return
 	}

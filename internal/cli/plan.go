@@ -156,16 +156,7 @@ func (a *app) planBase(ctx context.Context, dir string) (*policy.Program, error)
 			return nil, err
 		}
 	}
-	return compileBase(files)
-}
-
-// compileBase compiles what came into force once, and is not asked again whether it was prudent.
-func compileBase(files policy.Files) (*policy.Program, error) {
-	b, err := policy.Load(files)
-	if err != nil {
-		return nil, err
-	}
-	return policy.CompileAccepted(b)
+	return accepted(files)
 }
 
 // parseAgo reads a time span, with days.

@@ -60,17 +60,15 @@ func (a *app) askBundle(o *ofBundle, fn func(x asked, args []string) error) func
 			return fn(asked{program: prog}, args)
 		}
 		return a.call(func(ctx context.Context, c *conn, args []string) error {
-			files, err := o.fetch(ctx, c)
+			files, canary, err := o.fetch(ctx, c)
 			if err != nil {
 				return err
 			}
-			b, err := policy.Load(files)
-			if err != nil {
-				return err
+			if canary != 0 {
+				a.note("the bundle of change %d governs a canary, which this one says nothing of: ask it as well, with --change %d", canary, canary)
 			}
 			x := asked{}
-			// What a server has taken in is read as the server reads it, also if this release would ask for more.
-			if x.program, err = policy.CompileAccepted(b); err != nil {
+			if x.program, err = accepted(files); err != nil {
 				return err
 			}
 			if o.known {
@@ -87,63 +85,104 @@ func (a *app) askBundle(o *ofBundle, fn func(x asked, args []string) error) func
 	}
 }
 
-func (o *ofBundle) fetch(ctx context.Context, c *conn) (policy.Files, error) {
+// fetch fetches the bundle, and says which change's bundle governs some identities in its place; 0: none.
+func (o *ofBundle) fetch(ctx context.Context, c *conn) (files policy.Files, canary uint64, err error) {
 	digest := ""
 	switch {
 	case o.change > 0:
 		v, err := c.reviewChange(ctx, o.change)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if v.manifest == nil {
-			return nil, problem.New(problem.ReasonInvalid, "change %d proposes no bundle", o.change).WithFix("see `bailment change show %d`", o.change)
+			return nil, 0, problem.New(problem.ReasonInvalid, "change %d proposes no bundle", o.change).WithFix("see `bailment change show %d`", o.change)
 		}
-		return v.files, nil
+		return v.files, 0, nil
 	case o.at >= 0:
-		var err error
-		if digest, err = c.inForceAt(ctx, uint64(o.at)); err != nil {
-			return nil, err
+		if digest, canary, err = c.inForceAt(ctx, uint64(o.at)); err != nil {
+			return nil, 0, err
+		}
+	default:
+		if canary, err = c.canary(ctx); err != nil {
+			return nil, 0, err
 		}
 	}
 	b, err := c.bundle(ctx, digest)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return b.files, nil
+	return b.files, canary, nil
 }
 
-// inForceAt finds the digest of the bundle that was in force when an entry was made. It reads the ledger backward from there.
-func (c *conn) inForceAt(ctx context.Context, index uint64) (string, error) {
+// canary is the change whose bundle governs some identities; 0: there is none.
+func (c *conn) canary(ctx context.Context) (uint64, error) {
+	r, err := c.Changes.ListChanges(ctx, &v1.ListChangesRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for _, ch := range r.Changes {
+		if ch.GetProgress().GetStage() == policy.StageCanary {
+			return ch.Change, nil
+		}
+	}
+	return 0, nil
+}
+
+// inForceAt finds the digest of the bundle that was in force when an entry was made, and the change whose bundle governed a canary then, if
+// there was one. It reads the ledger backward from there.
+func (c *conn) inForceAt(ctx context.Context, index uint64) (digest string, canary uint64, err error) {
+	moved := false // the newest step of a rollout is known
 	for to := index + 1; to > 0; {
 		from := to - min(to, entriesPage)
-		r, err := c.Ledger.GetEntries(ctx, &v1.GetEntriesRequest{From: from, Limit: int32(to - from)})
+		entries, err := c.entriesBetween(ctx, from, to)
 		if err != nil {
-			return "", err
+			return "", 0, err
 		}
-		if index >= r.Size {
-			return "", problem.New(problem.ReasonNotFound, "the ledger has %d entries, so there is no entry %d", r.Size, index).WithFix("`bailment ledger tail` shows the newest")
-		}
-		if uint64(len(r.Entries)) != to-from {
-			return "", problem.New(problem.ReasonNotAuthentic, "the server sent %d entries instead of %d", len(r.Entries), to-from)
-		}
-		for _, e := range slices.Backward(r.Entries) {
+		for _, e := range slices.Backward(entries) {
 			if len(e.Body) == 0 {
 				continue // redacted: no entry of these types is
 			}
 			d, err := state.Decode(e.Body)
 			if err != nil {
-				return "", err
+				return "", 0, err
 			}
 			switch ev := d.Event.(type) {
+			case *state.RolloutMoved:
+				if !moved && ev.Generation != 0 {
+					canary = ev.Change
+				}
+				moved = true
+			case *state.RolloutEnded:
+				moved = true
 			case *state.BundleInForce:
-				return ev.Manifest.String(), nil
+				return ev.Manifest.String(), canary, nil
 			case *state.Genesis:
-				return ev.Manifest.String(), nil
+				return ev.Manifest.String(), canary, nil
 			}
 		}
 		to = from
 	}
-	return "", problem.New(problem.ReasonNotAuthentic, "the ledger that the server shows has no genesis")
+	return "", 0, problem.New(problem.ReasonNotAuthentic, "the ledger that the server shows has no genesis")
+}
+
+// entriesBetween fetches entries. An answer may be cut short where they are large.
+func (c *conn) entriesBetween(ctx context.Context, from, to uint64) ([]*v1.LedgerEntry, error) {
+	var out []*v1.LedgerEntry
+	for from < to {
+		r, err := c.Ledger.GetEntries(ctx, &v1.GetEntriesRequest{From: from, Limit: int32(to - from)})
+		if err != nil {
+			return nil, err
+		}
+		if to > r.Size {
+			return nil, problem.New(problem.ReasonNotFound, "the ledger has %d entries, so there is no entry %d", r.Size, to-1).WithFix("`bailment ledger tail` shows the newest")
+		}
+		if n := uint64(len(r.Entries)); n == 0 || n > to-from || r.Entries[0].Index != from {
+			return nil, problem.New(problem.ReasonNotAuthentic, "the server sent %d entries, and not those from %d to %d", n, from, to-1)
+		}
+		out = append(out, r.Entries...)
+		from += uint64(len(r.Entries))
+	}
+	return out, nil
 }
 
 // actionOf takes an action, or its second word.
@@ -208,6 +247,9 @@ everything (*).
 			r, err := reach.New(x.program, x.names).WhoCan(action, p, o)
 			if err != nil {
 				return err
+			}
+			if r.Undeclared {
+				a.note("this bundle declares no secret that is %s: these are for a value that an earlier one left", p)
 			}
 			return a.show(r, func(t *rows) {
 				t.add("WHO", "KNOWN", "WAY", "BY")

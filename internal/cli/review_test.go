@@ -3,7 +3,6 @@ package cli
 import (
 	"crypto/ed25519"
 	"fmt"
-	"io/fs"
 	"maps"
 	"strings"
 	"testing"
@@ -15,9 +14,9 @@ import (
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/client"
-	"github.com/bailment/bailment/examples"
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/policy/policytest"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/sshsig"
 )
@@ -43,14 +42,7 @@ func propose(t *testing.T) *proposed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sub, err := fs.Sub(examples.FS, "payments")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := policy.ReadFiles(sub)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := policytest.Example(t, "payments")
 	files["operators.yaml"] = fmt.Appendf(nil, "apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: o}\nspec:\n  operators:\n    - name: alice\n      keys: [%q]\n      duties: [propose, approve]\n",
 		strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))))
 	p := &proposed{t: t, trust: &client.Trust{Environment: "payments-dev", Genesis: [32]byte{1}}, signer: signer}

@@ -98,6 +98,7 @@ type Environment struct {
 	watchers     watchers
 	arrivals     watchers // of entries, whatever they are
 	checks       checks
+	past         chan struct{} // holds one: a past state is being reduced
 
 	run        context.Context // ends with Close
 	stop       context.CancelFunc
@@ -118,7 +119,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1)}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1), past: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
 	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())

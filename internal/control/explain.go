@@ -19,6 +19,9 @@ type ExplainRequest struct {
 	Secret   string
 	Purpose  string
 	Claims   map[string]any // instead of the newest session's
+	Change   uint64         // by the bundle that this change proposes, as all else is now; 0: by what governs
+	Past     bool           // as it was when the entry At was made
+	At       uint64
 }
 
 // Check is one step of the decision outside of the grants.
@@ -36,6 +39,8 @@ type Explanation struct {
 	Rules      []policy.RuleTrace
 	Generation uint64
 	Cohort     string // of a rollout, if its candidate governs the identity; else ""
+	Bundle     state.Digest
+	Time       state.Millis // that it is decided for
 }
 
 // Explain decides as the door would, by the same functions, and writes nothing. Everybody may ask about himself, which is the session
@@ -56,6 +61,9 @@ func (e *Environment) Explain(ctx context.Context, c Caller, r ExplainRequest) (
 	prog, err := e.program(ctx, s.Bundle)
 	if err != nil {
 		return nil, err
+	}
+	if r.Change != 0 || r.Past {
+		return e.explainOther(ctx, c, caller, r)
 	}
 	by, err := e.governingNow(ctx, s, r.Identity)
 	if err != nil {
@@ -103,7 +111,7 @@ func (q *question) valid() error {
 
 // explain is pure: state, program, question and time in, explanation out.
 func explain(s *state.State, by governor, q question, now state.Millis) (*Explanation, error) {
-	out := &Explanation{Generation: s.Generation, Cohort: by.cohort}
+	out := &Explanation{Generation: s.Generation, Cohort: by.cohort, Bundle: by.bundle, Time: now}
 	check := func(name string, p *problem.Problem, detail string) {
 		if p != nil {
 			detail = p.Message

@@ -209,8 +209,12 @@ func (e *Environment) Review(ctx context.Context, c Caller, r ReviewRequest) (ui
 // checkReview says why a signed review is none of this person and moment.
 func (t *turn) checkReview(op policy.Operator, text ceremony.Review, p *signedReview) error {
 	lines := make([]policy.Line, len(text.Lines))
+	var kept []policy.Line
 	for i, l := range text.Lines {
 		lines[i] = policy.Line{Grant: l.Grant, Identity: l.Identity, Secret: l.Secret}
+		if l.Decision == ceremony.Keep {
+			kept = append(kept, lines[i])
+		}
 	}
 	switch {
 	case text.Scope != t.e.scope(t.s):
@@ -229,6 +233,11 @@ func (t *turn) checkReview(op policy.Operator, text ceremony.Review, p *signedRe
 	}
 	if l, missing := t.prog.MissingLine(lines); missing {
 		return problem.New(problem.ReasonInvalid, "no grant %s of the bundle in force lets %s have %s", l.Grant, l.Identity, l.Secret)
+	}
+	// Where somebody approves his own changes there may be nobody else.
+	if l, own := policy.OwnLine(kept, op.Path()); own && !t.prog.Environment().Needs(policy.ActBundle).Self {
+		return problem.New(problem.ReasonSeparation, "%s can't decide that he keeps what he has himself: %s by the grant %s", op.Name, l.Secret, l.Grant).
+			WithFix("leave that line to another operator with the duty audit")
 	}
 	return t.signingKeys(op, &p.sig)
 }

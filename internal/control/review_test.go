@@ -194,3 +194,19 @@ func TestReviewFits(t *testing.T) {
 		t.Errorf("%d bytes: %v", len(body), err)
 	}
 }
+
+// Nobody decides that he keeps what he has himself; that he does not, he may.
+func TestReviewOfOneself(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	alice, bob := b.by["alice"], b.by["bob"]
+	p, err := b.Propose(alice, "alice", b.with("grants/own.yaml", "apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: own}\nspec: {actions: [secret.list], identities: [/human/alice], secrets: [db/*]}\n"))
+	b.must(err)
+	_, err = b.Approve(bob, "bob", p.Change)
+	b.must(err)
+	_, err = b.Review(alice, "alice", b.ReviewOf("alice", ceremony.Keep), "")
+	b.refused(err, problem.ReasonSeparation)
+	_, err = b.Review(alice, "alice", b.ReviewOf("alice", ceremony.Remove, "own"), "")
+	b.must(err)
+	_, err = b.Review(bob, "bob", b.ReviewOf("bob", ceremony.Keep), "")
+	b.must(err)
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/bailment/bailment/internal/invariant"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/policy/policytest"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -1106,15 +1107,7 @@ func compile(t *testing.T, text string) *policy.Program {
 
 func compileFiles(t *testing.T, files policy.Files) *policy.Program {
 	t.Helper()
-	b, err := policy.Load(files)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := policy.Compile(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return policytest.Compile(t, files)
 }
 
 func TestPlants(t *testing.T) {

@@ -5,9 +5,9 @@
 // public a webhook may be in, is the server's own configuration's, so that nobody gets a command run, or the server's neighbours
 // asked, by getting a bundle approved. No request waits for it: entries are handed over without blocking, and a target that is slow or
 // dead holds up no other. Each message is tried several times; what was not told is counted and logged. Who a bundle tells no more is
-// still told that it is in force. Not guaranteed: that somebody reads it, or that it arrives. Nothing is kept on disk: what was
-// entered while the server was down, and what was waiting when it stopped, is not told. It may be told twice, when the receiver's
-// answer was lost. A message proves nothing, and holds nothing that must be believed.
+// still told that it is in force. With a Cursor, what was not told when the server stopped, however it did, is told when it is there
+// again. So it may be told twice, and each time with the same genesis and entry. Not guaranteed: that somebody reads it, or that it
+// arrives. A message proves nothing, and holds nothing that must be believed.
 //
 // Its place: a mechanism. What happened comes from package control, by way of package server, and is read from entries only.
 package notify
@@ -30,7 +30,7 @@ const (
 	Told    = "told"
 	Retried = "retried" // it failed, and is tried again
 	Failed  = "failed"  // for good
-	Dropped = "dropped" // too many were waiting, or the server stopped
+	Dropped = "dropped" // too many were waiting for this target, or what is kept nowhere was waiting when the server stopped
 )
 
 // Outcomes are all of them.
@@ -44,6 +44,14 @@ type Source interface {
 	Targets() []policy.Notify
 	// Entries calls fn with the committed entries from one index to before another.
 	Entries(ctx context.Context, from, to uint64, fn func(index uint64, entry *state.Entry)) error
+	// Next is the index of the next entry.
+	Next() uint64
+}
+
+// Cursor keeps how far persons were told, over the end of the process. All entries before it were told, or given up.
+type Cursor interface {
+	Load() (next uint64, known bool)
+	Save(next uint64) error
 }
 
 // Config is what a Notifier needs.
@@ -53,7 +61,7 @@ type Config struct {
 	Allow   []netip.Prefix // networks that are not public in which webhooks may be
 	Timeout time.Duration  // of one attempt
 	Logger  *slog.Logger
-	// Counted is told of each outcome; target is empty for what was dropped before anybody knew whom to tell.
+	// Counted is told of each outcome.
 	Counted func(target, outcome string)
 	// Waits are the times before the second attempt, the third …; nil means the usual ones.
 	Waits []time.Duration
@@ -61,8 +69,12 @@ type Config struct {
 
 // Bounds. An environment that has more to tell than this has told enough.
 const (
-	maxInbox   = 1024 // entries
-	maxWaiting = 256  // messages for one target
+	maxInbox   = 1024      // entries; beyond it they are read back
+	maxWaiting = 256       // messages for one target
+	maxBehind  = 1_000_000 // entries that are read back after a start
+	readAtOnce = 1000
+	saveEvery  = 5 * time.Second
+	saveAfter  = 10_000 // entries of which nobody is told
 )
 
 // waits makes six attempts within eight minutes: a receiver that is restarted misses nothing, and news don't get old.
@@ -72,11 +84,18 @@ var waits = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 2 * 
 type Notifier struct {
 	cfg   Config
 	inbox chan news
-	begun bool   // of the committer
-	next  uint64 // the same
+
+	handing sync.Mutex // held for moments: the committer takes it
+	begun   bool
+	next    uint64 // the index after the newest entry
+	behind  bool   // the entries from since on are read back, and not handed over
+	since   uint64
 
 	mu      sync.Mutex
 	waiting map[string][]letterTo // by target, with the one that is being told
+	open    map[uint64]int        // letters of an entry that are not settled
+	dirty   bool                  // some were settled, or came, since the cursor was saved
+	keeps   bool                  // there is a cursor
 	working sync.WaitGroup
 }
 
@@ -96,62 +115,198 @@ func New(cfg Config) *Notifier {
 	if cfg.Waits == nil {
 		cfg.Waits = waits
 	}
-	return &Notifier{cfg: cfg, inbox: make(chan news, maxInbox), waiting: make(map[string][]letterTo)}
+	return &Notifier{cfg: cfg, inbox: make(chan news, maxInbox), waiting: make(map[string][]letterTo), open: make(map[uint64]int)}
 }
 
 // Entered takes every entry that is committed, in order. It never blocks. Only one goroutine may call it, the committer. Entries that it was
-// not given, because what came of their write was known only later, are read back.
+// not given, because what came of their write was known only later, are read back; so are those for which there is no room.
 func (n *Notifier) Entered(index uint64, entry *state.Entry) {
-	if n.begun && index > n.next {
-		n.hand(news{from: n.next, to: index})
+	n.handing.Lock()
+	defer n.handing.Unlock()
+	x := news{entry: entry, from: index}
+	gap := n.begun && index > n.next
+	if gap {
+		x = news{from: n.next, to: index + 1}
 	}
 	n.begun, n.next = true, index+1
-	if Concerns(entry.Event) {
-		n.hand(news{entry: entry, from: index})
+	if n.behind || !gap && !Concerns(entry.Event) {
+		return
 	}
-}
-
-func (n *Notifier) hand(x news) {
 	select {
 	case n.inbox <- x:
-	default:
-		n.cfg.Counted("", Dropped)
+	default: // which is full, so that Run comes by
+		n.behind, n.since = true, x.from
 	}
 }
 
-// Run tells what is handed over until ctx ends, and returns when no attempt is under way.
-func (n *Notifier) Run(ctx context.Context, source Source) {
-	defer n.working.Wait()
-	known := source.Targets()
-	one := func(index uint64, entry *state.Entry) {
-		m, ok := Of(source.About(), index, entry)
-		if !ok {
-			return
-		}
-		now := source.Targets()
-		all := now
-		if m.Event == policy.TopicInForce || m.Event == policy.TopicRolledBack { // which may have taken targets away
-			all = slices.Concat(now, lost(known, now, m.Event))
-		}
-		known = now
-		for _, t := range all {
-			if t.Wants(m.Event) {
-				n.enqueue(ctx, letterTo{t, m})
-			}
-		}
-	}
+// Run tells what is handed over until ctx ends, and returns when no attempt is under way. The cursor may be nil: then nothing outlasts it.
+func (n *Notifier) Run(ctx context.Context, source Source, cursor Cursor) {
+	t := &telling{n: n, source: source, cursor: cursor, known: source.Targets()}
+	t.resume()
+	defer t.stop()
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
 	for {
+		if len(n.inbox) == 0 {
+			t.catchUp(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+			t.save()
 		case x := <-n.inbox:
 			if x.entry != nil {
-				one(x.from, x.entry)
-			} else if err := source.Entries(ctx, x.from, x.to, one); err != nil && ctx.Err() == nil {
-				n.cfg.Logger.Warn("entries can't be read back, so nobody is told of them", "from", x.from, "to", x.to, "err", err)
+				t.one(ctx, x.from, x.entry)
+			} else {
+				n.fallBehind(x.from) // and is read with whatever came since
 			}
 		}
 	}
+}
+
+// fallBehind has the entries from an index on be read back. What was handed over is among them.
+func (n *Notifier) fallBehind(from uint64) {
+	n.handing.Lock()
+	defer n.handing.Unlock()
+	if !n.behind || from < n.since {
+		n.behind, n.since = true, from
+	}
+	for len(n.inbox) > 0 {
+		<-n.inbox
+	}
+}
+
+// telling is one run.
+type telling struct {
+	n      *Notifier
+	source Source
+	cursor Cursor
+	known  []policy.Notify
+	saved  uint64
+}
+
+// resume goes on where an earlier process stopped.
+func (t *telling) resume() {
+	if t.cursor == nil {
+		return
+	}
+	n, next := t.n, t.source.Next()
+	n.handing.Lock()
+	if !n.begun {
+		n.begun, n.next = true, next
+	}
+	next = n.next
+	n.handing.Unlock()
+	n.mu.Lock()
+	n.keeps, n.dirty = true, true
+	n.mu.Unlock()
+	from, known := t.cursor.Load()
+	if !known || from >= next {
+		return
+	}
+	if next-from > maxBehind {
+		n.cfg.Logger.Warn("nobody is told of the oldest entries, as they are too many", "from", from, "to", next-maxBehind)
+		from = next - maxBehind
+	}
+	n.fallBehind(from)
+}
+
+// catchUp reads back what was not handed over. What can't be read is tried again when Run comes by.
+func (t *telling) catchUp(ctx context.Context) {
+	n := t.n
+	for ctx.Err() == nil {
+		n.handing.Lock()
+		if n.behind = n.behind && n.since < n.next; !n.behind {
+			n.handing.Unlock()
+			return
+		}
+		from, to := n.since, min(n.next, n.since+readAtOnce)
+		n.handing.Unlock()
+		err := t.source.Entries(ctx, from, to, func(index uint64, entry *state.Entry) {
+			if Concerns(entry.Event) {
+				t.one(ctx, index, entry)
+			}
+			from = index + 1
+		})
+		if err == nil {
+			from = to
+		} else if ctx.Err() == nil {
+			n.cfg.Logger.Warn("entries can't be read back, so nobody is told of them yet", "from", from, "to", to, "err", err)
+		}
+		n.handing.Lock()
+		n.since = from
+		n.handing.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// one has everybody told of an entry who is to be.
+func (t *telling) one(ctx context.Context, index uint64, entry *state.Entry) {
+	m, ok := Of(t.source.About(), index, entry)
+	if !ok {
+		return
+	}
+	now := t.source.Targets()
+	all := now
+	if m.Event == policy.TopicInForce || m.Event == policy.TopicRolledBack { // which may have taken targets away
+		all = slices.Concat(now, lost(t.known, now, m.Event))
+	}
+	t.known = now
+	for _, x := range all {
+		if x.Wants(m.Event) {
+			t.n.enqueue(ctx, letterTo{x, m})
+		}
+	}
+}
+
+// settled is the index before which everybody was told, or given up.
+func (t *telling) settled() uint64 {
+	n := t.n
+	n.handing.Lock()
+	next := n.next
+	if n.behind {
+		next = min(next, n.since)
+	}
+	for range len(n.inbox) { // each goes back behind the others
+		x := <-n.inbox
+		next = min(next, x.from)
+		n.inbox <- x
+	}
+	n.handing.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for index := range n.open {
+		next = min(next, index)
+	}
+	if !n.dirty && next < t.saved+saveAfter {
+		return t.saved
+	}
+	n.dirty = false
+	return next
+}
+
+func (t *telling) save() {
+	if t.cursor == nil {
+		return
+	}
+	next := t.settled()
+	if next == t.saved {
+		return
+	}
+	if err := t.cursor.Save(next); err != nil {
+		t.n.cfg.Logger.Warn("how far persons were told can't be kept, so they may be told again", "err", err)
+		return
+	}
+	t.saved = next
+}
+
+// stop waits for what is under way, and keeps how far it came.
+func (t *telling) stop() {
+	t.n.working.Wait()
+	t.save()
 }
 
 // lost are the targets that would have been told, and are told no more, or elsewhere.
@@ -177,6 +332,8 @@ func (n *Notifier) enqueue(ctx context.Context, x letterTo) {
 		return
 	}
 	n.waiting[x.target.Name] = append(list, x)
+	n.open[x.message.Entry]++
+	n.dirty = true
 	if len(list) == 0 {
 		n.working.Go(func() { n.work(ctx, x.target.Name) })
 	}
@@ -194,33 +351,44 @@ func (n *Notifier) work(ctx context.Context, name string) {
 		}
 		x := list[0]
 		n.mu.Unlock()
-		n.tell(ctx, x)
+		settled := n.tell(ctx, x)
 		n.mu.Lock()
 		n.waiting[name] = n.waiting[name][1:]
+		if settled {
+			if n.open[x.message.Entry]--; n.open[x.message.Entry] == 0 {
+				delete(n.open, x.message.Entry)
+			}
+			n.dirty = true
+		}
 		n.mu.Unlock()
 	}
 }
 
-// tell tries until it is told, or it is known that it won't be.
-func (n *Notifier) tell(ctx context.Context, x letterTo) {
+// tell tries until it is told, or it is known that it won't be. It is false if it will be after a restart.
+func (n *Notifier) tell(ctx context.Context, x letterTo) bool {
 	log := n.cfg.Logger.With("target", x.target.Name, "event", string(x.message.Event), "entry", x.message.Entry)
 	for i := 0; ; i++ {
 		if ctx.Err() != nil {
-			log.Warn("somebody was not told, as the server stops")
-			n.cfg.Counted(x.target.Name, Dropped)
-			return
+			n.mu.Lock()
+			later := n.keeps
+			n.mu.Unlock()
+			if !later {
+				log.Warn("somebody was not told, as the server stops")
+				n.cfg.Counted(x.target.Name, Dropped)
+			}
+			return !later
 		}
 		err := n.attempt(ctx, x)
 		if err == nil {
 			log.Debug("somebody was told", "attempts", i+1)
 			n.cfg.Counted(x.target.Name, Told)
-			return
+			return true
 		}
 		var p permanent
 		if errors.As(err, &p) || i == len(n.cfg.Waits) {
 			log.Error("somebody could not be told", "attempts", i+1, "err", err)
 			n.cfg.Counted(x.target.Name, Failed)
-			return
+			return true
 		}
 		log.Warn("telling somebody failed, and is tried again", "attempts", i+1, "err", err)
 		n.cfg.Counted(x.target.Name, Retried)

@@ -33,7 +33,39 @@ type house struct {
 	counts  map[string]int
 	counted chan string // "target outcome"
 	logged  bytes.Buffer
+	next    uint64
+	kept    *kept // nil: nothing outlasts the notifier
+	broken  bool  // entries can't be read
 }
+
+// kept is a cursor in memory.
+type kept struct {
+	mu    sync.Mutex
+	next  uint64
+	known bool
+}
+
+func (k *kept) Load() (uint64, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.next, k.known
+}
+
+func (k *kept) Save(next uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.next, k.known = next, true
+	return nil
+}
+
+func (h *house) cursor() Cursor {
+	if h.kept == nil {
+		return nil
+	}
+	return h.kept
+}
+
+func (h *house) Next() uint64 { return h.next }
 
 func (h *house) About() About { return proposed("it was us") }
 
@@ -50,8 +82,15 @@ func (h *house) set(targets ...policy.Notify) {
 }
 
 func (h *house) Entries(_ context.Context, from, to uint64, fn func(uint64, *state.Entry)) error {
-	for i := from; i < to; i++ {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.broken {
+		return errors.New("the store is busy")
+	}
+	for i := from; i < min(to, 100+uint64(len(h.missed))); i++ {
+		h.mu.Unlock()
 		fn(i, h.missed[i-100])
+		h.mu.Lock()
 	}
 	return nil
 }
@@ -74,7 +113,7 @@ func (h *house) start(t *testing.T, cfg Config) *Notifier {
 	n := New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { n.Run(ctx, h) })
+	running.Go(func() { n.Run(ctx, h, h.cursor()) })
 	t.Cleanup(func() {
 		cancel()
 		running.Wait()
@@ -282,21 +321,130 @@ func TestSlowTarget(t *testing.T) {
 	}
 }
 
-// The committer is never held up: what nobody takes is dropped, and counted.
+// The committer is never held up: what nobody takes is read back, once each, in order.
 func TestEnteredNeverBlocks(t *testing.T) {
-	dropped := 0
-	n := New(Config{Counted: func(target, outcome string) {
-		if target != "" || outcome != Dropped {
-			t.Error(target, outcome)
-		}
-		dropped++
-	}})
-	for i := range uint64(maxInbox + 10) {
-		n.Entered(proposal(i))
+	var got []uint64
+	var mu sync.Mutex
+	_, target := hook(t, "hook", func(_ http.ResponseWriter, r *http.Request) {
+		var m Message
+		_ = json.NewDecoder(r.Body).Decode(&m)
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, m.Entry)
+	})
+	h := newHouse()
+	n := New(Config{Allow: loopback, Timeout: time.Minute, Logger: slog.New(slog.DiscardHandler), Counted: func(target, outcome string) { h.counted <- target + " " + outcome }})
+	for i := range uint64(maxInbox + 10) { // nobody is to be told of these
+		_, e := proposal(0)
+		h.missed = append(h.missed, e)
+		n.Entered(100+i, e)
 	}
-	n.Entered(maxInbox+10, &state.Entry{Event: &state.SecretReleased{}})
-	if dropped != 10 {
-		t.Errorf("%d dropped", dropped)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { n.Run(ctx, quietUntil{h, 100 + maxInbox, target}, nil) })
+	for range 10 {
+		h.expect(t, "hook told")
+	}
+	cancel()
+	running.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	for i, entry := range got {
+		if entry != 100+maxInbox+uint64(i) {
+			t.Fatalf("told of %v", got)
+		}
+	}
+}
+
+// quietUntil is a house that has somebody to be told from a read of an entry on.
+type quietUntil struct {
+	*house
+	from   uint64
+	target policy.Notify
+}
+
+func (q quietUntil) Entries(ctx context.Context, from, to uint64, fn func(uint64, *state.Entry)) error {
+	if from >= q.from {
+		q.set(q.target)
+	}
+	return q.house.Entries(ctx, from, to, fn)
+}
+
+// What was not told when a notifier stopped is told by the next one, and what was told is not.
+func TestRestart(t *testing.T) {
+	var up bool
+	var mu sync.Mutex
+	told := map[uint64]int{}
+	_, target := hook(t, "hook", func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !up {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		var m Message
+		_ = json.NewDecoder(r.Body).Decode(&m)
+		told[m.Entry]++
+	})
+	set := func(to bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		up = to
+	}
+	h := newHouse(target)
+	h.kept = &kept{next: 100, known: true}
+	enter := func(n *Notifier, count int) {
+		for range count {
+			_, e := proposal(0)
+			h.mu.Lock()
+			h.missed = append(h.missed, e)
+			h.next++
+			index := h.next - 1
+			h.mu.Unlock()
+			n.Entered(index, e)
+		}
+	}
+	run := func(during func(n *Notifier)) {
+		t.Helper()
+		n := New(Config{Allow: loopback, Timeout: time.Minute, Waits: []time.Duration{time.Hour}, Logger: slog.New(slog.DiscardHandler), Counted: func(target, outcome string) { h.counted <- target + " " + outcome }})
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { n.Run(ctx, h, h.kept) })
+		during(n)
+		cancel()
+		running.Wait()
+	}
+	h.next = 100
+	set(true)
+	run(func(n *Notifier) {
+		enter(n, 2)
+		h.expect(t, "hook told", "hook told")
+		set(false)
+		enter(n, 3) // the first is being tried, the others wait
+		h.expect(t, "hook retried")
+	})
+	if next, _ := h.kept.Load(); next != 102 {
+		t.Errorf("told until %d", next)
+	}
+	set(true)
+	run(func(*Notifier) { h.expect(t, "hook told", "hook told", "hook told") })
+	run(func(n *Notifier) {
+		enter(n, 1)
+		h.expect(t, "hook told")
+	})
+	if next, _ := h.kept.Load(); next != 106 {
+		t.Errorf("told until %d", next)
+	}
+	// A ledger that is shorter than it was: an older copy. It is not waited for.
+	h.kept.next = 500
+	run(func(n *Notifier) {
+		enter(n, 1)
+		h.expect(t, "hook told")
+	})
+	for i := uint64(100); i < 107; i++ {
+		if told[i] != 1 {
+			t.Errorf("of %d %d times", i, told[i])
+		}
 	}
 }
 

@@ -28,7 +28,7 @@ type cell struct {
 func (c *cells) look(at rect, actions []policy.Action) *cell {
 	out := &cell{rect: at}
 	for _, a := range actions {
-		before, after := formsOf(a, c.old.governing(a, at, &c.work)), formsOf(a, c.new.governing(a, at, &c.work))
+		before, after := formsOf(a, c.old.governing(a, at, &c.work), &c.work), formsOf(a, c.new.governing(a, at, &c.work), &c.work)
 		if !before.equal(after) {
 			out.deltas = append(out.deltas, delta{a, before, after})
 		}
@@ -53,7 +53,9 @@ func (c *cells) survey() *survey {
 		if !seen {
 			order = append(order, at)
 		}
-		actions[at] = union(known, of)
+		if !seen || slices.ContainsFunc(of, func(a policy.Action) bool { return !slices.Contains(known, a) }) {
+			actions[at] = union(known, of)
+		}
 	}
 	// What must be looked at for the plan to be whole.
 	for i := range c.changed {
@@ -85,6 +87,10 @@ func (c *cells) survey() *survey {
 			break
 		}
 		x := c.look(at, actions[at])
+		if c.work > maxWork { // in the midst of it
+			s.unlooked(c.changed)
+			break
+		}
 		s.cells[at] = x
 		s.list = append(s.list, x)
 	}
@@ -106,7 +112,7 @@ func (c *cells) meets(x *corner, of func(*corner) bool, want func(rect, []policy
 		if !of(o) {
 			return true
 		}
-		if len(intersection(x.rule.Actions, o.rule.Actions)) > 0 {
+		if slices.ContainsFunc(x.rule.Actions, func(a policy.Action) bool { return slices.Contains(o.rule.Actions, a) }) {
 			at, _ := x.meet(o.rect)
 			want(at, x.rule.Actions)
 		}

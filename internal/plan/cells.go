@@ -2,6 +2,8 @@ package plan
 
 import (
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -36,15 +38,41 @@ type side struct {
 	rules []rule
 }
 
-func newSide(p *policy.Program) side {
+// newSide reads the grants. What the conditions say that ask for a secret's declaration is no longer the same where declarations are others;
+// those get a mark, which stands behind them as a comment.
+func newSide(p *policy.Program, declared family, mark string) side {
 	grants := p.Grants()
 	s := side{p, make([]rule, len(grants))}
 	for i, g := range grants {
 		r := &s.rules[i]
 		r.Grant, r.when = g, oneWriting(g.When)
+		if len(declared.places) > 0 && asksDeclaration.MatchString(g.When) && slices.ContainsFunc(g.Secrets, declared.meets) {
+			r.when += " " + mark
+		}
 		r.key = fmt.Sprint(g.Effect, g.Actions, names(g.Identities), names(g.Secrets), g.Purposes, g.Assurance, int64(g.TTL)) + r.when
 	}
 	return s
+}
+
+// asksDeclaration finds the attributes secret.name and secret.type in a condition.
+var asksDeclaration = regexp.MustCompile(`\bsecret(\s|//[^\n]*\n)*\.(\s|//[^\n]*\n)*(name|type)\b`)
+
+// redeclared are the patterns of secrets that one of the bundles declares, and the other not, or of another type.
+func redeclared(before, after *policy.Program) family {
+	types := map[identity.Pattern]string{}
+	for _, s := range before.Secrets() {
+		types[s.Pattern] = s.Type
+	}
+	var list []identity.Pattern
+	for _, s := range after.Secrets() {
+		if was, ok := types[s.Pattern]; !ok || was != s.Type {
+			list = append(list, s.Pattern)
+		}
+		delete(types, s.Pattern)
+	}
+	list = slices.AppendSeq(list, maps.Keys(types))
+	slices.SortFunc(list, func(a, b identity.Pattern) int { return strings.Compare(a.String(), b.String()) })
+	return newFamily(len(list), func(i int) identity.Pattern { return list[i] })
 }
 
 // governing are the grants of an action that govern a rectangle's own point.
@@ -74,7 +102,8 @@ type cells struct {
 }
 
 func newCells(before, after *policy.Program) *cells {
-	c := &cells{old: newSide(before), new: newSide(after)}
+	declared := redeclared(before, after)
+	c := &cells{old: newSide(before, declared, "// of secrets as they were declared"), new: newSide(after, declared, "// of secrets as they are declared now")}
 	balance := map[string]int{}
 	for i := range c.old.rules {
 		balance[c.old.rules[i].key]++
@@ -212,6 +241,9 @@ func newFamily(n int, of func(int) identity.Pattern) family {
 	}
 	return f
 }
+
+// meets reports whether a pattern meets any of the list.
+func (f family) meets(p identity.Pattern) bool { return size(f.crossing(p)) > 0 }
 
 // crossing are the parts of the list that hold every pattern which meets p, and few others: those within it, and those around it.
 func (f family) crossing(p identity.Pattern) [][]int32 {

@@ -10,6 +10,9 @@ import (
 	"github.com/bailment/bailment/internal/policy"
 )
 
+// maxForm is how many times a grant about all purposes may be folded into the form of one.
+const maxForm = 4_000_000
+
 // anyPurpose stands for purposes that no grant names.
 const anyPurpose = "*"
 
@@ -107,8 +110,9 @@ func (f forms) add(purpose string, g *rule) {
 	x.open[g.when] = l
 }
 
-// formsOf folds the grants that govern an action.
-func formsOf(action policy.Action, rules []*rule) forms {
+// formsOf folds the grants that govern an action. Where they name so many purposes that it would take long, nothing is left of the work that
+// may be spent, and the forms say nothing.
+func formsOf(action policy.Action, rules []*rule, work *int) forms {
 	out := forms{}
 	purposes := map[string]bool{anyPurpose: true}
 	if action == policy.ReadSecret {
@@ -117,6 +121,16 @@ func formsOf(action policy.Action, rules []*rule) forms {
 				purposes[p] = true
 			}
 		}
+	}
+	others := 0 // each is about all purposes
+	for _, r := range rules {
+		if action != policy.ReadSecret || len(r.Purposes) == 0 {
+			others++
+		}
+	}
+	if *work += len(purposes) * (others + min(len(purposes), len(rules))); *work > maxWork || len(purposes)*others > maxForm {
+		*work = maxWork + 1
+		return out
 	}
 	for _, r := range rules {
 		switch {

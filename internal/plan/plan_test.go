@@ -2,42 +2,26 @@ package plan
 
 import (
 	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/bailment/bailment/examples"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/policy/policytest"
 )
 
 // exampleFiles is the example without its tests, which a plan doesn't look at and which name the grants that tests here take away.
 func exampleFiles(t testing.TB) policy.Files {
 	t.Helper()
-	sub, err := fs.Sub(examples.FS, "payments")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := policy.ReadFiles(sub)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := policytest.Example(t, "payments")
 	maps.DeleteFunc(files, func(path string, _ []byte) bool { return strings.HasPrefix(path, "tests/") })
 	return files
 }
 
 func compiled(t testing.TB, files policy.Files) *policy.Program {
 	t.Helper()
-	b, err := policy.Load(files)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := policy.Compile(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return policytest.Compile(t, files)
 }
 
 // edited is the example with replacements: FILE, OLD, NEW; an empty OLD writes the whole file.

@@ -56,7 +56,7 @@ func randomGrant(r *rand.Rand, name string, conditions bool) string {
 		spec += ", assurance: " + []string{"unbound", "key", "hardware"}[r.IntN(3)]
 	}
 	if conditions && r.IntN(3) == 0 {
-		spec += ", when: '" + []string{"time.getHours() < 9", `request.secret.startsWith("db/")`, "assurance >= level.key", `identity.path != "/workload/x"`}[r.IntN(4)] + "'"
+		spec += ", when: '" + []string{"time.getHours() < 9", `request.secret.startsWith("db/")`, "assurance >= level.key", `identity.path != "/workload/x"`, `secret.name == "db/deep/*"`, `secret.type == ""`}[r.IntN(6)] + "'"
 	}
 	return grantYAML(name, spec)
 }
@@ -76,7 +76,16 @@ func randomPair(t *testing.T, r *rand.Rand, conditions bool) (before, after *pol
 		}
 	}
 	pad := grantYAML("pad", "actions: [secret.list], identities: [/human/alice], secrets: [pad/*]")
-	return edited(t, "grants/r.yaml", "", old.String()+pad), edited(t, "grants/r.yaml", "", young.String()+pad)
+	declares := func() string { // what conditions ask about; pad, so that there is something in the file
+		out := "---\napiVersion: bailment/v1\nkind: Secret\nmetadata: {name: pad}\nspec: {type: opaque}\n"
+		for _, name := range []string{"db/deep/*", "db/deep/er/*"} {
+			if conditions && r.IntN(2) == 0 {
+				out += "---\napiVersion: bailment/v1\nkind: Secret\nmetadata: {name: " + name + "}\nspec: {type: opaque}\n"
+			}
+		}
+		return out
+	}
+	return edited(t, "grants/r.yaml", "", old.String()+pad, "secrets/r.yaml", "", declares()), edited(t, "grants/r.yaml", "", young.String()+pad, "secrets/r.yaml", "", declares())
 }
 
 func questions(visit func(in *policy.Input)) {

@@ -81,7 +81,7 @@ func (s *side) reaches(work *int) (byJobs, byAll reachMap) {
 			return x
 		}
 		var x *reached
-		for _, f := range formsOf(policy.ReadSecret, s.governing(policy.ReadSecret, at, work)) {
+		for _, f := range formsOf(policy.ReadSecret, s.governing(policy.ReadSecret, at, work), work) {
 			if x == nil || f.least() < x.least {
 				x = &reached{f.least(), r}
 			}

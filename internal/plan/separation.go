@@ -24,6 +24,8 @@ const (
 	RuleRecovery Rule = "recovery"
 	// RuleEverybody: no grant reaches operators by a pattern for everybody.
 	RuleEverybody Rule = "everybody"
+	// RuleUnexamined: what is too much to look at is not taken to be well.
+	RuleUnexamined Rule = "unexamined"
 	// RuleAdmit: who may make machines doesn't also write what they read.
 	RuleAdmit Rule = "admit"
 )
@@ -41,12 +43,15 @@ const maxBreaches = policy.MaxFindings
 // Separation finds what breaks the separation of duties. In the class development, which may have one operator, it is advice; so is
 // RuleAdmit everywhere, since what a machine may have is for its method and its grants to say.
 func Separation(p *policy.Program) []Breach {
-	s := &separation{p: p, side: newSide(p), refuse: p.Environment().Class == policy.Production}
+	s := &separation{p: p, side: newSide(p, family{}, ""), refuse: p.Environment().Class == policy.Production}
 	s.alone()
 	s.recovery()
 	s.everybody()
 	s.readBack()
 	s.admit()
+	if s.work > maxWork { // whatever was not looked at may break it
+		s.add(RuleUnexamined, s.refuse, "bundle", policy.Pos{File: "environment.yaml", Line: 1, Column: 1}, "the grants are too many, or of too many purposes, to be compared with one another: split the environment")
+	}
 	slices.SortStableFunc(s.out, func(a, b Breach) int {
 		x, y := a.Finding, b.Finding
 		return cmp.Or(strings.Compare(x.Pos.File, y.Pos.File), cmp.Compare(x.Pos.Line, y.Pos.Line), cmp.Compare(x.Pos.Column, y.Pos.Column), strings.Compare(x.Message, y.Message))
@@ -175,7 +180,7 @@ func (s *separation) everybody() {
 
 // open reports whether the grants permit an action at a rectangle's own point at all, maybe under a condition.
 func (s *separation) open(a policy.Action, at rect) bool {
-	return s.work <= maxWork && len(formsOf(a, s.side.governing(a, at, &s.work))) > 0
+	return s.work <= maxWork && len(formsOf(a, s.side.governing(a, at, &s.work), &s.work)) > 0
 }
 
 // makes are the actions that give a secret its value.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -74,9 +75,13 @@ func (p *Plan) widensAccess(via Via, who identity.Pattern, known bool) []Widenin
 		}
 		seen[at] = true
 		for _, a := range policy.AllActions() {
-			before, after := forms{}, formsOf(a, c.new.governing(a, at, &c.work))
+			before, after := forms{}, formsOf(a, c.new.governing(a, at, &c.work), &c.work)
 			if known {
-				before = formsOf(a, c.old.governing(a, at, &c.work))
+				before = formsOf(a, c.old.governing(a, at, &c.work), &c.work)
+			}
+			if c.work > maxWork {
+				out = append(out, Widening{Via: via, Who: at.who.String(), Secret: at.secret.String(), Actions: []policy.Action{a}, What: "there is too much to compare"})
+				return
 			}
 			if before.covers(after) {
 				continue
@@ -183,9 +188,10 @@ func (p *Plan) widensControl(name string) []Widening {
 		had[x] = true
 	}
 	var out []Widening
+	loose := p.loosened()
 	for _, x := range controlled(p.new, name) {
 		known := had[x] || slices.ContainsFunc(x.Around(), func(a identity.Pattern) bool { return had[a] })
-		for _, w := range p.widensAccess(ByControl, x, known) {
+		for _, w := range p.widensAccess(ByControl, x, known && !loose(x)) {
 			w.What = fmt.Sprintf("%s can be %s by a join token: %s", name, w.Who, w.What)
 			out = append(out, w)
 		}
@@ -194,6 +200,31 @@ func (p *Plan) widensControl(name string) []Widening {
 		}
 	}
 	return out
+}
+
+// asksNode finds the attribute node.path in a condition.
+var asksNode = regexp.MustCompile(`\bnode(\s|//[^\n]*\n)*\.(\s|//[^\n]*\n)*path\b`)
+
+// loosened reports for a pattern that a person controls whether a condition became another one that stood between: of join tokens, of which
+// all else hangs, or of a workload that asks for its node.
+func (p *Plan) loosened() func(identity.Pattern) bool {
+	type key struct{ path, when string }
+	before, asked := map[key]bool{}, map[string]bool{}
+	for _, r := range p.old.IdentityRules() {
+		before[key{r.Path, oneWriting(r.When)}] = true
+		asked[r.Path] = asked[r.Path] || asksNode.MatchString(r.When)
+	}
+	tokens, workloads := false, map[identity.Pattern]bool{}
+	for _, r := range p.new.IdentityRules() {
+		switch {
+		case before[key{r.Path, oneWriting(r.When)}], before[key{r.Path, ""}]:
+		case r.Method == authority.JoinToken:
+			tokens = true
+		case r.Method == policy.MethodWorkload && asked[r.Path]:
+			workloads[pathPattern(r.Path)] = true
+		}
+	}
+	return func(x identity.Pattern) bool { return tokens || workloads[x] }
 }
 
 // sentence says a line in words.

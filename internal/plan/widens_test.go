@@ -50,6 +50,15 @@ func TestWidens(t *testing.T) {
 			who:    "/human/alice", want: "grant /human/alice db/* [secret.write]",
 		},
 		{
+			name:   "a declaration that a condition asks for",
+			before: []string{"grants/new.yaml", "", grantYAML("x", "actions: [secret.promote], identities: [/human/alice], secrets: [db/*], when: 'secret.name == \"db/deep/*\"'")},
+			after: []string{
+				"grants/new.yaml", "", grantYAML("x", "actions: [secret.promote], identities: [/human/alice], secrets: [db/*], when: 'secret.name == \"db/deep/*\"'"),
+				"secrets/new.yaml", "", "apiVersion: bailment/v1\nkind: Secret\nmetadata: {name: db/deep/*}\nspec: {type: opaque}\n",
+			},
+			who: "/human/alice", want: "grant /human/alice db/* [secret.promote]",
+		},
+		{
 			name: "another", after: []string{"grants/new.yaml", "", grantYAML("x", read+"identities: [/workload/payments-api], secrets: [app/*]")}, who: "/human/alice",
 		},
 		{
@@ -93,6 +102,27 @@ func TestWidensByControl(t *testing.T) {
 	}
 	if got := ways(Compare(edited(t, elsewhere...), edited(t)).Widens("/human/alice")); got != "control /workload/payments-api db/password [secret.read]" {
 		t.Error(got)
+	}
+}
+
+// What stood between her and a machine is asked for as well.
+func TestWidensByCondition(t *testing.T) {
+	rule := func(when string) []string {
+		return []string{
+			"identities/more.yaml", "", "apiVersion: bailment/v1\nkind: Identity\nmetadata: {name: more}\nspec: {method: join-token, path: '/node/join-token/more/{claims.name}'" + when + "}\n" +
+				"---\napiVersion: bailment/v1\nkind: Identity\nmetadata: {name: w}\nspec: {method: workload, path: /workload/w, nodes: [/node/join-token/more/*]}\n",
+			"grants/new.yaml", "", grantYAML("x", "actions: [secret.read], purposes: [runtime], identities: [/workload/w], secrets: [app/*]"),
+		}
+	}
+	const one, two = `, when: 'claims.name == "web-1"'`, `, when: 'claims.name != "web-1"'`
+	for _, c := range []struct {
+		before, after string
+		want          bool
+	}{{one, "", true}, {one, two, true}, {one, one, false}, {"", one, false}} {
+		got := ways(Compare(edited(t, rule(c.before)...), edited(t, rule(c.after)...)).Widens("/human/alice"))
+		if strings.Contains(got, "control /workload/w app/* [secret.read]") != c.want {
+			t.Errorf("from %q to %q: %s", c.before, c.after, got)
+		}
 	}
 }
 

@@ -32,6 +32,7 @@ type compiler struct {
 	pairs       int
 	grantScope  *scope
 	ruleScope   *scope
+	tried       int // bytes of conditions, times the examples of branches that they were tried on
 }
 
 // Compile checks everything that a bundle says, and makes the program that decides by it. The

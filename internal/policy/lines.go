@@ -41,6 +41,15 @@ func (p *Program) MissingLine(lines []Line) (Line, bool) {
 	return Line{}, false
 }
 
+// OwnLine finds a line that names one identity and no other.
+func OwnLine(lines []Line, path string) (Line, bool) {
+	i := slices.IndexFunc(lines, func(l Line) bool { return l.Identity == path })
+	if i < 0 {
+		return Line{}, false
+	}
+	return lines[i], true
+}
+
 func named(text string) func(identity.Pattern) bool {
 	return func(p identity.Pattern) bool { return p.String() == text }
 }

@@ -303,17 +303,15 @@ func (m *mutation) condition(text string, aim bool, where fieldLine, by *conditi
 	}
 }
 
-// widen puts the parent's subtree in the place of each pattern, if that lets in anything.
+// widen puts in the place of each pattern the narrowest subtree around it that lets in anything more.
 func (m *mutation) widen(patterns []identity.Pattern, gains func(wide, without []identity.Pattern) bool, try func(wide []identity.Pattern, from, to identity.Pattern)) {
 	for i, from := range patterns {
-		to, ok := parent(from)
-		if !ok {
-			continue
-		}
-		wide := slices.Clone(patterns)
-		wide[i] = to
-		if gains(wide, patterns) {
-			try(wide, from, to)
+		for to, ok := parent(from); ok; to, ok = parent(to) {
+			wide := slices.Clone(patterns)
+			if wide[i] = to; gains(wide, patterns) {
+				try(wide, from, to)
+				break
+			}
 		}
 	}
 }

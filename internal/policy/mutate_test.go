@@ -93,6 +93,11 @@ func TestMutants(t *testing.T) {
 			"grants/with2.yaml:4 the grant g: other/* instead of other/a: secrets below other/*", "identity: /workload/payments-api, secret: other/b, purpose: p, " + nobody,
 		},
 		{
+			"secrets far above",
+			[]string{"Secret deep/er/a type: opaque", "Secret more type: opaque", "Grant g actions: [secret.list], identities: [/workload/payments-api], secrets: [deep/er/a]"},
+			"grants/with2.yaml:4 the grant g: * instead of deep/er/a: secrets below *", "identity: /workload/payments-api, action: secret.list, secret: more, " + nobody,
+		},
+		{
 			"secrets above",
 			[]string{other, "Secret more type: opaque", "Grant g actions: [secret.list], identities: [/workload/payments-api], secrets: [more]"},
 			"grants/with2.yaml:4 the grant g: * instead of more: secrets below *", "identity: /workload/payments-api, action: secret.list, secret: other/a, " + nobody,
@@ -173,14 +178,14 @@ func TestEquivalentMutants(t *testing.T) {
 		documents []string
 		more      int
 	}{
-		{"one operator, one secret", []string{"Grant g actions: [secret.list], identities: [/human/alice], secrets: [other/a], assurance: unbound"}, 0},
+		{"one operator, one secret", []string{"Grant g actions: [secret.list], identities: [/human/alice], secrets: [other/a], assurance: unbound"}, 2}, // for everybody, and on everything,
 		{"all there are", []string{"Grant g actions: [secret.list], identities: [/workload/*, /node/*, /human/*, /ci/*], secrets: ['*'], assurance: unbound"}, 0},
 		{"guards", []string{"Grant g actions: [secret.list], identities: [/*], secrets: ['*'], assurance: unbound, when: 'has(claims.a) && has(claims.a.b) && claims.a.b == 1'"}, 2},
 		{"guards of a choice", []string{"Grant g actions: [secret.list], identities: [/*], secrets: ['*'], assurance: unbound, when: 'has(claims.a) && (claims.a == 1 || claims.a == 2)'"}, 2},
 		{"guards of a denial", []string{"Grant g effect: deny, actions: [secret.list], identities: [/*], secrets: ['*'], when: '!has(claims.a) || claims.a == 1'"}, 2}, // without it, and without the latter
 		{"twice the same", []string{"Grant g actions: [secret.list], identities: [/*], secrets: ['*'], assurance: unbound, when: 'claims.a == 1 || claims.b == 1'"}, 1},
-		{"a lease that is as long", []string{"Grant g actions: [secret.read], identities: [/*], secrets: ['*'], purposes: [p], assurance: unbound, ttl: 24h"}, 1}, // purposes
-		{"denied anyway", []string{"Grant g actions: [secret.read], identities: [/human/alice, /workload/*, /ci/*], secrets: ['*'], purposes: [p], assurance: unbound", "Grant d effect: deny, actions: [secret.read], identities: [/node/*], secrets: ['*']"}, 2},
+		{"a lease that is as long", []string{"Grant g actions: [secret.read], identities: [/*], secrets: ['*'], purposes: [p], assurance: unbound, ttl: 24h"}, 1},                                                                                                  // purposes
+		{"denied anyway", []string{"Grant g actions: [secret.read], identities: [/human/alice, /workload/*, /ci/*], secrets: ['*'], purposes: [p], assurance: unbound", "Grant d effect: deny, actions: [secret.read], identities: [/node/*], secrets: ['*']"}, 1}, // purposes, its own denial, and no more that payments-db's secret is for everybody
 	} {
 		if got := count(append([]string{other}, c.documents...)...) - none; got != c.more {
 			t.Errorf("%s: %d mutants, want %d", c.name, got, c.more)

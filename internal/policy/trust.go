@@ -1,8 +1,6 @@
 package policy
 
 import (
-	"regexp"
-	"regexp/syntax"
 	"slices"
 	"strings"
 
@@ -30,6 +28,7 @@ const (
 type tenants struct {
 	authority.Shared
 	nested bool // the service's claims are below "claims" (method oidc)
+	own    bool // nobody knows what they mean: whichever is compared tells apart
 }
 
 // claimOf reads `claims.a.b` or `claims["a"]`. It is nil for any other expression.
@@ -78,6 +77,8 @@ func (t tenants) class(claim []string) reach {
 		claim = claim[1:]
 	}
 	switch {
+	case t.own && len(claim) > 1 && claim[0] == varClaims:
+		return byID
 	case len(claim) != 1:
 	case slices.Contains(t.IDs, claim[0]):
 		return byID
@@ -127,12 +128,10 @@ func eachText(e celast.Expr, is func(string) bool) bool {
 	return true
 }
 
-// narrows is whom a condition lets in at most. It errs to the side of the rule's author where it can't tell: in comprehensions.
+// narrows is whom a condition lets in at most. What it can't tell lets in everybody: most such conditions can be written so that it can.
 func (t tenants) narrows(e celast.Expr) reach {
 	if e.Kind() == celast.ComprehensionKind {
-		best := everybody
-		mentions(e, func(claim []string) bool { best = max(best, t.class(claim)); return false })
-		return best
+		return t.each(e)
 	}
 	if e.Kind() != celast.CallKind {
 		return everybody
@@ -149,80 +148,24 @@ func (t tenants) narrows(e celast.Expr) reach {
 	case operators.Equals:
 		return max(t.compared(args[0], args[1]), t.compared(args[1], args[0]))
 	case operators.In:
+		if t.own {
+			return max(t.compared(args[0], args[1]), t.compared(args[1], args[0]))
+		}
 		return t.compared(args[0], args[1])
 	case "startsWith", "matches":
 		if !call.IsMemberFunction() || len(args) != 1 {
 			return everybody
 		}
-		text, _ := literal(args[0])
-		if forStrangers(call.FunctionName(), text) {
-			return everybody
-		}
-		switch class := t.compared(call.Target(), args[0]); {
-		case call.FunctionName() == "matches" && anchored(text) && (ended(text) || strings.ContainsAny(text, "/:")):
-			return class
-		case call.FunctionName() == "startsWith" && strings.ContainsAny(text, "/:"): // or octo is octopus too
-			return class
+		text, ok := literal(args[0])
+		switch {
+		case !ok:
+		case call.FunctionName() == "startsWith":
+			return t.begins(call.Target(), []beginning{{text: text}})
+		case !fitStrangers(text):
+			return t.begins(call.Target(), beginnings(text))
 		}
 	}
 	return everybody // a negation, or what anybody can have in a name of his own
-}
-
-// strangers are claims of jobs of somebody else.
-var strangers = []string{
-	zz, zz + "/zz", zz + "/zz/zz", "repo:" + zz + "/zz:ref:refs/heads/zz", "repo:" + zz + "@9007199254740881/zz@9007199254740847:ref:refs/heads/zz",
-	"repo:" + zz + "/zz:environment:zz", "project_path:" + zz + "/zz:ref_type:branch:ref:zz", "organization:" + zz + ":pipeline:zz:ref:refs/heads/zz:commit:0:step:zz",
-	zz + "/zz/.github/workflows/zz.yml@refs/heads/zz", "9007199254740881", "f7f3d2a1-5b0e-4c7d-9c55-8d2a6e1b4f90",
-	"system:serviceaccount:" + zz + ":zz",
-}
-
-// forStrangers reports whether what a text begins with, or a regular expression, fits them.
-func forStrangers(function, pattern string) bool {
-	fits := func(s string) bool { return strings.HasPrefix(s, pattern) }
-	if function == "matches" {
-		re, err := regexp.Compile(pattern)
-		if err != nil {
-			return false
-		}
-		fits = re.MatchString
-	}
-	return slices.ContainsFunc(strangers, fits)
-}
-
-// anchored reports whether whatever a regular expression matches begins where the text begins.
-func anchored(pattern string) bool {
-	re, err := syntax.Parse(pattern, syntax.Perl)
-	return err == nil && begins(re.Simplify())
-}
-
-// ended reports whether whatever a regular expression matches ends where the text ends: 65 is 650, too.
-func ended(pattern string) bool {
-	re, err := syntax.Parse(pattern, syntax.Perl)
-	return err == nil && ends(re.Simplify())
-}
-
-func ends(re *syntax.Regexp) bool {
-	switch re.Op {
-	case syntax.OpEndText:
-		return true
-	case syntax.OpConcat, syntax.OpCapture:
-		return len(re.Sub) > 0 && ends(re.Sub[len(re.Sub)-1])
-	case syntax.OpAlternate:
-		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !ends(sub) })
-	}
-	return false
-}
-
-func begins(re *syntax.Regexp) bool {
-	switch re.Op {
-	case syntax.OpBeginText:
-		return true
-	case syntax.OpConcat, syntax.OpCapture:
-		return len(re.Sub) > 0 && begins(re.Sub[0])
-	case syntax.OpAlternate:
-		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !begins(sub) })
-	}
-	return false
 }
 
 // mentions reports whether an expression reads a claim that fits.
@@ -349,7 +292,7 @@ func (c *compiler) tenantsOf(r *identityRule) (tenants, string, bool) {
 		return tenants{}, "", false
 	}
 	s, ok := authority.SharedIssuer(a.Issuer)
-	return tenants{s, r.method == "oidc"}, a.Issuer, ok
+	return tenants{Shared: s, nested: r.method == "oidc"}, a.Issuer, ok
 }
 
 // grantToEverybody finds a grant to a whole subtree, in which an open rule puts whomever its issuer serves: the rule's path tells them

@@ -40,7 +40,7 @@ type imprudence struct {
 	accept string
 	who    string // whom the rule lets in
 	ask    map[string]string
-	jobs   map[string]example
+	jobs   map[string][]example
 }
 
 // imprudences are by what each service documents of its tokens: docs/reference/ci.md has the sources. Where a token can't tell, there is no
@@ -52,38 +52,42 @@ var imprudences = []imprudence{
 			"github": `claims.ref, or claims.environment`, "gitlab": `claims.ref_protected == "true", or claims.ref_path`,
 			"buildkite": "claims.build_branch", "circleci": "claims.vcs_ref",
 		},
-		map[string]example{
-			"github": {
+		map[string][]example{
+			"github": {{
 				"ref": "refs/heads/" + zz, "ref_type": "branch", "ref_protected": "false", "environment": absent,
 				"subject": ending + ":ref:refs/heads/" + zz, "workflow_ref": ending + "@refs/heads/" + zz,
-			},
-			"gitlab": {
+			}},
+			"gitlab": {{
 				"ref": zz, "ref_path": "refs/heads/" + zz, "ref_type": "branch", "ref_protected": "false", "environment_protected": "false",
 				"subject": ending + ":ref_type:branch:ref:" + zz, "ci_config_ref_uri": ending + "@refs/heads/" + zz,
-			},
-			"buildkite": {"build_branch": zz, "build_tag": absent},
-			"circleci":  {"vcs_ref": "refs/heads/" + zz, "context_ids": absent},
+			}},
+			"buildkite": {{"build_branch": zz, "build_tag": absent}},
+			"circleci":  {{"vcs_ref": "refs/heads/" + zz, "context_ids": absent}},
 		},
 	},
 	{
 		acceptPullRequests, "jobs that a pull request from a fork starts, and which may run what is in it",
 		map[string]string{
-			"github": `claims.event_name (a job of pull_request_target has the ref of the branch that is asked for), or claims.environment`,
+			"github": `claims.event_name (jobs of pull_request_target and workflow_run have the ref of a branch of one's own), or claims.environment`,
 			"gitlab": `claims.pipeline_source, or claims.ref_protected == "true"`, "circleci": "claims.vcs_ref",
 		},
-		map[string]example{
-			"github":   {"event_name": "pull_request_target", "environment": absent, "subject": ending + ":pull_request_target"},
-			"gitlab":   {"pipeline_source": "merge_request_event", "ref_protected": "false", "environment_protected": "false"},
-			"circleci": {"vcs_ref": "refs/pull/7"},
+		map[string][]example{
+			"github": {
+				{"event_name": "pull_request_target", "environment": absent, "subject": ending + ":pull_request_target"},
+				{"event_name": "workflow_run", "environment": absent, "subject": ending + ":ref:refs/heads/main"},
+				{"event_name": "workflow_run", "environment": absent, "subject": ending + ":ref:refs/heads/master"},
+			},
+			"gitlab":   {{"pipeline_source": "merge_request_event", "ref_protected": "false", "environment_protected": "false"}},
+			"circleci": {{"vcs_ref": "refs/pull/7"}},
 		},
 	},
 	{
 		acceptNoEnvironment, "jobs without a deployment environment, which nobody's approval or branch policy holds up",
 		map[string]string{"github": "claims.environment", "gitlab": "claims.environment, with claims.environment_protected", "circleci": "claims.context_ids"},
-		map[string]example{
-			"github":   {"environment": absent, "subject": ending + ":ref:refs/heads/main"},
-			"gitlab":   {"environment": absent, "environment_protected": absent, "deployment_tier": absent, "environment_action": absent},
-			"circleci": {"context_ids": absent},
+		map[string][]example{
+			"github":   {{"environment": absent, "subject": ending + ":ref:refs/heads/main"}},
+			"gitlab":   {{"environment": absent, "environment_protected": absent, "deployment_tier": absent, "environment_action": absent}},
+			"circleci": {{"context_ids": absent}},
 		},
 	},
 }
@@ -138,11 +142,11 @@ func (c *compiler) imprudent(kind string, s *identitySpec, r *identityRule, serv
 		if _, _, shared := c.tenantsOf(r); shared {
 			return "" // there it is a finding
 		}
-		t := tenants{service, false}
+		t := tenants{Shared: service, own: r.method == "oidc"}
 		best := everybody
 		for _, tree := range trees {
 			if tree != nil {
-				best = max(best, t.narrows(tree.Expr()), t.below(r.method, tree.Expr()))
+				best = max(best, t.narrows(tree.Expr()))
 			}
 		}
 		for _, segment := range r.path {
@@ -160,31 +164,50 @@ func (c *compiler) imprudent(kind string, s *identitySpec, r *identityRule, serv
 		return ""
 	}
 	i := slices.IndexFunc(imprudences, func(x imprudence) bool { return x.accept == kind })
-	job, ok := imprudences[i].jobs[r.method]
-	if !ok {
-		return ""
-	}
+	of := c.serviceOf(r)
+	jobs := imprudences[i].jobs[of]
 	for _, segment := range r.path {
-		if len(segment.claim) == 1 {
-			if _, told := job[segment.claim[0]]; told {
-				return "" // the path tells, and so grants do
+		if name := inner(segment.claim); name != "" && slices.ContainsFunc(jobs, func(job example) bool { _, told := job[name]; return told }) {
+			return "" // the path tells, and so grants do
+		}
+	}
+	if kind == acceptAnyBranch && len(jobs) > 0 {
+		for _, b := range branches(trees) {
+			if c.tried += len(s.When.value) + len(s.Require.value); c.tried <= maxTried {
+				jobs = append(slices.Clip(jobs), jobs[0].on(b))
 			}
 		}
 	}
-	for _, tree := range trees {
-		if tree != nil && !job.may(tree.Expr(), true) {
-			return ""
+	for _, job := range jobs {
+		if !slices.ContainsFunc(trees, func(tree *celast.AST) bool { return tree != nil && !job.may(tree.Expr(), true) }) {
+			return imprudences[i].who + ": ask for " + imprudences[i].ask[of] + " in \"when\""
 		}
 	}
-	return imprudences[i].who + ": ask for " + imprudences[i].ask[r.method] + " in \"when\""
+	return ""
 }
 
-// below is narrows for the claims of a service of one's own, which are below "claims".
-func (t tenants) below(method string, e celast.Expr) reach {
-	if method == "oidc" && mentions(e, func(claim []string) bool { return len(claim) > 1 && claim[0] == varClaims }) {
-		return byID
+// serviceOf is the method whose jobs a rule is about, if its issuer is one of those that everybody knows.
+func (c *compiler) serviceOf(r *identityRule) string {
+	if r.method != "oidc" {
+		return r.method
 	}
-	return everybody
+	a, _ := c.program.Authority(r.authority)
+	return publicIssuers[a.Issuer]
+}
+
+var publicIssuers = map[string]string{
+	"https://token.actions.githubusercontent.com": "github", "https://gitlab.com": "gitlab", "https://agent.buildkite.com": "buildkite",
+}
+
+// inner is the name of a claim, also of one that method oidc gives below "claims"; "" for what is deeper, or none.
+func inner(claim []string) string {
+	switch {
+	case len(claim) == 1:
+		return claim[0]
+	case len(claim) == 2 && claim[0] == varClaims:
+		return claim[1]
+	}
+	return ""
 }
 
 // may reports whether an expression can be want for the job.
@@ -245,11 +268,11 @@ func (x example) atom(e celast.Expr) (got, known bool) {
 }
 
 func (x example) of(e celast.Expr) (string, bool) {
-	claim := claimOf(e)
-	if len(claim) != 1 || isHas(e) {
+	name := inner(claimOf(e))
+	if name == "" || isHas(e) {
 		return "", false
 	}
-	value, ok := x[claim[0]]
+	value, ok := x[name]
 	return value, ok
 }
 

@@ -2,6 +2,7 @@ package reach
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -127,7 +128,7 @@ func (m *Model) To(t Target, o Options) (*Attacks, error) {
 		}
 	}
 	out.Hops = g.between(things, o.Worst)
-	several := meeting{g, back, o.Worst, map[int32]*search{}}
+	several := meeting{g: g, back: back, worst: o.Worst, to: map[int32]*search{}}
 	out.Attacks = listed(out.Attacks, o, func(a *Attack) []Step {
 		if len(a.v) == 1 && back.found(a.v[0]) {
 			a.Way = back.way(a.v[0])
@@ -216,6 +217,7 @@ type meeting struct {
 	g     *graph
 	back  *search // from the target
 	worst Grade
+	cover *coverage         // made when it is needed
 	to    map[int32]*search // backward from operators, a few of them
 }
 
@@ -236,18 +238,20 @@ func (m *meeting) toward(operator int32) *search {
 // fill gives a set of principals their way.
 func (m *meeting) fill(a *Attack) []Step {
 	a.Grade = m.back.grade[m.g.bundle]
+	if m.cover == nil {
+		m.cover = m.g.coverage(m.worst)
+	}
 	first := map[string]int32{} // who gets at each operator
 	var names []string
-	for _, o := range m.g.quorum.operators {
-		v := m.g.operator(o.Name)
-		for _, from := range a.v {
-			if from == v || len(m.g.in.of(v)) > 0 && m.toward(v).found(from) {
-				first[o.Name] = from
-				names = append(names, o.Name)
-				break
+	for _, from := range a.v {
+		for _, name := range m.cover.of(from) {
+			if _, had := first[name]; !had {
+				first[name] = from
+				names = append(names, name)
 			}
 		}
 	}
+	slices.Sort(names)
 	for _, name := range m.g.quorum.smallest(names) {
 		if v := m.g.operator(name); first[name] != v {
 			to := m.toward(v)
@@ -308,6 +312,15 @@ func CheckLimits(p *policy.Program, names Names, limits []Limit) ([]Broken, erro
 	return out, nil
 }
 
+// outside are those of the starts that are no targets.
+func outside(starts, targets []int32) []int32 {
+	in := make(map[int32]bool, len(targets))
+	for _, v := range targets {
+		in[v] = true
+	}
+	return slices.DeleteFunc(slices.Clone(starts), func(v int32) bool { return in[v] })
+}
+
 func (g *graph) check(l Limit) *Broken {
 	b := &Broken{Limit: l.Name}
 	var targets []int32
@@ -317,11 +330,19 @@ func (g *graph) check(l Limit) *Broken {
 			b.Empty = problem.As(err).Message
 			return b
 		}
+		if t.Secrets != (identity.Pattern{}) && !g.declares(t.Secrets) {
+			b.Empty = fmt.Sprintf("no secret that is %s is declared in this bundle", t.Secrets)
+			return b
+		}
 		targets = append(targets, some...)
 	}
 	starts, err := g.starts(l.From)
 	if err != nil {
 		b.Empty = problem.As(err).Message
+		return b
+	}
+	if len(outside(starts, targets)) == 0 {
+		b.Empty = "whoever the limit is from is among those whom it keeps him from"
 		return b
 	}
 	w := within{grade: l.Worst}

@@ -75,3 +75,23 @@ func BenchmarkQuestions(b *testing.B) {
 		}
 	}
 }
+
+// Budget: the same 5 s where 200 operators are a quorum by fours, and 2,000 jobs get at two of them each.
+func BenchmarkManyOperators(b *testing.B) {
+	operators, docs := map[string]string{}, slices.Clone(all)
+	for i := range 200 {
+		operators[fmt.Sprintf("op%d", i)] = "propose, approve"
+	}
+	for i := range 2000 {
+		docs = append(docs, fmt.Sprintf("Secret s%d type: opaque, unlocks: [{identity: /human/op%d}, {identity: /human/op%d}]", i, i%200, (i*7+1)%200),
+			fmt.Sprintf("Grant g%d actions: [secret.read], identities: [/ci/github/%d/*], secrets: [s%d], purposes: [p]", i, i, i))
+	}
+	p := bundle{approvals: "3", operators: operators, docs: docs}.compile(b)
+	to := Target{Secrets: must(identity.ParseSecretPattern("s7"))}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := New(p, Names{}).To(to, Options{Worst: Poisoning}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

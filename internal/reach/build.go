@@ -21,6 +21,7 @@ type about struct {
 type builder struct {
 	g      *graph
 	about  about
+	names  Names
 	edges  edges
 	grants []policy.Grant
 	rules  []policy.IdentityRule
@@ -88,7 +89,7 @@ func build(p *policy.Program, names Names, a about) (*graph, error) {
 		return nil, tooMuch("the names of 200000 identities and secrets")
 	}
 	b := &builder{
-		g: &graph{program: p, secretList: p.Secrets()}, about: a, grants: p.Grants(), rules: p.IdentityRules(),
+		g: &graph{program: p, secretList: p.Secrets()}, about: a, names: names, grants: p.Grants(), rules: p.IdentityRules(),
 		byIdentity: map[int32][]right{}, bySecret: map[int32][]right{}, groups: map[group][]level{}, members: map[int32]int32{},
 	}
 	if err := b.trees(names); err != nil {
@@ -155,10 +156,30 @@ func (b *builder) trees(names Names) error {
 	return nil
 }
 
-// declarations finds which secrets there can be.
+// declarations finds which secrets there can be: those that are declared. What is not declared may be there from an earlier bundle, and is
+// read, listed, promoted and destroyed by whoever has a grant for it; so it counts where the question is about it by name.
 func (b *builder) declarations() {
 	t := b.g.secrets
 	b.g.declared = make([]int32, t.len())
+	b.g.there = make([]bool, t.len())
+	granted, meant := make([]bool, t.len()), make([]bool, t.len())
+	for _, g := range b.grants {
+		for _, p := range g.Secrets {
+			if at, ok := t.at(p); ok && g.Effect == policy.Allow {
+				granted[at] = true
+			}
+		}
+	}
+	for _, p := range b.about.secrets {
+		if at, ok := t.at(p); ok {
+			meant[at] = true
+		}
+	}
+	for _, name := range b.names.Secrets {
+		if at, ok := t.exact[name]; ok {
+			meant[at] = true
+		}
+	}
 	for i := range b.g.declared {
 		b.g.declared[i] = -1
 		if t.parent[i] >= 0 {
@@ -167,6 +188,10 @@ func (b *builder) declarations() {
 		if at, ok := slices.BinarySearchFunc(b.g.secretList, t.patterns[i].String(), func(s policy.Secret, name string) int { return strings.Compare(s.Pattern.String(), name) }); ok {
 			b.g.declared[i] = int32(at)
 		}
+		if up := t.parent[i]; up >= 0 {
+			granted[i], meant[i] = granted[i] || granted[up], meant[i] || meant[up]
+		}
+		b.g.there[i] = b.g.declared[i] >= 0 || granted[i] && meant[i]
 	}
 }
 
@@ -227,14 +252,18 @@ const joinToken = "join-token"
 func (b *builder) spaces() {
 	g := b.g
 	g.idSpace = b.space(kindIdentity, g.ids.len(), g.live)
-	there := make([]bool, g.secrets.len())
+	declared := make([]bool, g.secrets.len())
 	for i, d := range g.declared {
-		there[i] = d >= 0
+		declared[i] = d >= 0
 	}
-	for k := kindValue; k <= kindAsked; k++ {
-		if k != kindAsked || b.about.asked != "" {
-			*g.layer(k) = b.space(k, g.secrets.len(), there)
-		}
+	*g.layer(kindValue) = b.space(kindValue, g.secrets.len(), g.there)
+	*g.layer(kindWritable) = b.space(kindWritable, g.secrets.len(), declared) // the server makes no version of another
+	switch b.about.asked {
+	case "":
+	case policy.GenerateSecret:
+		*g.layer(kindAsked) = b.space(kindAsked, g.secrets.len(), declared)
+	default:
+		*g.layer(kindAsked) = b.space(kindAsked, g.secrets.len(), g.there)
 	}
 	number := map[string]int32{}
 	for _, s := range g.secretList {

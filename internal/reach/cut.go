@@ -57,7 +57,7 @@ func (m *Model) Cut(from []identity.Pattern, t Target, o Options) (*Cut, error) 
 		if err != nil {
 			return nil, err
 		}
-		starts = slices.DeleteFunc(starts, func(v int32) bool { return slices.Contains(targets, v) })
+		starts = outside(starts, targets)
 		if len(starts) == 0 {
 			return nil, problem.New(problem.ReasonInvalid, "all of %s is in the target", strings.Join(out.From, ", ")).WithFix("ask from somebody else")
 		}

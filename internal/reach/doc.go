@@ -6,7 +6,8 @@
 //
 // Things are identities, secrets' values, values that can be written, systems outside, and "the bundle", which is the ability to bring
 // another one into force. An identity or secret is one that a name is given for, or a family: all that are selected by a pattern of the
-// bundle and by none inside of it, which therefore no rule tells apart. Only what some rule, operator or declaration can give is there.
+// bundle and by none inside of it, which therefore no rule tells apart. Only what some rule, operator or declaration can give is there, and
+// a secret that is not declared where a grant is about it and the question or Names mean it: it may be from an earlier bundle.
 //
 // A hop leads from what an attacker has to what he then gets. Each has one line of the bundle as its reason (a Step):
 //

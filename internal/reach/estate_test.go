@@ -4,37 +4,20 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/bailment/bailment/examples"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/policy/policytest"
 )
 
 func example(t *testing.T) *policy.Program {
 	t.Helper()
-	sub, err := fs.Sub(examples.FS, "estate")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := policy.ReadFiles(sub)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := policy.Load(files)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := policy.Compile(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return policytest.Compile(t, policytest.Example(t, "estate"))
 }
 
 // The example's minimum cut is known: its README says which two lines, and why no one is enough.

@@ -68,6 +68,7 @@ type graph struct {
 	ids, secrets *tree
 	secretList   []policy.Secret
 	declared     []int32              // the declaration that governs a position of secrets, or -1
+	there        []bool               // by position of secrets: there can be such a secret
 	most         []identity.Assurance // by position of ids: the most that its evidence proves
 	live         []bool               // by position of ids: somebody can be it
 	kinds        []kind

@@ -2,38 +2,22 @@ package reach
 
 import (
 	"errors"
-	"io/fs"
 	"strings"
 	"testing"
 
-	"github.com/bailment/bailment/examples"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/policy/policytest"
 	"github.com/bailment/bailment/internal/problem"
 )
 
 // withLimits is an example with a test that has these limits.
 func withLimits(t *testing.T, example, limits string) *policy.Program {
 	t.Helper()
-	sub, err := fs.Sub(examples.FS, example)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := policy.ReadFiles(sub)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := policytest.Example(t, example)
 	if limits != "" {
 		files["tests/planted.yaml"] = []byte("apiVersion: bailment/v1\nkind: Test\nmetadata: {name: planted}\nspec:\n  limits:\n" + limits)
 	}
-	b, err := policy.Load(files)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := policy.Compile(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return policytest.Compile(t, files)
 }
 
 func TestExamplesKeepTheirLimits(t *testing.T) {
@@ -62,6 +46,7 @@ func TestBrokenLimits(t *testing.T) {
 		{"nobody", "from: [/ci/gitlab/*], to: [db/prod/*]", "nobody can be /ci/gitlab/* by this bundle: the limit is about nothing"},
 		{"somebody and nobody", "from: [/ci/github/*, /ci/gitlab/*], to: [backup/key]", "nobody can be /ci/gitlab/* by this bundle: the limit is about nothing"},
 		{"no secret", "from: [/ci/*], to: [backup/key, nothing/*]", "no secret that is nothing/* is declared in this bundle: the limit is about nothing"},
+		{"nothing but itself", "from: [/workload/*], to: [/workload/*]", "whoever the limit is from is among those whom it keeps him from: the limit is about nothing"},
 		{"no system", "from: [/ci/*], to: ['system:nothing']", "no secret unlocks a system \"nothing\": the limit is about nothing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

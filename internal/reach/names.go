@@ -2,6 +2,7 @@ package reach
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
@@ -117,14 +118,24 @@ func (g *graph) secretsOf(k kind, p identity.Pattern) ([]int32, error) {
 	at, _ := g.secrets.at(p)
 	var out []int32
 	for i := at; i < g.secrets.end[at]; i++ {
-		if g.declared[i] >= 0 {
+		if g.layer(k).alive[g.layer(k).size+i] {
 			out = append(out, g.thing(k, i))
 		}
 	}
 	if len(out) == 0 {
-		return nil, problem.New(problem.ReasonNotFound, "no secret that is %s is declared in this bundle", p).WithFix("secrets are declared in secrets/")
+		return nil, notDeclared(p)
 	}
 	return out, nil
+}
+
+func notDeclared(p identity.Pattern) error {
+	return problem.New(problem.ReasonNotFound, "no secret that is %s is declared in this bundle, and no grant is about any", p).WithFix("secrets are declared in secrets/")
+}
+
+// declares reports whether the bundle declares any secret of a pattern.
+func (g *graph) declares(p identity.Pattern) bool {
+	at, _ := g.secrets.at(p)
+	return slices.ContainsFunc(g.declared[at:g.secrets.end[at]], func(d int32) bool { return d >= 0 })
 }
 
 func kindOfIdentity(path string) string {

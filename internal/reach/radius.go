@@ -144,7 +144,7 @@ func (g *graph) agreement(far *search, starts []int32, worst Grade) *agreement {
 		cover := g.coverage(grade)
 		for _, v := range starts {
 			names := cover.of(v)
-			if !several(func(name string) bool { return slices.Contains(names, name) }) {
+			if len(names) < g.quorum.approvals || !several(func(name string) bool { return slices.Contains(names, name) }) {
 				continue
 			}
 			names = slices.DeleteFunc(names, func(name string) bool { return g.quorum.single[name] })

@@ -346,3 +346,31 @@ func FuzzParseTarget(f *testing.F) {
 		}
 	})
 }
+
+// What no bundle declares any more is still read by whoever has a grant for it, and so it is found where the question names it; nobody writes it.
+func TestUndeclared(t *testing.T) {
+	docs := append(slices.Clone(all), "Secret db/new type: opaque",
+		"Grant g actions: [secret.read, secret.write, secret.promote, secret.generate], identities: [/ci/github/1/*], secrets: ['db/*'], purposes: [p]")
+	p := bundle{operators: map[string]string{"alice": "propose", "bob": "approve"}, approvals: "0", docs: docs}.compile(t)
+	o := Options{Worst: Poisoning}
+	for action, want := range map[policy.Action]bool{policy.ReadSecret: true, policy.PromoteSecret: true, policy.WriteSecret: false, policy.GenerateSecret: false} {
+		r, err := New(p, Names{}).WhoCan(action, pattern(t, "db/old"), o)
+		if got := err == nil && slices.ContainsFunc(r.Ways, func(a Access) bool { return a.Who.Name == "/ci/github/1/*" }); got != want || err != nil && !problem.Is(err, problem.ReasonNotFound) {
+			t.Errorf("%s: %v, %v", action, got, err)
+		}
+	}
+	if _, err := New(p, Names{}).WhoCan(policy.ReadSecret, pattern(t, "other/none"), o); !problem.Is(err, problem.ReasonNotFound) {
+		t.Errorf("nothing: %v", err)
+	}
+	a, err := New(p, Names{}).To(target(t, "db/old"), o)
+	if err != nil || len(a.Attacks) == 0 {
+		t.Errorf("to: %+v, %v", a, err)
+	}
+	from := []identity.Pattern{pattern(t, "/ci/github/1/7")}
+	for names, want := range map[string]bool{"": false, "db/old": true} {
+		r, err := New(p, Names{Secrets: strings.Fields(names)}).From(from, o)
+		if got := err == nil && slices.ContainsFunc(r.Reached, func(x Reached) bool { return x.Kind == KindSecret && x.Name == "db/old" }); got != want {
+			t.Errorf("from, knowing %q: %v, %v", names, got, err)
+		}
+	}
+}

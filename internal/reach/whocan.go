@@ -26,6 +26,8 @@ type Accesses struct {
 	Secrets string        `json:"secrets"`
 	Ways    []Access      `json:"ways"`  // the direct ones first, then by grade, hops and name
 	Total   int           `json:"total"` // of which Ways are the first
+	// Undeclared: the bundle declares none of the secrets. A value can be there from an earlier one.
+	Undeclared bool `json:"undeclared,omitempty"`
 }
 
 // WhoCan lists the lines by which somebody gets to do an action with any of the secrets: the grants for it, and whatever leads to those
@@ -62,7 +64,10 @@ func (m *Model) WhoCan(action policy.Action, secrets identity.Pattern, o Options
 		}
 		return cmp.Or(cmp.Compare(direct(x), direct(y)), cmp.Compare(x.Grade, y.Grade), cmp.Compare(x.Hops, y.Hops), strings.Compare(x.Who.Name, y.Who.Name), cmp.Compare(g.refs[x.v], g.refs[y.v]))
 	})
-	out := &Accesses{Action: action, Secrets: secrets.String(), Ways: []Access{}, Total: len(ways)}
+	out := &Accesses{Action: action, Secrets: secrets.String(), Ways: []Access{}, Total: len(ways), Undeclared: !g.declares(secrets)}
+	if out.Undeclared && len(ways) == 0 {
+		return nil, notDeclared(secrets)
+	}
 	out.Ways = append(out.Ways, listed(ways, o, func(a *Access) []Step {
 		a.Way = g.steps(a.Who, back.vertices(a.v))
 		return a.Way

@@ -26,7 +26,7 @@ type explanations struct{ *API }
 
 func (s explanations) Explain(ctx context.Context, r *pb.ExplainRequest) (*pb.ExplainResponse, error) {
 	c := callOf(ctx)
-	ask := control.ExplainRequest{Identity: r.Identity, Node: r.Node, Action: policy.Action(r.Action), Secret: r.Secret, Purpose: r.Purpose}
+	ask := control.ExplainRequest{Identity: r.Identity, Node: r.Node, Action: policy.Action(r.Action), Secret: r.Secret, Purpose: r.Purpose, Change: r.Change, Past: r.At != nil, At: r.GetAt()}
 	if r.Claims != nil {
 		ask.Claims = r.Claims.AsMap()
 	}
@@ -34,7 +34,7 @@ func (s explanations) Explain(ctx context.Context, r *pb.ExplainRequest) (*pb.Ex
 	if err != nil {
 		return nil, err
 	}
-	out := &pb.ExplainResponse{Allowed: x.Problem == nil, Grant: x.Decision.Grant, Generation: x.Generation}
+	out := &pb.ExplainResponse{Allowed: x.Problem == nil, Grant: x.Decision.Grant, Generation: x.Generation, Bundle: x.Bundle.String(), Cohort: x.Cohort, Time: millis(x.Time)}
 	if x.Decision.TTL > 0 {
 		out.Ttl = durationpb.New(x.Decision.TTL)
 	}

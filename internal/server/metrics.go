@@ -62,7 +62,7 @@ func newMetrics(version string) *metrics {
 			Name: "bailment_invariant_violations_total", Help: "Violations found by the running checks; expected 0.",
 		}, []string{"invariant"}),
 		notices: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "bailment_notifications_total", Help: "Attempts to tell a target of the bundle's notify, by their outcome: told, retried, failed for good, dropped. Without a target: dropped before anybody knew whom to tell.",
+			Name: "bailment_notifications_total", Help: "Attempts to tell a target of the bundle's notify, by their outcome: told, retried, failed for good, dropped.",
 		}, []string{"environment", "target", "outcome"}),
 	}
 	for _, x := range invariant.Table { // each is there from the start with 0, so that its absence is seen

@@ -2,8 +2,14 @@ package server
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/notify"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/state"
@@ -27,6 +33,8 @@ func (x told) About() notify.About {
 	return notify.About{Environment: s.Env.Name, Genesis: s.Env.Genesis.String(), Change: s.Changes.Get}
 }
 
+func (x told) Next() uint64 { return x.env.State().Next }
+
 func (x told) Targets() []policy.Notify {
 	prog := x.env.Program()
 	if prog == nil {
@@ -44,4 +52,29 @@ func (x told) Entries(ctx context.Context, from, to uint64, fn func(uint64, *sta
 		fn(index, entry)
 		return nil
 	})
+}
+
+// noticesFile is beside an environment's data. What is in it is no secret, and nothing depends on it but what is told twice: a copy of the
+// data without it is whole.
+const noticesFile = "notified"
+
+// toldUntil keeps how far persons were told, for this one environment: of another's ledger an index means nothing.
+type toldUntil struct{ path, genesis string }
+
+func (s *Server) toldUntil(name string, env *control.Environment) toldUntil {
+	return toldUntil{filepath.Join(s.cfg.Data, name, noticesFile), env.State().Env.Genesis.String()}
+}
+
+func (c toldUntil) Load() (uint64, bool) {
+	text, err := os.ReadFile(c.path)
+	if err != nil || len(text) > 200 {
+		return 0, false
+	}
+	genesis, index, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), " ")
+	next, err := strconv.ParseUint(index, 10, 64)
+	return next, err == nil && genesis == c.genesis
+}
+
+func (c toldUntil) Save(next uint64) error {
+	return durable.WriteFile(c.path, fmt.Appendf(nil, "%s %d\n", c.genesis, next), 0o600)
 }

@@ -149,10 +149,10 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	if s.opsOn != nil {
 		s.background.Go(func() { s.opsOn.reap(background) })
 	}
-	for _, x := range s.sites {
+	for name, x := range s.sites {
 		s.background.Go(func() { x.renewals(background) })
 		s.background.Go(func() { x.federate(background) })
-		s.background.Go(func() { x.notices.Run(background, told{x.env}) })
+		s.background.Go(func() { x.notices.Run(background, told{x.env}, s.toldUntil(name, x.env)) })
 	}
 	return nil
 }

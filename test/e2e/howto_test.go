@@ -89,7 +89,7 @@ printf '%s\n' 'apiVersion: bailment/v1' 'kind: Grant' 'metadata: {name: nodes}' 
 	"review-access.md": {
 		presumes: reviewing, name: "prod", answers: 1, promises: 13,
 		before: map[string]string{
-			"bailment access decide review.txt --out env-reviewed": `sed -i -e 's/^? payments-api-migrates/remove payments-api-migrates/' -e 's/^? /keep /' review.txt`,
+			"bailment access decide review.txt --out env-reviewed": `sed -i -e 's/^? payments-api-migrates/remove payments-api-migrates/' -e '/^? alice-provisions/d' -e 's/^? /keep /' review.txt`,
 		},
 	},
 	"break-glass.md": {

@@ -4795,7 +4795,9 @@ type ExplainRequest struct {
 	Secret        string                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
 	Purpose       string                 `protobuf:"bytes,4,opt,name=purpose,proto3" json:"purpose,omitempty"`
 	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
-	Claims        *structpb.Struct       `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"` // instead of the newest session's
+	Claims        *structpb.Struct       `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`  // instead of the newest session's
+	Change        uint64                 `protobuf:"varint,7,opt,name=change,proto3" json:"change,omitempty"` // decide by the bundle that this change proposes; 0: by what governs
+	At            *uint64                `protobuf:"varint,8,opt,name=at,proto3,oneof" json:"at,omitempty"`   // decide as it was when this entry was made; takes the duty audit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4872,6 +4874,20 @@ func (x *ExplainRequest) GetClaims() *structpb.Struct {
 	return nil
 }
 
+func (x *ExplainRequest) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetAt() uint64 {
+	if x != nil && x.At != nil {
+		return *x.At
+	}
+	return 0
+}
+
 type ExplainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Allowed       bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
@@ -4883,6 +4899,9 @@ type ExplainResponse struct {
 	Rules         []*RuleTrace           `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"`
 	Checks        []*Check               `protobuf:"bytes,8,rep,name=checks,proto3" json:"checks,omitempty"` // session, cutoffs, holds, lifecycle: in the order decided
 	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	Bundle        string                 `protobuf:"bytes,10,opt,name=bundle,proto3" json:"bundle,omitempty"` // digest of the manifest that decided
+	Cohort        string                 `protobuf:"bytes,11,opt,name=cohort,proto3" json:"cohort,omitempty"` // of a rollout, if its candidate governs the identity
+	Time          *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=time,proto3" json:"time,omitempty"`     // of the moment that it was decided for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4978,6 +4997,27 @@ func (x *ExplainResponse) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *ExplainResponse) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetCohort() string {
+	if x != nil {
+		return x.Cohort
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
 }
 
 type RuleTrace struct {
@@ -7806,14 +7846,17 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12E\n" +
-	"\x12manifest_signature\x18\x04 \x01(\v2\x16.bailment.v1.SignatureR\x11manifestSignature\"\xbb\x01\n" +
+	"\x12manifest_signature\x18\x04 \x01(\v2\x16.bailment.v1.SignatureR\x11manifestSignature\"\xef\x01\n" +
 	"\x0eExplainRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x16\n" +
 	"\x06secret\x18\x03 \x01(\tR\x06secret\x12\x18\n" +
 	"\apurpose\x18\x04 \x01(\tR\apurpose\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12/\n" +
-	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xac\x02\n" +
+	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\x12\x16\n" +
+	"\x06change\x18\a \x01(\x04R\x06change\x12\x13\n" +
+	"\x02at\x18\b \x01(\x04H\x00R\x02at\x88\x01\x01B\x05\n" +
+	"\x03_at\"\x8c\x03\n" +
 	"\x0fExplainResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -7825,7 +7868,11 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"\x06checks\x18\b \x03(\v2\x12.bailment.v1.CheckR\x06checks\x12\x1e\n" +
 	"\n" +
 	"generation\x18\t \x01(\x04R\n" +
-	"generation\"{\n" +
+	"generation\x12\x16\n" +
+	"\x06bundle\x18\n" +
+	" \x01(\tR\x06bundle\x12\x16\n" +
+	"\x06cohort\x18\v \x01(\tR\x06cohort\x12.\n" +
+	"\x04time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"{\n" +
 	"\tRuleTrace\x12\x14\n" +
 	"\x05grant\x18\x01 \x01(\tR\x05grant\x12\x16\n" +
 	"\x06effect\x18\x02 \x01(\tR\x06effect\x12\x14\n" +
@@ -8284,129 +8331,130 @@ var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	112, // 72: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
 	70,  // 73: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
 	71,  // 74: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	74,  // 75: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	110, // 76: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	110, // 77: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	110, // 78: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
-	77,  // 79: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	110, // 80: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
-	23,  // 81: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
-	3,   // 82: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
-	23,  // 83: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
-	82,  // 84: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
-	23,  // 85: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
-	110, // 86: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
-	110, // 87: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
-	82,  // 88: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
-	82,  // 89: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
-	87,  // 90: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
-	110, // 91: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
-	3,   // 92: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
-	23,  // 93: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
-	93,  // 94: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	102, // 95: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	110, // 96: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 97: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 98: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	112, // 99: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 100: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 101: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 102: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 103: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 104: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 105: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 106: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 107: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 108: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 109: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 110: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 111: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 112: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 113: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 114: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 115: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 116: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 117: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 118: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 119: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 120: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 121: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 122: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 123: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 124: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 125: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 126: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 127: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 128: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
-	66,  // 129: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	68,  // 130: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	72,  // 131: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	75,  // 132: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	78,  // 133: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	80,  // 134: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
-	83,  // 135: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
-	85,  // 136: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
-	88,  // 137: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
-	90,  // 138: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	92,  // 139: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	95,  // 140: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	97,  // 141: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	99,  // 142: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	100, // 143: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	103, // 144: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	105, // 145: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	107, // 146: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 147: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 148: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 149: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 150: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 151: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 152: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 153: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 154: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 155: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 156: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 157: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 158: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 159: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 160: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 161: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 162: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 163: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 164: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 165: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 166: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 167: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 168: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 169: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 170: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 171: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 172: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 173: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 174: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
-	67,  // 175: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	69,  // 176: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	73,  // 177: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	76,  // 178: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	79,  // 179: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	81,  // 180: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
-	84,  // 181: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
-	86,  // 182: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
-	89,  // 183: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
-	91,  // 184: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	94,  // 185: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	96,  // 186: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	98,  // 187: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	93,  // 188: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	101, // 189: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	104, // 190: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	106, // 191: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	108, // 192: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	147, // [147:193] is the sub-list for method output_type
-	101, // [101:147] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	110, // 75: bailment.v1.ExplainResponse.time:type_name -> google.protobuf.Timestamp
+	74,  // 76: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
+	110, // 77: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	110, // 78: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	110, // 79: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	77,  // 80: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
+	110, // 81: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	23,  // 82: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
+	3,   // 83: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 84: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
+	82,  // 85: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
+	23,  // 86: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
+	110, // 87: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
+	110, // 88: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
+	82,  // 89: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
+	82,  // 90: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
+	87,  // 91: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
+	110, // 92: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
+	3,   // 93: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
+	23,  // 94: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
+	93,  // 95: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
+	102, // 96: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	110, // 97: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 98: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 99: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	112, // 100: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 101: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 102: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 103: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 104: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 105: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 106: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 107: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 108: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 109: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 110: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 111: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 112: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 113: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 114: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 115: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 116: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 117: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 118: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 119: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 120: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 121: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 122: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 123: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 124: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 125: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 126: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 127: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 128: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 129: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
+	66,  // 130: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	68,  // 131: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	72,  // 132: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	75,  // 133: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	78,  // 134: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	80,  // 135: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
+	83,  // 136: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
+	85,  // 137: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
+	88,  // 138: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
+	90,  // 139: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	92,  // 140: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	95,  // 141: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	97,  // 142: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	99,  // 143: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	100, // 144: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	103, // 145: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	105, // 146: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	107, // 147: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 148: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 149: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 150: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 151: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 152: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 153: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 154: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 155: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 156: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 157: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 158: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 159: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 160: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 161: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 162: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 163: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 164: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 165: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 166: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 167: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 168: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 169: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 170: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 171: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 172: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 173: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 174: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 175: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
+	67,  // 176: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	69,  // 177: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	73,  // 178: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	76,  // 179: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	79,  // 180: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	81,  // 181: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
+	84,  // 182: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
+	86,  // 183: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
+	89,  // 184: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
+	91,  // 185: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	94,  // 186: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	96,  // 187: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	98,  // 188: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	93,  // 189: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	101, // 190: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	104, // 191: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	106, // 192: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	108, // 193: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	148, // [148:194] is the sub-list for method output_type
+	102, // [102:148] is the sub-list for method input_type
+	102, // [102:102] is the sub-list for extension type_name
+	102, // [102:102] is the sub-list for extension extendee
+	0,   // [0:102] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -8414,6 +8462,7 @@ func file_bailment_v1_bailment_proto_init() {
 	if File_bailment_v1_bailment_proto != nil {
 		return
 	}
+	file_bailment_v1_bailment_proto_msgTypes[67].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
