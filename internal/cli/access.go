@@ -177,7 +177,7 @@ func (a *app) listNodes(ctx context.Context, c *conn, below string) error {
 // noteAgents says how many machines another bundle would refuse for their agents, which the one in force lets run. It helps who proposes
 // or approves it, and is nothing to rely on: who may not list machines is told nothing, and a machine may come back with another agent.
 func (a *app) noteAgents(ctx context.Context, c *conn, base policy.Files, next *policy.Program) {
-	now, err := compileBase(base)
+	now, err := accepted(base)
 	if err != nil {
 		return
 	}

@@ -401,7 +401,7 @@ type intoForce struct {
 
 // fill completes the text: which rollout, which files are containment, and what it may be rolled back to.
 func (h intoForce) fill(text *ceremony.Change, m *policy.Manifest, base *held, files policy.Files) error {
-	was, err := compileBase(base.files)
+	was, err := accepted(base.files)
 	if err != nil {
 		return err
 	}
@@ -543,7 +543,7 @@ func (c *conn) hold(ctx context.Context, scope string) (string, error) {
 
 // operatorKeys are the keys that the bundle lists for a person.
 func operatorKeys(files policy.Files, person string) ([]ssh.PublicKey, error) {
-	prog, err := compileBase(files)
+	prog, err := accepted(files)
 	if err != nil {
 		return nil, err
 	}

@@ -154,7 +154,7 @@ func (s signedChange) texts(v *review, dir string) (map[string][]byte, []string,
 	if err := s.about(v); err != nil {
 		return nil, nil, err
 	}
-	prog, err := compileBase(v.base.files)
+	prog, err := accepted(v.base.files)
 	if err != nil {
 		return nil, nil, err
 	}

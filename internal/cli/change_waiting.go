@@ -58,7 +58,7 @@ func (v *review) waits(now time.Time) string {
 		}
 		return fmt.Sprintf("it has waited, and can be carried out until %s: bailment change carry-out %d", info.Ends.AsTime().Format(time.RFC3339), info.Change)
 	}
-	base, err := compileBase(v.base.files)
+	base, err := accepted(v.base.files)
 	if err != nil {
 		return ""
 	}

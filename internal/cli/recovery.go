@@ -55,7 +55,7 @@ type recoveryBase struct {
 // text computes what is to be signed, but its nonce, expiry and reason, and gives the program of the bundle in force. It is pure.
 func (b *recoveryBase) text() (ceremony.Recovery, *policy.Program, error) {
 	var r ceremony.Recovery
-	before, err := compileBase(b.files)
+	before, err := accepted(b.files)
 	if err != nil {
 		return r, nil, err
 	}

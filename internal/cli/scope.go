@@ -115,7 +115,7 @@ func (k *known) look(ctx context.Context, c *conn) error {
 	if err != nil {
 		return err
 	}
-	prog, err := compileBase(b.files)
+	prog, err := accepted(b.files)
 	if err != nil {
 		return err
 	}
