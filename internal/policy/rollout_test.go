@@ -130,6 +130,9 @@ func TestRollbackFiles(t *testing.T) {
 		{name: "the blast limit doesn't", changed: change(func(f Files) {
 			replace(f, "environment.yaml", "  sessions:", "  revocation: {blastLimit: 3}\n  sessions:")
 		}), kept: []string{"environment.yaml"}},
+		{name: "the budget of breaking the glass doesn't", changed: change(func(f Files) {
+			replace(f, "environment.yaml", "  sessions:", "  breakGlass: {openings: 1}\n  sessions:")
+		}), kept: []string{"environment.yaml"}},
 		{
 			name: "containment doesn't", changed: change(func(f Files) { f["grants/new.yaml"] = []byte(deny); delete(f, "grants/payments-db.yaml") }),
 			marked: []string{"grants/new.yaml"}, kept: []string{"grants/new.yaml"},
