@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,7 +74,7 @@ func (r *run) glassReviewed(ev *state.GlassReviewed) error {
 		return err
 	}
 	if text.Scope != r.scope() || text.Person != person || ev.Signature.Person != person {
-		return errors.New("the signed text is not of this environment and person")
+		return errNotTheirs
 	}
 	prog, err := r.bundles.program(r.state.Bundle)
 	if err != nil || prog == nil {

@@ -254,6 +254,9 @@ func (r *run) approved(ev *state.ChangeApproved) error {
 	return r.signed(prog, policy.DutyToApprove(c.Action), ev.Signature, sshsig.NamespaceChange, []byte(ev.Text))
 }
 
+// errNotTheirs is about a review.
+var errNotTheirs = errors.New("the signed text is not of this environment and person")
+
 // reviewed checks an access review: that its text is of this person and environment, about lines of the bundle in force, and signed. That
 // it is about that bundle, and was signed just then, the reducer checks.
 func (r *run) reviewed(ev *state.AccessReviewed) error {
@@ -263,7 +266,7 @@ func (r *run) reviewed(ev *state.AccessReviewed) error {
 		return err
 	}
 	if text.Scope != r.scope() || text.Person != person || ev.Signature.Person != person {
-		return errors.New("the signed text is not of this environment and person")
+		return errNotTheirs
 	}
 	prog, err := r.bundles.program(r.state.Bundle)
 	if err != nil || prog == nil {

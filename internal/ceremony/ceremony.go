@@ -297,3 +297,35 @@ func (k CheckpointKey) Text() string {
 	b.WriteString("public " + hex.EncodeToString(k.Public) + "\n")
 	return b.String()
 }
+
+// head reads a text's title and its first lines, by their names, and returns the lines after them.
+func head(text, title string, names []string) (v map[string]string, rest []string, ok bool) {
+	if !strings.HasSuffix(text, "\n") {
+		return nil, nil, false
+	}
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if lines[0] != title || len(lines) <= len(names) {
+		return nil, nil, false
+	}
+	v = make(map[string]string, len(names))
+	for i, name := range names {
+		got, value, cut := strings.Cut(lines[i+1], " ")
+		if !cut || got != name || value == "" {
+			return nil, nil, false
+		}
+		v[name] = value
+	}
+	return v, slices.Clone(lines[len(names)+1:]), true
+}
+
+// readScope reads what every text names first.
+func readScope(v map[string]string) (Scope, error) {
+	s := Scope{Environment: v["environment"]}
+	g, err := hex.DecodeString(v["genesis"])
+	if err != nil || len(g) != len(s.Genesis) {
+		return s, fmt.Errorf("the genesis is not 64 hexadecimal digits")
+	}
+	copy(s.Genesis[:], g)
+	s.Epoch, err = strconv.ParseUint(v["epoch"], 10, 64)
+	return s, err
+}

@@ -87,13 +87,10 @@ func ParseGlassReview(text string) (GlassReview, error) {
 	if len(text) > MaxGlassReview {
 		return g, fmt.Errorf("the text of a break-glass review has over %d bytes", MaxGlassReview)
 	}
-	if !strings.HasSuffix(text, "\n") {
-		return g, bad
-	}
 	names := []string{
 		"environment", "genesis", "epoch", "opening", "grant", "opener", "incident", "opened", "closed", "uses", "beyond", "verdict", "person", "time", "nonce",
 	}
-	v, rest, ok := headOf(strings.Split(strings.TrimSuffix(text, "\n"), "\n"), glassTitle, names)
+	v, rest, ok := head(text, glassTitle, names)
 	if !ok || g.read(v) != nil {
 		return g, bad
 	}
@@ -119,7 +116,7 @@ func ParseGlassReview(text string) (GlassReview, error) {
 }
 
 func (g *GlassReview) read(v map[string]string) (err error) {
-	if err := g.Scope.read(v); err != nil {
+	if g.Scope, err = readScope(v); err != nil {
 		return err
 	}
 	g.Grant, g.Opener, g.Incident, g.Verdict, g.Person, g.Nonce = v["grant"], v["opener"], v["incident"], Verdict(v["verdict"]), v["person"], v["nonce"]

@@ -2,10 +2,8 @@ package ceremony
 
 import (
 	"cmp"
-	"encoding/hex"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -82,12 +80,8 @@ func ParseReview(text string) (Review, error) {
 	if len(text) > MaxReview {
 		return r, fmt.Errorf("the text of an access review has over %d bytes", MaxReview)
 	}
-	if !strings.HasSuffix(text, "\n") {
-		return r, bad
-	}
-	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	names := []string{"environment", "genesis", "epoch", "bundle", "person", "time", "nonce"}
-	v, rest, ok := headOf(lines, reviewTitle, names)
+	v, rest, ok := head(text, reviewTitle, names)
 	if !ok || len(rest) == 0 || r.read(v) != nil {
 		return r, bad
 	}
@@ -107,40 +101,12 @@ func ParseReview(text string) (Review, error) {
 	return r, nil
 }
 
-// headOf reads the lines below a title that are a name and a value each, in this order, and gives those after them.
-func headOf(lines []string, title string, names []string) (v map[string]string, rest []string, ok bool) {
-	if lines[0] != title || len(lines) < len(names)+1 {
-		return nil, nil, false
-	}
-	v = make(map[string]string, len(names))
-	for i, name := range names {
-		got, value, ok := strings.Cut(lines[i+1], " ")
-		if !ok || got != name || value == "" {
-			return nil, nil, false
-		}
-		v[name] = value
-	}
-	return v, lines[len(names)+1:], true
-}
-
-// read reads the scope from the head of a text.
-func (s *Scope) read(v map[string]string) error {
-	g, err := hex.DecodeString(v["genesis"])
-	if err != nil || len(g) != len(s.Genesis) {
-		return fmt.Errorf("the genesis is not 64 hexadecimal digits")
-	}
-	copy(s.Genesis[:], g)
-	s.Environment = v["environment"]
-	s.Epoch, err = strconv.ParseUint(v["epoch"], 10, 64)
-	return err
-}
-
 func (r *Review) read(v map[string]string) error {
-	if err := r.Scope.read(v); err != nil {
+	var err error
+	if r.Scope, err = readScope(v); err != nil {
 		return err
 	}
 	r.Bundle, r.Person, r.Nonce = v["bundle"], v["person"], v["nonce"]
-	var err error
 	r.Time, err = time.Parse(time.RFC3339, v["time"])
 	return err
 }

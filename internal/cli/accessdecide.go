@@ -232,29 +232,12 @@ func (a *app) signReview(ctx context.Context, c *conn, b *held, r ceremony.Revie
 		// What is to be signed is shown even with --quiet: a signature is no note.
 		fmt.Fprintf(a.err, "%s\n", printable(texts[i]))
 	}
-	if !yes {
-		if err := a.confirm("sign this?"); err != nil {
-			return err
-		}
-	}
-	keys, err := operatorKeys(b.files, r.Person)
+	signatures, err := a.signShown(ctx, b.files, r.Person, yes, texts...)
 	if err != nil {
 		return err
 	}
-	signer, err := a.signer(ctx, keys)
-	if err != nil {
-		return err
-	}
-	defer signer.Close()
-	for _, text := range texts {
-		signature, err := a.sign(signer, ceremony.NamespaceChange, []byte(text))
-		if err != nil {
-			return err
-		}
-		x, err := c.Access.Review(ctx, &v1.ReviewRequest{
-			Text: text, IdempotencyKey: newKey(),
-			Signature: &v1.Signature{Person: r.Person, Key: sshsig.Fingerprint(signer.PublicKey()), Sshsig: signature},
-		})
+	for i, text := range texts {
+		x, err := c.Access.Review(ctx, &v1.ReviewRequest{Text: text, IdempotencyKey: newKey(), Signature: signatures[i]})
 		if err != nil {
 			if len(v.Entries) > 0 {
 				a.note("parts of it are entered: %v", v.Entries)
@@ -264,6 +247,33 @@ func (a *app) signReview(ctx context.Context, c *conn, b *held, r ceremony.Revie
 		v.Entries = append(v.Entries, x.Entry.GetIndex())
 	}
 	return nil
+}
+
+// signShown signs texts that the person has seen, as who the bundle lists him, in namespace change@bailment. It asks first, unless yes.
+func (a *app) signShown(ctx context.Context, files policy.Files, person string, yes bool, texts ...string) ([]*v1.Signature, error) {
+	if !yes {
+		if err := a.confirm("sign this?"); err != nil {
+			return nil, err
+		}
+	}
+	keys, err := operatorKeys(files, person)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := a.signer(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	defer signer.Close()
+	out := make([]*v1.Signature, len(texts))
+	for i, text := range texts {
+		signature, err := a.sign(signer, ceremony.NamespaceChange, []byte(text))
+		if err != nil {
+			return nil, err
+		}
+		out[i] = &v1.Signature{Person: person, Key: sshsig.Fingerprint(signer.PublicKey()), Sshsig: signature}
+	}
+	return out, nil
 }
 
 // partsOf divides lines so that each part's text fits into an entry.

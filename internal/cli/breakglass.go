@@ -12,7 +12,6 @@ import (
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
-	"github.com/bailment/bailment/internal/sshsig"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -300,28 +299,11 @@ func (a *app) reviewGlass(ctx context.Context, c *conn, r ceremony.GlassReview, 
 		return problem.Wrap(err, problem.ReasonNotAuthentic, "reading the opening that the server sent")
 	}
 	fmt.Fprintf(a.err, "%s\n", printable(text)) // even with --quiet: a signature is no note
-	if !yes {
-		if err := a.confirm("sign this?"); err != nil {
-			return err
-		}
-	}
-	keys, err := operatorKeys(b.files, r.Person)
+	signatures, err := a.signShown(ctx, b.files, r.Person, yes, text)
 	if err != nil {
 		return err
 	}
-	signer, err := a.signer(ctx, keys)
-	if err != nil {
-		return err
-	}
-	defer signer.Close()
-	signature, err := a.sign(signer, ceremony.NamespaceChange, []byte(text))
-	if err != nil {
-		return err
-	}
-	x, err := c.BreakGlass.ReviewGlass(ctx, &v1.ReviewGlassRequest{
-		Opening: r.Opening, Text: text, IdempotencyKey: newKey(),
-		Signature: &v1.Signature{Person: r.Person, Key: sshsig.Fingerprint(signer.PublicKey()), Sshsig: signature},
-	})
+	x, err := c.BreakGlass.ReviewGlass(ctx, &v1.ReviewGlassRequest{Opening: r.Opening, Text: text, IdempotencyKey: newKey(), Signature: signatures[0]})
 	if err != nil {
 		return err
 	}

@@ -300,28 +300,11 @@ func (a *app) approve(ctx context.Context, c *conn, n uint64, yes bool) error {
 			a.noteAgents(ctx, c, v.base.files, next)
 		}
 	}
-	if !yes {
-		if err := a.confirm("sign this?"); err != nil {
-			return err
-		}
-	}
-	keys, err := operatorKeys(v.base.files, v.text.Person)
+	signatures, err := a.signShown(ctx, v.base.files, v.text.Person, yes, text)
 	if err != nil {
 		return err
 	}
-	signer, err := a.signer(ctx, keys)
-	if err != nil {
-		return err
-	}
-	defer signer.Close()
-	signature, err := a.sign(signer, ceremony.NamespaceChange, []byte(text))
-	if err != nil {
-		return err
-	}
-	r, err := c.Changes.Approve(ctx, &v1.ApproveRequest{
-		Change: n, Text: text,
-		Signature: &v1.Signature{Person: v.text.Person, Key: sshsig.Fingerprint(signer.PublicKey()), Sshsig: signature},
-	})
+	r, err := c.Changes.Approve(ctx, &v1.ApproveRequest{Change: n, Text: text, Signature: signatures[0]})
 	if err != nil {
 		return err
 	}

@@ -229,28 +229,13 @@ func (e *Environment) ReviewGlass(ctx context.Context, c Caller, opening uint64,
 	if err != nil {
 		return 0, problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
 	}
-	idem, err := e.idemKey(r.Key, []byte("glass-review"), []byte(r.Text))
-	if err != nil {
-		return 0, err
-	}
-	index, _, err := do(ctx, e,
-		func(ctx context.Context, s *state.State) (signedReview, error) {
-			return e.prepareReview(ctx, s, c, text.Person, r)
+	return e.enterReview(ctx, c, text.Person, "glass.review", r,
+		func(t *turn, op policy.Operator, p *signedReview) error {
+			return t.checkGlassReview(op, opening, text, p)
 		},
-		func(t *turn, p signedReview) (uint64, error) {
-			x, op, done, err := t.reviewer(c, idem)
-			if err != nil || done != 0 {
-				return done, err
-			}
-			if p.bad == nil {
-				p.bad = t.checkGlassReview(op, opening, text, &p)
-			}
-			if p.bad != nil {
-				return 0, &denied{problem: without(p.bad), action: "glass.review", session: x}
-			}
-			return t.enter(&state.GlassReviewed{Opening: opening, Text: r.Text, Signature: p.sig, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem})
+		func(t *turn, x *state.Session, p signedReview) state.Event {
+			return &state.GlassReviewed{Opening: opening, Text: r.Text, Signature: p.sig, Actor: actorOf(x), Ruling: t.ruling(""), Idem: p.idem}
 		})
-	return index, err
 }
 
 // checkGlassReview says why a signed review is none of this opening, person and moment.

@@ -128,8 +128,9 @@ type ReviewRequest struct {
 
 // signedReview is a request whose signature was checked.
 type signedReview struct {
-	sig state.Signature
-	bad error // why it is refused: the decision enters that
+	sig  state.Signature
+	idem *state.IdemKey
+	bad  error // why it is refused: the decision enters that
 }
 
 // prepareReview checks a reviewer's signature.
@@ -182,13 +183,26 @@ func (e *Environment) Review(ctx context.Context, c Caller, r ReviewRequest) (ui
 	if err != nil {
 		return 0, problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
 	}
-	idem, err := e.idemKey(r.Key, []byte("review"), []byte(r.Text))
+	return e.enterReview(ctx, c, text.Person, "access.review", r,
+		func(t *turn, op policy.Operator, p *signedReview) error { return t.checkReview(op, text, p) },
+		func(t *turn, x *state.Session, p signedReview) state.Event {
+			return &state.AccessReviewed{Text: r.Text, Signature: p.sig, Actor: actorOf(x), Ruling: t.ruling(""), Idem: p.idem}
+		})
+}
+
+// enterReview enters what a person with the duty audit has signed and check has nothing against.
+func (e *Environment) enterReview(ctx context.Context, c Caller, person, action string, r ReviewRequest,
+	check func(*turn, policy.Operator, *signedReview) error, event func(*turn, *state.Session, signedReview) state.Event,
+) (uint64, error) {
+	idem, err := e.idemKey(r.Key, []byte(action), []byte(r.Text))
 	if err != nil {
 		return 0, err
 	}
 	index, _, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (signedReview, error) {
-			return e.prepareReview(ctx, s, c, text.Person, r)
+			p, err := e.prepareReview(ctx, s, c, person, r)
+			p.idem = idem
+			return p, err
 		},
 		func(t *turn, p signedReview) (uint64, error) {
 			x, op, done, err := t.reviewer(c, idem)
@@ -196,12 +210,12 @@ func (e *Environment) Review(ctx context.Context, c Caller, r ReviewRequest) (ui
 				return done, err
 			}
 			if p.bad == nil {
-				p.bad = t.checkReview(op, text, &p)
+				p.bad = check(t, op, &p)
 			}
 			if p.bad != nil {
-				return 0, &denied{problem: without(p.bad), action: "access.review", session: x}
+				return 0, &denied{problem: without(p.bad), action: action, session: x}
 			}
-			return t.enter(&state.AccessReviewed{Text: r.Text, Signature: p.sig, Actor: actorOf(x), Ruling: t.ruling(""), Idem: idem})
+			return t.enter(event(t, x, p))
 		})
 	return index, err
 }
