@@ -118,7 +118,7 @@ func postQuietly(c *http.Client, url string, body io.Reader) (int, http.Header, 
 // nobody else waits for it.
 func TestSlowClient(t *testing.T) {
 	h := servertest.Start(t, servertest.Options{Configure: func(c *config.Server) {
-		c.Timeouts.ReadHeader, c.Timeouts.Read = 150*time.Millisecond, 300*time.Millisecond
+		c.Timeouts.ReadHeader, c.Timeouts.Read = time.Second, 2*time.Second // long enough for whom a busy machine holds up
 	}})
 	put(t, h.Login("alice"), "app/password", "sesame")
 	app := h.App("web-1")
