@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,7 +12,9 @@ import (
 	"github.com/bailment/bailment/internal/control/controltest"
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/seal"
+	"github.com/bailment/bailment/internal/sshsig"
 )
 
 // newProduction are custodians of an environment of the class production.
@@ -60,4 +63,49 @@ func TestRollbackDoesNotBlockRecovery(t *testing.T) {
 	}
 	c.Reopen()
 	c.consistent()
+}
+
+// Who is recovered from sees the recovery coming, and whom it names. He can't hold so many of them that nobody could change anything, or
+// lift those holds, when it is carried out.
+func TestNobodyHoldsThoseWhoRecover(t *testing.T) {
+	c := newCustodians(t)
+	hold := func(scope string) error {
+		_, err := c.Env.Revoke(context.Background(), c.by["alice"].Caller, control.RevokeRequest{Scope: scope, Reason: "mine alone"})
+		return err
+	}
+	c.begin()
+	c.must(hold("issuer:ssh:" + sshsig.Fingerprint(c.Persons["dora"].PublicKey())))
+	recoveryRefused(t, hold("identity:/human/carol"), problem.ReasonLastQuorum)
+	recoveryRefused(t, hold("identity:/human/erin"), problem.ReasonLastQuorum)
+	recoveryRefused(t, hold("issuer:ssh:"+sshsig.Fingerprint(c.Persons["erin"].PublicKey())), problem.ReasonLastQuorum)
+	c.must(hold("identity:/human/bob")) // who is not among them
+	// The same after a start, and over a rollback.
+	c.Reopen()
+	c.by["alice"] = c.Login("alice")
+	recoveryRefused(t, hold("identity:/human/erin"), problem.ReasonLastQuorum)
+	c.Advance(recoveryDelay + time.Hour)
+	c.carryOut()
+	_, now := c.InForce()
+	p, err := c.Propose(c.Login("carol"), "carol", c.withFiles(now, "README.md", "after"))
+	c.must(err)
+	_, err = c.Approve(c.Login("erin"), "erin", p.Change)
+	c.must(err)
+	c.consistent()
+}
+
+// Nor does a recovery begin whose operators are held already: they would be operators, and could do nothing.
+func TestRecoveryOfHeldPersons(t *testing.T) {
+	c := newCustodians(t)
+	for _, scope := range []string{"identity:/human/dora", "issuer:ssh:" + sshsig.Fingerprint(c.Persons["erin"].PublicKey())} {
+		_, err := c.Env.Revoke(context.Background(), c.by["alice"].Caller, control.RevokeRequest{Scope: scope, Reason: "whom I expect"})
+		c.must(err)
+	}
+	_, err := c.Recover(c.RecoveryOf(c.operators), c.operators, "rita", "sam")
+	recoveryRefused(t, err, problem.ReasonLastQuorum)
+	if p := problem.As(err); p == nil || !strings.Contains(p.Fix, "dora, erin") {
+		t.Errorf("it doesn't say whom: %v", p)
+	}
+	c.AddPerson("fred")
+	c.operators = c.Operators("carol", "dora", "fred")
+	c.begin()
 }
