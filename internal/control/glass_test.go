@@ -257,6 +257,13 @@ func TestBreakGlassByChange(t *testing.T) {
 	b.must(err)
 	_, err = b.Approve(b.by["carol"], "carol", own.Change)
 	b.refused(err, problem.ReasonSeparation)
+	// Nor one by which he can do it more often, without anybody's approval.
+	often, err := b.Propose(b.by["carol"], "carol", b.with("environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "openings: 2", "openings: 3", 1)))
+	b.must(err)
+	_, err = b.Approve(b.by["alice"], "alice", often.Change)
+	b.refused(err, problem.ReasonSeparation)
+	_, err = b.Approve(b.by["bob"], "bob", often.Change) // whom it doesn't name
+	b.must(err)
 	b.consistent()
 }
 
