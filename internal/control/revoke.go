@@ -232,22 +232,27 @@ func (t *turn) lastQuorum(scope state.Scope) error {
 	if server := (state.Subject{Identity: identity.PrefixServer + t.e.cfg.ServerID, Anchor: viaServer, Own: t.at.Index, Root: t.at.Index}); scope.Covers(server) {
 		return problem.New(problem.ReasonLastQuorum, "this would keep the server itself from serving, and nobody could lift it")
 	}
-	progs := []*policy.Program{t.prog}
+	if p := t.quorumAfter(scope, t.prog, t.now); p != nil {
+		return p
+	}
 	if r := t.s.Recovery(); r != nil {
 		after, ok := t.e.programs.get(r.Manifest)
 		if !ok {
 			return errStale
 		}
-		if after != nil { // else this release can't compile it, nor carry it out
-			progs = append(progs, after)
+		if after == nil {
+			return nil // this release can't compile it, nor carry it out
 		}
-	}
-	for _, prog := range progs {
-		if p := quorum(prog, func(op policy.Operator) bool { return t.canLogin(op, t.now, scope.Covers) }); p != nil {
+		if p := t.quorumAfter(scope, after, max(t.now, r.Until)); p != nil {
 			return p
 		}
 	}
 	return nil
+}
+
+// quorumAfter is quorum among a bundle's operators under the holds of a moment, and one more.
+func (t *turn) quorumAfter(scope state.Scope, prog *policy.Program, at state.Millis) *problem.Problem {
+	return quorum(prog, func(op policy.Operator) bool { return t.canLogin(op, at, scope.Covers) })
 }
 
 // canLogin reports whether any key of the person is free of the holds of a moment, and of one more.
