@@ -522,8 +522,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		if err != nil {
 			return err
 		}
-		if p := t.lastQuorum(scope); p != nil {
-			return p
+		if err := t.lastQuorum(scope); err != nil {
+			return err
 		}
 		seen := newCovered()
 		survey(t.s, scope, t.now, 0, seen)

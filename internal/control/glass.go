@@ -171,9 +171,10 @@ func (t *turn) openApproved(ch *state.Change, x *state.Session) error {
 	return err
 }
 
-// alarmGlass enters that a release by a break-glass grant, which the draft has, reaches the alarming share of its quarter.
-func (t *turn) alarmGlass(d policy.Decision) error {
-	if !d.Glass {
+// alarmGlass enters that a release by a grant that the person has open, which the draft has, reaches the alarming share of its quarter. It
+// asks what the state counts, not the decision: a bundle may have made the grant an everyday one since it was opened.
+func (t *turn) alarmGlass(x *state.Session, grant string) error {
+	if !slices.ContainsFunc(t.s.Opened(x.Identity, t.now), func(g *state.Glass) bool { return g.Grant == grant }) {
 		return nil
 	}
 	a, reached := t.s.Alarming(t.now, t.e.alarmAt(t.s))

@@ -257,6 +257,13 @@ func TestBreakGlassByChange(t *testing.T) {
 	b.must(err)
 	_, err = b.Approve(b.by["carol"], "carol", own.Change)
 	b.refused(err, problem.ReasonSeparation)
+	// Nor one by which he can do it more often, without anybody's approval.
+	often, err := b.Propose(b.by["carol"], "carol", b.with("environment.yaml", strings.Replace(string(b.Files["environment.yaml"]), "openings: 2", "openings: 3", 1)))
+	b.must(err)
+	_, err = b.Approve(b.by["alice"], "alice", often.Change)
+	b.refused(err, problem.ReasonSeparation)
+	_, err = b.Approve(b.by["bob"], "bob", often.Change) // whom it doesn't name
+	b.must(err)
 	b.consistent()
 }
 
@@ -352,5 +359,25 @@ func TestBreakGlassAlarm(t *testing.T) {
 	}
 	b.consistent()
 	b.Reopen()
+	b.consistent()
+}
+
+// What a person reads by a grant that he has open counts as such, also where a bundle has made it an everyday one meanwhile: the alarm is
+// raised by what the checks count.
+func TestBreakGlassAlarmOfAGrantThatIsNoneAnyMore(t *testing.T) {
+	b := fragile(t, nil)
+	_, err := b.Glass(b.by["bob"], "glass", "INC-1", 30)
+	b.must(err)
+	everyday := strings.Replace(string(controltest.GlassGrant("glass", 30, "alice", "bob")), "  breakGlass: 30m\n", "", 1)
+	p, err := b.Propose(b.by["carol"], "carol", b.with("grants/glass.yaml", everyday))
+	b.must(err)
+	_, err = b.Approve(b.by["dora"], "dora", p.Change)
+	b.must(err)
+	for range 11 {
+		b.reads("bob", "db/a", "")
+	}
+	if q, _, _ := b.Env.Quarter(); q.Glass != 11 || !q.Alarmed {
+		t.Errorf("%+v", q)
+	}
 	b.consistent()
 }

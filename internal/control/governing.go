@@ -56,6 +56,9 @@ func bundlesOf(s *state.State) []state.Digest {
 	if r := s.Rollout(s.Time); r != nil {
 		out = append(out, r.Manifest, r.Base)
 	}
+	if r := s.Recovery(); r != nil {
+		out = append(out, r.Manifest) // whose operators nobody may lock out: see lastQuorum
+	}
 	return out
 }
 
@@ -71,7 +74,7 @@ func (e *Environment) load(ctx context.Context, s *state.State) error {
 		case d == s.Bundle, problem.Is(err, problem.ReasonStore), ctx.Err() != nil:
 			return err
 		default:
-			e.logger.Error("a bundle of the rollout can't be compiled", "bundle", d, "err", err)
+			e.logger.Error("a bundle that is to be in force can't be compiled", "bundle", d, "err", err)
 			e.programs.put(d, nil, bundlesOf(s))
 		}
 	}

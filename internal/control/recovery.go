@@ -41,6 +41,7 @@ type recovery struct {
 	text       ceremony.Recovery
 	signatures []state.Signature
 	manifest   *policy.Manifest
+	after      *policy.Program
 	base       state.Digest
 }
 
@@ -106,6 +107,8 @@ func (e *Environment) prepareRecovery(ctx context.Context, s *state.State, r Rec
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonBundleInvalid, "compiling the bundle with these operators")
 	}
+	p.after = compiled
+	e.programs.put(state.Digest(p.manifest.Digest()), compiled, bundlesOf(s))
 	switch {
 	case !slices.Equal(text.Before, prog.Persons()):
 		return nil, unlike("before")
@@ -202,12 +205,31 @@ func (t *turn) recover(r RecoveryRequest, p *recovery) (*Recovering, error) {
 		return nil, err
 	}
 	until := t.now.Add(p.text.Delay)
+	if err := t.unheld(p.after, until); err != nil {
+		return nil, err
+	}
 	t.draft.Blobs = []store.Blob{
 		{Digest: store.Digest(p.manifest.Digest()), Data: p.manifest.Text()},
 		{Digest: store.Digest(policy.OperatorsDigest(r.Operators)), Data: r.Operators},
 	}
 	index, err := t.enter(&state.RecoveryStarted{Text: r.Text, Signatures: p.signatures, Until: until, Ruling: t.ruling("")})
 	return &Recovering{Index: index, Until: until.Time()}, err
+}
+
+// unheld refuses operators too many of whom would be held when they are to be some: they could change nothing, nor lift those holds, and one
+// person may have set them.
+func (t *turn) unheld(after *policy.Program, at state.Millis) error {
+	var held []string
+	free := func(op policy.Operator) bool { return t.canLogin(op, at, func(state.Subject) bool { return false }) }
+	for _, op := range after.Operators() {
+		if !free(op) {
+			held = append(held, op.Name)
+		}
+	}
+	if p := quorum(after, free); p != nil {
+		return p.WithFix("holds cover %s, or all their keys: name others, with other keys", strings.Join(held, ", "))
+	}
+	return nil
 }
 
 // WithdrawRecovery ends the recovery that is under way: one of its signers takes his signature back, by a key that the bundle in force lists

@@ -242,6 +242,25 @@ func TestAttemptsToPropose(t *testing.T) {
 	}
 }
 
+// Name and class are for ever: no bundle says another one.
+func TestNameAndClassAreForEver(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	for _, x := range [][2]string{
+		{"metadata: {name: " + controltest.EnvName + "}", "metadata: {name: other.example}"},
+		{"class: development", "class: production\n  agents: {signers: ['" + testSigner + "']}"},
+	} {
+		was := string(b.Files["environment.yaml"])
+		is := strings.Replace(was, x[0], x[1], 1)
+		if is == was {
+			t.Fatalf("nothing to replace: %s", was)
+		}
+		_, err := b.Propose(b.by["alice"], "alice", b.with("environment.yaml", is))
+		if !problem.Is(err, problem.ReasonBundleInvalid) || !strings.Contains(err.Error(), "for ever") {
+			t.Errorf("%s: %v", x[1], err)
+		}
+	}
+}
+
 // In production a change that leaves one person without whom nothing can be approved is refused, by whatever it does
 // so: a person less, a duty less, or an approval more.
 func TestChangeKeepsWhoRecovers(t *testing.T) {

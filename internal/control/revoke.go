@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -166,8 +167,10 @@ func (t *turn) revoke(c Caller, r RevokeRequest, scope state.Scope, hold bool, s
 		out.Cutoff, out.Hold, out.Provisional = false, true, ev.Until.Time()
 	}
 	if ev.Hold {
-		if p := t.lastQuorum(scope); p != nil {
-			return nil, &denied{problem: p, action: "revoke", target: scope.String(), session: x}
+		if err := t.lastQuorum(scope); errors.Is(err, errStale) {
+			return nil, err
+		} else if err != nil {
+			return nil, &denied{problem: problem.As(err), action: "revoke", target: scope.String(), session: x}
 		}
 	}
 	if old, ok := t.s.Holds.Get(ev.Scope); ok && ev.Until != 0 && (old.Until == 0 || t.now < old.Until) {
@@ -220,22 +223,43 @@ func (t *turn) provisional(person, scope string) *problem.Problem {
 	return p
 }
 
-// lastQuorum refuses a hold after which too few persons could approve anything.
-func (t *turn) lastQuorum(scope state.Scope) *problem.Problem {
+// lastQuorum refuses a hold after which too few persons could approve anything, now or when the recovery that is under way has made others
+// operators: it may be from who sets the hold that they recover, and he sees whom it names.
+func (t *turn) lastQuorum(scope state.Scope) error {
 	if scope.Kind == state.ScopeEverything || scope.Kind == state.ScopeSecret || scope.Kind == state.ScopeNode {
 		return nil // these holds do not cover persons
 	}
 	if server := (state.Subject{Identity: identity.PrefixServer + t.e.cfg.ServerID, Anchor: viaServer, Own: t.at.Index, Root: t.at.Index}); scope.Covers(server) {
 		return problem.New(problem.ReasonLastQuorum, "this would keep the server itself from serving, and nobody could lift it")
 	}
-	return quorum(t.prog, func(op policy.Operator) bool { return t.canLogin(op, scope) })
+	if p := t.quorumAfter(scope, t.prog, t.now); p != nil {
+		return p
+	}
+	if r := t.s.Recovery(); r != nil {
+		after, ok := t.e.programs.get(r.Manifest)
+		if !ok {
+			return errStale
+		}
+		if after == nil {
+			return nil // this release can't compile it, nor carry it out
+		}
+		if p := t.quorumAfter(scope, after, max(t.now, r.Until)); p != nil {
+			return p
+		}
+	}
+	return nil
 }
 
-// canLogin reports whether any key of the person would be free of holds, with one more hold.
-func (t *turn) canLogin(op policy.Operator, scope state.Scope) bool {
+// quorumAfter is quorum among a bundle's operators under the holds of a moment, and one more.
+func (t *turn) quorumAfter(scope state.Scope, prog *policy.Program, at state.Millis) *problem.Problem {
+	return quorum(prog, func(op policy.Operator) bool { return t.canLogin(op, at, scope.Covers) })
+}
+
+// canLogin reports whether any key of the person is free of the holds of a moment, and of one more.
+func (t *turn) canLogin(op policy.Operator, at state.Millis, more func(state.Subject) bool) bool {
 	for _, k := range op.Keys {
 		x := state.Subject{Identity: op.Path(), Anchor: sshAnchor(k.Fingerprint), Own: t.at.Index, Root: t.at.Index}
-		if _, held := t.s.HoldOver(x, t.now); !held && !scope.Covers(x) {
+		if _, held := t.s.HoldOver(x, at); !held && !more(x) {
 			return true
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
 	"github.com/bailment/bailment/internal/policy"
@@ -245,4 +246,48 @@ func TestStepWaitsForQuestions(t *testing.T) {
 		t.Errorf("%d asked in a step that has just begun", r.Asked)
 	}
 	s.consistent()
+}
+
+// One change is rolled out at a time: the last approval of a second one is refused as long as the first is on its way, and counts after it.
+func TestOneRolloutAtATime(t *testing.T) {
+	s := newStaged(t, stagedRollout, 1)
+	one, two := s.propose("alice", "one"), s.propose("alice", "two")
+	_, err := s.Approve(s.by["bob"], "bob", one)
+	s.must(err)
+	s.is(one.Index, state.Shadow, 2)
+	_, err = s.Approve(s.by["bob"], "bob", two)
+	s.refused(err, problem.ReasonConflict)
+	if p := problem.As(err); !strings.Contains(p.Message, fmt.Sprintf("change %d is being rolled out", one.Index)) {
+		t.Errorf("it doesn't say which: %v", err)
+	}
+	s.is(two.Index, state.Proposed, 2)
+	_, err = s.Env.RollBack(context.Background(), s.by["carol"].Caller, control.RollbackRequest{Change: one.Index, Reason: "the other one first"})
+	s.must(err)
+	_, err = s.Approve(s.by["bob"], "bob", two)
+	s.must(err)
+	s.is(two.Index, state.Shadow, 2)
+	s.consistent()
+}
+
+// A text of version 1 says nothing of rollout and rollback, also where there is no rollback to say anything of.
+func TestTextOfVersionOne(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.AddPerson("dora")
+	for name, files := range map[string]policy.Files{
+		"with a rollback": b.with("README.md", "x"),
+		"without one":     b.with("operators.yaml", string(b.Operators("alice", "bob", "carol", "dora"))),
+	} {
+		m, c := b.NextBundle(b.by["alice"], "alice", files)
+		if (c.Rollback == "") != (name == "without one") {
+			t.Fatalf("%s: it can be rolled back to %q", name, c.Rollback)
+		}
+		c.Version, c.Rollback = 1, ""
+		_, err := b.Env.Propose(context.Background(), b.by["alice"].Caller, control.ProposeRequest{
+			Text: c.Text(), SSHSIG: b.Sign("alice", ceremony.NamespaceChange, c.Text()), Manifest: m.Text(), Files: files,
+			ManifestSignature: b.Sign("alice", ceremony.NamespaceBundle, string(m.Text())),
+		})
+		if !problem.Is(err, problem.ReasonInvalid) || !strings.Contains(err.Error(), "version 1") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -216,7 +216,7 @@ func (t *turn) release(c Caller, r GetRequest, idem *state.IdemKey, p *preparedV
 	if err != nil {
 		return nil, err
 	}
-	if err := t.alarmGlass(grant); err != nil {
+	if err := t.alarmGlass(x, grant.Grant); err != nil {
 		return nil, err
 	}
 	id := lease.ID

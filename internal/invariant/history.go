@@ -378,11 +378,23 @@ func (c *Checker) separated(st *step, fail failure) {
 }
 
 // lastQuorum checks that a hold on persons leaves some by whom it could be lifted again: one who proposes, and as many others who
-// approve as the bundle asks for.
+// approve as the bundle asks for. While a recovery is under way, the same of those whom it makes operators, when it is carried out.
 func (c *Checker) lastQuorum(st *step, e *state.RevocationRecorded, fail failure) {
 	if st.prog == nil {
 		return
 	}
+	c.quorumLeft(st, e, st.prog, fail)
+	if r := c.m.recovery; r != nil && c.opts.Program != nil {
+		d, err := state.ParseDigest(r.manifest)
+		if after := c.opts.Program(d); err == nil && after != nil {
+			then := *st
+			then.at = max(st.at, r.until)
+			c.quorumLeft(&then, e, after, fail)
+		}
+	}
+}
+
+func (c *Checker) quorumLeft(st *step, e *state.RevocationRecorded, prog *policy.Program, fail failure) {
 	stops, touched := readScope(e.Scope), false
 	free := func(op policy.Operator) bool {
 		for _, k := range op.Keys {
@@ -396,18 +408,18 @@ func (c *Checker) lastQuorum(st *step, e *state.RevocationRecorded, fail failure
 		return false
 	}
 	var can []policy.Operator
-	for _, op := range st.prog.Operators() {
+	for _, op := range prog.Operators() {
 		if free(op) {
 			can = append(can, op)
 		}
 	}
-	if !touched {
+	if !touched || e.Until != 0 && e.Until <= st.at {
 		return
 	}
 	left := func(op policy.Operator) bool {
 		return slices.ContainsFunc(can, func(o policy.Operator) bool { return o.Name == op.Name })
 	}
-	if policy.Quorum(st.prog, policy.ActBundle, left) && policy.Quorum(st.prog, policy.ActLiftHold, left) {
+	if policy.Quorum(prog, policy.ActBundle, left) && policy.Quorum(prog, policy.ActLiftHold, left) {
 		return
 	}
 	fail("it holds %s, and the %d operators who are left can change nothing", e.Scope, len(can))

@@ -194,6 +194,24 @@ var recoveryPlants = []planted{
 		s.recoverable()
 		s.add(recoveryWith(s.recovery(), 2, "genesis "+strings.Repeat("0", 64)))
 	}, "what was signed is not about this environment"},
+	{invariant.Separated, "a hold that locks out whom a recovery makes operators", func(s *scene) {
+		s.recoverable()
+		files := maps.Clone(s.r.files)
+		others := strings.ReplaceAll(string(files["operators.yaml"]), "- name: ", "- name: z")
+		others = strings.Replace(others, "- name: zalice", "- name: alice", 1) // whom a grant names
+		files["operators.yaml"] = []byte(others)
+		s.r.programs[recoveredBundle] = compileFiles(s.t, files)
+		s.add(s.recovery())
+		for _, op := range s.r.programs[recoveredBundle].Operators() {
+			if op.Name == "alice" {
+				continue
+			}
+			s.legal() // as long as one is left besides her
+			e := s.revoke("identity:" + op.Path())
+			e.Hold, e.Ruling = true, s.ruling()
+			s.add(e)
+		}
+	}, "operators who are left can change nothing"},
 	{invariant.Lifecycle, "a recovery that never began", func(s *scene) {
 		s.recoverable()
 		r := s.ruling()

@@ -56,6 +56,7 @@ func (p *Plan) Widens(path string) []Widening {
 	if name, person := strings.CutPrefix(path, identity.PrefixHuman); person {
 		out = append(out, p.widensPerson(name)...)
 		out = append(out, p.widensRecovery(name)...)
+		out = append(out, p.widensGlass(path)...)
 		out = append(out, p.widensControl(name)...)
 	}
 	return out[:min(len(out), maxWidenings)]
