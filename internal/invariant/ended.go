@@ -39,9 +39,12 @@ func (c *Checker) allEnded(e *state.EnvironmentEnded, fail failure) {
 	}
 }
 
-// deedOfEnd is who ended the environment.
+// deedOfEnd is who ended the environment, or moved its keys.
 func (m *model) deedOfEnd(ev state.Event) deed {
-	if e, ok := ev.(*state.EnvironmentEnded); ok {
+	switch e := ev.(type) {
+	case *state.EnvironmentEnded:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
+	case *state.CustodyMoved:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
 	}
 	return deed{}

@@ -175,6 +175,8 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		c.ended(st, e, fail)
 	case *state.EnvironmentEnded:
 		c.allEnded(e, fail)
+	case *state.CustodyMoved:
+		c.allMoved(e, fail)
 	case *state.SessionOpened:
 		if path := c.goneFor(e.Identity, e.Node); path != "" {
 			fail("%s was decommissioned by entry %d", path, c.m.gone[path])
@@ -365,6 +367,9 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 		c.waited(st, e.Change, fail)
 	case *state.EnvironmentEnded:
+		c.enough(e.Change, fail)
+		c.waited(st, e.Change, fail)
+	case *state.CustodyMoved:
 		c.enough(e.Change, fail)
 		c.waited(st, e.Change, fail)
 	case *state.RevocationRecorded:

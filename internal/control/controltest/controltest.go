@@ -28,6 +28,7 @@ import (
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
+	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
@@ -155,6 +156,17 @@ func (w *World) Reopen() {
 	w.T.Helper()
 	w.Close()
 	w.Open()
+}
+
+// Spare makes a root key beside the one that there is, opens the environment with both, and gives the target of a change that moves the
+// keys to it.
+func (w *World) Spare() string {
+	w.T.Helper()
+	h, err := file.Create(filepath.Join(w.T.TempDir(), "root.key"), w.Config.Source)
+	w.check(err)
+	w.Config.Next = h
+	w.Reopen()
+	return custody.HolderOf(h).String()
 }
 
 func (w *World) check(err error) {
