@@ -19,6 +19,12 @@ type rootKeyView struct {
 	DevelopmentOnly bool   `json:"development_only"`
 }
 
+// custodyView is which root keys there are to an environment.
+type custodyView struct {
+	Under  string `json:"under"`
+	Beside string `json:"beside,omitempty"`
+}
+
 func (a *app) rootCommand() *cobra.Command {
 	var kind string
 	c := &cobra.Command{
@@ -85,11 +91,14 @@ it with --to: the server could show another.`,
 				return err
 			}
 			if !propose {
-				view := &v1.ListKeysResponse{RootHolder: r.RootHolder, OtherRootHolder: r.OtherRootHolder}
+				view := custodyView{Under: holderText(r.RootHolder)}
+				if r.OtherRootHolder != nil {
+					view.Beside = holderText(r.OtherRootHolder)
+				}
 				return a.show(view, func(t *rows) {
-					t.add("under", holderText(r.RootHolder))
-					if r.OtherRootHolder != nil {
-						t.add("beside it", holderText(r.OtherRootHolder))
+					t.add("under", view.Under)
+					if view.Beside != "" {
+						t.add("beside it", view.Beside)
 					}
 				})
 			}
