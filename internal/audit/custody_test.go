@@ -18,7 +18,9 @@ func TestCustodyFaults(t *testing.T) {
 	w.Close()
 	whole := load(t, w.Dir+"/data")
 	first := index(t, whole, func(*state.CustodyMoved) bool { return true })
-	second := index(t, whole, func(e *state.CustodyMoved) bool { return e.From.ID != entryAt[*state.CustodyMoved](t, whole, first).From.ID })
+	second := index(t, whole, func(e *state.CustodyMoved) bool {
+		return e.From.ID != entryAt[*state.CustodyMoved](t, whole, first).From.ID
+	})
 	genesis := entryAt[*state.CustodyMoved](t, whole, first).From
 	for name, c := range map[string]struct {
 		at   int

@@ -67,10 +67,6 @@ makes an environment's first root key, and this makes the one that its keys are 
 	return c
 }
 
-func holderText(h *v1.RootHolder) string {
-	return state.RootHolder{Kind: h.GetKind(), ID: h.GetId()}.String()
-}
-
 func (a *app) keyCustody() *cobra.Command {
 	var o proposeOptions
 	var propose bool
@@ -90,15 +86,19 @@ it with --to: the server could show another.`,
 			if err != nil {
 				return err
 			}
+			if len(r.RootHolders) == 0 {
+				return problem.New(problem.ReasonUnsupported, "this server doesn't say which root key the keys are under")
+			}
+			other := ""
+			if len(r.RootHolders) > 1 {
+				other = r.RootHolders[1]
+			}
 			if !propose {
-				view := custodyView{Under: holderText(r.RootHolder)}
-				if r.OtherRootHolder != nil {
-					view.Beside = holderText(r.OtherRootHolder)
-				}
+				view := custodyView{Under: r.RootHolders[0], Beside: other}
 				return a.show(view, func(t *rows) {
-					t.add("under", view.Under)
+					t.add("under", printable(view.Under))
 					if view.Beside != "" {
-						t.add("beside it", view.Beside)
+						t.add("beside it", printable(view.Beside))
 					}
 				})
 			}
@@ -106,10 +106,10 @@ it with --to: the server could show another.`,
 				return problem.New(problem.ReasonInvalid, "it takes the name of the root key to which the keys are to be moved").
 					WithFix("give it with --to, as `bailment root show` says it where that root key is")
 			}
-			if other := r.OtherRootHolder; other == nil || holderText(other) != to {
+			if other != to {
 				have := "none"
-				if other != nil {
-					have = printable(holderText(other))
+				if other != "" {
+					have = printable(other)
 				}
 				return problem.New(problem.ReasonRootHolder, "the root key %s is not what the server has beside its own: %s", printable(to), have).
 					WithFix("name it in `root_holders.%s.next` of the server's configuration, and start the server again", c.trust.Environment)

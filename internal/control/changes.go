@@ -355,7 +355,7 @@ type approval struct {
 	// weighed: whether it does was asked. A change may have come after the preparation: its number can be foreseen.
 	weighed bool
 	sig     state.Signature
-	bad     error // why it is refused: the decision enters that
+	bad     error  // why it is refused: the decision enters that
 	moved   *moved // what it may carry out, if it is about the root key's custody
 }
 

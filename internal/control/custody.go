@@ -55,15 +55,18 @@ func (e *Environment) checkHolder(s *state.State) error {
 	return nil
 }
 
-// RootHolders are the root holder that the keys are under, and the other one that the server has, to which they can be moved; nil: none.
-func (e *Environment) RootHolders() (now state.RootHolder, other *state.RootHolder) {
+// RootHolderOf is the public side of a root holder.
+func RootHolderOf(h keyring.Holder) state.RootHolder { return custody.HolderOf(h) }
+
+// RootHolders are, as KIND:ID, the root holder that the keys are under, and the other one that the server has, to which they can be
+// moved, if there is one.
+func (e *Environment) RootHolders() []string {
 	s := e.log.State()
-	now = custody.HolderOf(e.holder(s))
+	out := []string{e.rootHolder(s)}
 	if h := e.spare(s); h != nil {
-		o := custody.HolderOf(h)
-		other = &o
+		out = append(out, custody.HolderOf(h).String())
 	}
-	return now, other
+	return out
 }
 
 // movable refuses to move the keys to another root holder than the one that this server has beside its own, which is what those who

@@ -45,9 +45,9 @@ type Config struct {
 	Holder    keyring.Holder
 	// Next is the root holder that the keys may be moved to, or have been; nil: there is none. What the ledger names is used, be it Holder
 	// or Next.
-	Next   keyring.Holder
-	Source    *seal.Source
-	Methods   attest.Methods
+	Next    keyring.Holder
+	Source  *seal.Source
+	Methods attest.Methods
 	// Issuers finds the keys of issuers that the bundle does not pin; nil: their tokens are refused.
 	Issuers Issuers
 	Logger  *slog.Logger

@@ -50,9 +50,15 @@ func (m *model) deedOfEnd(ev state.Event) deed {
 	return deed{}
 }
 
-// afterEnd checks that there is no such entry.
-func (c *Checker) afterEnd(fail failure) {
+// lifecycleEnd is about the end of the environment, after which there is no entry, and about where its keys are.
+func (c *Checker) lifecycleEnd(st *step, fail failure) {
 	if c.m.ended != 0 {
 		fail("the environment ended with entry %d, and nothing follows that", c.m.ended)
+	}
+	switch e := st.event.(type) {
+	case *state.EnvironmentEnded:
+		c.allEnded(e, fail)
+	case *state.CustodyMoved:
+		c.allMoved(e, fail)
 	}
 }

@@ -220,11 +220,7 @@ func (s keys) ListKeys(ctx context.Context, _ *pb.ListKeysRequest) (*pb.ListKeys
 		}
 		out.Keys = append(out.Keys, info)
 	}
-	now, other := env.RootHolders()
-	out.RootHolder = &pb.RootHolder{Kind: now.Kind, Id: now.ID, DevelopmentOnly: now.DevelopmentOnly}
-	if other != nil {
-		out.OtherRootHolder = &pb.RootHolder{Kind: other.Kind, Id: other.ID, DevelopmentOnly: other.DevelopmentOnly}
-	}
+	out.RootHolders = env.RootHolders()
 	return out, nil
 }
 

@@ -5,7 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/bailment/bailment/internal/config"
-	"github.com/bailment/bailment/internal/custody"
+	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/keyring/holders"
@@ -65,7 +65,7 @@ func MakeRoot(ctx context.Context, kind, location string) (state.RootHolder, err
 	if err != nil {
 		return state.RootHolder{}, err
 	}
-	return custody.HolderOf(h), nil
+	return control.RootHolderOf(h), nil
 }
 
 // ShowRoot says which root key there is at a location.
@@ -74,5 +74,5 @@ func ShowRoot(ctx context.Context, kind, location string) (state.RootHolder, err
 	if err != nil {
 		return state.RootHolder{}, err
 	}
-	return custody.HolderOf(h), nil
+	return control.RootHolderOf(h), nil
 }

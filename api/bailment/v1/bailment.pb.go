@@ -6921,12 +6921,13 @@ func (*ListKeysRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListKeysResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Keys            []*KeyInfo             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
-	RootHolder      *RootHolder            `protobuf:"bytes,2,opt,name=root_holder,json=rootHolder,proto3" json:"root_holder,omitempty"`                  // that the keys are under
-	OtherRootHolder *RootHolder            `protobuf:"bytes,3,opt,name=other_root_holder,json=otherRootHolder,proto3" json:"other_root_holder,omitempty"` // that the server has beside it, if any: what the keys can be moved to by a change
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*KeyInfo             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// KIND:ID of the root holder that the keys are under, and then of the one that the server has beside it, if any, to which they can
+	// be moved by a change.
+	RootHolders   []string `protobuf:"bytes,2,rep,name=root_holders,json=rootHolders,proto3" json:"root_holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListKeysResponse) Reset() {
@@ -6966,79 +6967,11 @@ func (x *ListKeysResponse) GetKeys() []*KeyInfo {
 	return nil
 }
 
-func (x *ListKeysResponse) GetRootHolder() *RootHolder {
+func (x *ListKeysResponse) GetRootHolders() []string {
 	if x != nil {
-		return x.RootHolder
+		return x.RootHolders
 	}
 	return nil
-}
-
-func (x *ListKeysResponse) GetOtherRootHolder() *RootHolder {
-	if x != nil {
-		return x.OtherRootHolder
-	}
-	return nil
-}
-
-// The public side of what holds a root key.
-type RootHolder struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Kind            string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Id              string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	DevelopmentOnly bool                   `protobuf:"varint,3,opt,name=development_only,json=developmentOnly,proto3" json:"development_only,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *RootHolder) Reset() {
-	*x = RootHolder{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RootHolder) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RootHolder) ProtoMessage() {}
-
-func (x *RootHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RootHolder.ProtoReflect.Descriptor instead.
-func (*RootHolder) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{101}
-}
-
-func (x *RootHolder) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *RootHolder) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *RootHolder) GetDevelopmentOnly() bool {
-	if x != nil {
-		return x.DevelopmentOnly
-	}
-	return false
 }
 
 type KeyInfo struct {
@@ -7054,7 +6987,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7066,7 +6999,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7079,7 +7012,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{102}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *KeyInfo) GetName() string {
@@ -7126,7 +7059,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7138,7 +7071,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7151,7 +7084,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{103}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RotateKeyRequest) GetKind() string {
@@ -7171,7 +7104,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7183,7 +7116,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7196,7 +7129,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{104}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RotateKeyResponse) GetName() string {
@@ -7221,7 +7154,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7233,7 +7166,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7246,7 +7179,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{105}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{104}
 }
 
 type RewrapProgress struct {
@@ -7260,7 +7193,7 @@ type RewrapProgress struct {
 
 func (x *RewrapProgress) Reset() {
 	*x = RewrapProgress{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7272,7 +7205,7 @@ func (x *RewrapProgress) String() string {
 func (*RewrapProgress) ProtoMessage() {}
 
 func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7285,7 +7218,7 @@ func (x *RewrapProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapProgress.ProtoReflect.Descriptor instead.
 func (*RewrapProgress) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{106}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RewrapProgress) GetDone() int64 {
@@ -7318,7 +7251,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7330,7 +7263,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7343,7 +7276,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{107}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *WatchRequest) GetSince() uint64 {
@@ -7367,7 +7300,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7379,7 +7312,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7392,7 +7325,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{108}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *WatchEvent) GetControl() uint64 {
@@ -7453,7 +7386,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_bailment_v1_bailment_proto_msgTypes[109]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7465,7 +7398,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_bailment_v1_bailment_proto_msgTypes[109]
+	mi := &file_bailment_v1_bailment_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7478,7 +7411,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{109}
+	return file_bailment_v1_bailment_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Problem) GetKind() string {
@@ -8096,17 +8029,10 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"checkpoint\"!\n" +
 	"\vTailRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\"\x11\n" +
-	"\x0fListKeysRequest\"\xbb\x01\n" +
+	"\x0fListKeysRequest\"_\n" +
 	"\x10ListKeysResponse\x12(\n" +
-	"\x04keys\x18\x01 \x03(\v2\x14.bailment.v1.KeyInfoR\x04keys\x128\n" +
-	"\vroot_holder\x18\x02 \x01(\v2\x17.bailment.v1.RootHolderR\n" +
-	"rootHolder\x12C\n" +
-	"\x11other_root_holder\x18\x03 \x01(\v2\x17.bailment.v1.RootHolderR\x0fotherRootHolder\"[\n" +
-	"\n" +
-	"RootHolder\x12\x12\n" +
-	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\x12)\n" +
-	"\x10development_only\x18\x03 \x01(\bR\x0fdevelopmentOnly\"\xbd\x01\n" +
+	"\x04keys\x18\x01 \x03(\v2\x14.bailment.v1.KeyInfoR\x04keys\x12!\n" +
+	"\froot_holders\x18\x02 \x03(\tR\vrootHolders\"\xbd\x01\n" +
 	"\aKeyInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acurrent\x18\x02 \x01(\bR\acurrent\x12\x1e\n" +
@@ -8224,7 +8150,7 @@ func file_bailment_v1_bailment_proto_rawDescGZIP() []byte {
 }
 
 var file_bailment_v1_bailment_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
+var file_bailment_v1_bailment_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
 var file_bailment_v1_bailment_proto_goTypes = []any{
 	(RevokeRequest_Hold)(0),         // 0: bailment.v1.RevokeRequest.Hold
 	(*GetEnvironmentRequest)(nil),   // 1: bailment.v1.GetEnvironmentRequest
@@ -8328,75 +8254,74 @@ var file_bailment_v1_bailment_proto_goTypes = []any{
 	(*TailRequest)(nil),             // 99: bailment.v1.TailRequest
 	(*ListKeysRequest)(nil),         // 100: bailment.v1.ListKeysRequest
 	(*ListKeysResponse)(nil),        // 101: bailment.v1.ListKeysResponse
-	(*RootHolder)(nil),              // 102: bailment.v1.RootHolder
-	(*KeyInfo)(nil),                 // 103: bailment.v1.KeyInfo
-	(*RotateKeyRequest)(nil),        // 104: bailment.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 105: bailment.v1.RotateKeyResponse
-	(*RewrapRequest)(nil),           // 106: bailment.v1.RewrapRequest
-	(*RewrapProgress)(nil),          // 107: bailment.v1.RewrapProgress
-	(*WatchRequest)(nil),            // 108: bailment.v1.WatchRequest
-	(*WatchEvent)(nil),              // 109: bailment.v1.WatchEvent
-	(*Problem)(nil),                 // 110: bailment.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 111: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 112: google.protobuf.Struct
-	(*durationpb.Duration)(nil),     // 113: google.protobuf.Duration
+	(*KeyInfo)(nil),                 // 102: bailment.v1.KeyInfo
+	(*RotateKeyRequest)(nil),        // 103: bailment.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 104: bailment.v1.RotateKeyResponse
+	(*RewrapRequest)(nil),           // 105: bailment.v1.RewrapRequest
+	(*RewrapProgress)(nil),          // 106: bailment.v1.RewrapProgress
+	(*WatchRequest)(nil),            // 107: bailment.v1.WatchRequest
+	(*WatchEvent)(nil),              // 108: bailment.v1.WatchEvent
+	(*Problem)(nil),                 // 109: bailment.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 110: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 111: google.protobuf.Struct
+	(*durationpb.Duration)(nil),     // 112: google.protobuf.Duration
 }
 var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	3,   // 0: bailment.v1.GetEnvironmentResponse.genesis_signatures:type_name -> bailment.v1.Signature
-	111, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 1: bailment.v1.ChallengeResponse.expires:type_name -> google.protobuf.Timestamp
 	7,   // 2: bailment.v1.AttestRequest.agent:type_name -> bailment.v1.AgentStatement
-	112, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
+	111, // 3: bailment.v1.AppraiseResponse.claims:type_name -> google.protobuf.Struct
 	21,  // 4: bailment.v1.GetIdentityResponse.info:type_name -> bailment.v1.IdentityInfo
-	112, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
-	111, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
+	111, // 5: bailment.v1.GetIdentityResponse.claims:type_name -> google.protobuf.Struct
+	110, // 6: bailment.v1.GetIdentityResponse.enrolled:type_name -> google.protobuf.Timestamp
 	7,   // 7: bailment.v1.RenewRequest.agent:type_name -> bailment.v1.AgentStatement
-	112, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
-	111, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
-	111, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
+	111, // 8: bailment.v1.AttestWorkloadRequest.claims:type_name -> google.protobuf.Struct
+	110, // 9: bailment.v1.SessionResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 10: bailment.v1.SessionResponse.renew_after:type_name -> google.protobuf.Timestamp
 	23,  // 11: bailment.v1.SessionResponse.entry:type_name -> bailment.v1.EntryRef
-	111, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
-	113, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	111, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 12: bailment.v1.SessionResponse.lifetime_end:type_name -> google.protobuf.Timestamp
+	112, // 13: bailment.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	110, // 14: bailment.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 15: bailment.v1.CreateJoinTokenResponse.entry:type_name -> bailment.v1.EntryRef
 	21,  // 16: bailment.v1.ListIdentitiesResponse.identities:type_name -> bailment.v1.IdentityInfo
-	111, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
-	111, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
-	111, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
-	111, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
+	110, // 17: bailment.v1.IdentityInfo.first_seen:type_name -> google.protobuf.Timestamp
+	110, // 18: bailment.v1.IdentityInfo.last_seen:type_name -> google.protobuf.Timestamp
+	110, // 19: bailment.v1.IdentityInfo.session_expires:type_name -> google.protobuf.Timestamp
+	110, // 20: bailment.v1.IdentityInfo.lifetime_end:type_name -> google.protobuf.Timestamp
 	22,  // 21: bailment.v1.IdentityInfo.agent:type_name -> bailment.v1.AgentInfo
 	23,  // 22: bailment.v1.PutResponse.entry:type_name -> bailment.v1.EntryRef
-	111, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 23: bailment.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 24: bailment.v1.GetResponse.entry:type_name -> bailment.v1.EntryRef
 	31,  // 25: bailment.v1.ListSecretsResponse.secrets:type_name -> bailment.v1.SecretInfo
 	32,  // 26: bailment.v1.SecretInfo.versions:type_name -> bailment.v1.VersionInfo
-	111, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
-	111, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 27: bailment.v1.VersionInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 28: bailment.v1.VersionInfo.until:type_name -> google.protobuf.Timestamp
 	23,  // 29: bailment.v1.MoveResponse.entry:type_name -> bailment.v1.EntryRef
 	37,  // 30: bailment.v1.ListLeasesResponse.leases:type_name -> bailment.v1.LeaseInfo
-	111, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
-	111, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
-	111, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
-	111, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
+	110, // 31: bailment.v1.LeaseInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 32: bailment.v1.LeaseInfo.expires:type_name -> google.protobuf.Timestamp
+	110, // 33: bailment.v1.LeaseInfo.max:type_name -> google.protobuf.Timestamp
+	110, // 34: bailment.v1.RenewLeaseResponse.expires:type_name -> google.protobuf.Timestamp
 	23,  // 35: bailment.v1.RenewLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	23,  // 36: bailment.v1.ReturnLeaseResponse.entry:type_name -> bailment.v1.EntryRef
 	0,   // 37: bailment.v1.RevokeRequest.hold:type_name -> bailment.v1.RevokeRequest.Hold
 	23,  // 38: bailment.v1.RevokeResponse.entry:type_name -> bailment.v1.EntryRef
-	111, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
-	111, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
+	110, // 39: bailment.v1.RevokeResponse.horizon:type_name -> google.protobuf.Timestamp
+	110, // 40: bailment.v1.RevokeResponse.provisional_until:type_name -> google.protobuf.Timestamp
 	46,  // 41: bailment.v1.ListRevocationsResponse.revocations:type_name -> bailment.v1.RevocationInfo
-	111, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
-	111, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
+	110, // 42: bailment.v1.RevocationInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 43: bailment.v1.ProposeRequest.expires:type_name -> google.protobuf.Timestamp
 	3,   // 44: bailment.v1.ProposeRequest.signature:type_name -> bailment.v1.Signature
 	3,   // 45: bailment.v1.ProposeRequest.manifest_signature:type_name -> bailment.v1.Signature
 	23,  // 46: bailment.v1.ProposeResponse.entry:type_name -> bailment.v1.EntryRef
 	51,  // 47: bailment.v1.ListChangesResponse.changes:type_name -> bailment.v1.ChangeInfo
-	111, // 48: bailment.v1.ListChangesResponse.recovery_until:type_name -> google.protobuf.Timestamp
-	111, // 49: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
-	111, // 50: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
+	110, // 48: bailment.v1.ListChangesResponse.recovery_until:type_name -> google.protobuf.Timestamp
+	110, // 49: bailment.v1.ChangeInfo.created:type_name -> google.protobuf.Timestamp
+	110, // 50: bailment.v1.ChangeInfo.expires:type_name -> google.protobuf.Timestamp
 	52,  // 51: bailment.v1.ChangeInfo.progress:type_name -> bailment.v1.RolloutInfo
-	111, // 52: bailment.v1.ChangeInfo.due:type_name -> google.protobuf.Timestamp
-	111, // 53: bailment.v1.ChangeInfo.ends:type_name -> google.protobuf.Timestamp
-	111, // 54: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
+	110, // 52: bailment.v1.ChangeInfo.due:type_name -> google.protobuf.Timestamp
+	110, // 53: bailment.v1.ChangeInfo.ends:type_name -> google.protobuf.Timestamp
+	110, // 54: bailment.v1.RolloutInfo.until:type_name -> google.protobuf.Timestamp
 	53,  // 55: bailment.v1.RolloutInfo.triggers:type_name -> bailment.v1.TriggerInfo
 	54,  // 56: bailment.v1.RolloutInfo.differences:type_name -> bailment.v1.DifferenceInfo
 	51,  // 57: bailment.v1.GetChangeResponse.change:type_name -> bailment.v1.ChangeInfo
@@ -8413,136 +8338,134 @@ var file_bailment_v1_bailment_proto_depIdxs = []int32{
 	51,  // 68: bailment.v1.CarryOutResponse.change:type_name -> bailment.v1.ChangeInfo
 	23,  // 69: bailment.v1.CarryOutResponse.entry:type_name -> bailment.v1.EntryRef
 	3,   // 70: bailment.v1.GetBundleResponse.manifest_signature:type_name -> bailment.v1.Signature
-	112, // 71: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
-	113, // 72: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
+	111, // 71: bailment.v1.ExplainRequest.claims:type_name -> google.protobuf.Struct
+	112, // 72: bailment.v1.ExplainResponse.ttl:type_name -> google.protobuf.Duration
 	70,  // 73: bailment.v1.ExplainResponse.rules:type_name -> bailment.v1.RuleTrace
 	71,  // 74: bailment.v1.ExplainResponse.checks:type_name -> bailment.v1.Check
-	111, // 75: bailment.v1.ExplainResponse.time:type_name -> google.protobuf.Timestamp
+	110, // 75: bailment.v1.ExplainResponse.time:type_name -> google.protobuf.Timestamp
 	74,  // 76: bailment.v1.ListUsesResponse.uses:type_name -> bailment.v1.Use
-	111, // 77: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
-	111, // 78: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
-	111, // 79: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
+	110, // 77: bailment.v1.ListUsesResponse.remembered:type_name -> google.protobuf.Timestamp
+	110, // 78: bailment.v1.Use.first:type_name -> google.protobuf.Timestamp
+	110, // 79: bailment.v1.Use.last:type_name -> google.protobuf.Timestamp
 	77,  // 80: bailment.v1.ListReviewedResponse.lines:type_name -> bailment.v1.ReviewedLine
-	111, // 81: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
+	110, // 81: bailment.v1.ReviewedLine.time:type_name -> google.protobuf.Timestamp
 	23,  // 82: bailment.v1.ReviewedLine.entry:type_name -> bailment.v1.EntryRef
 	3,   // 83: bailment.v1.ReviewRequest.signature:type_name -> bailment.v1.Signature
 	23,  // 84: bailment.v1.ReviewResponse.entry:type_name -> bailment.v1.EntryRef
 	82,  // 85: bailment.v1.OpenGlassResponse.opening:type_name -> bailment.v1.Opening
 	23,  // 86: bailment.v1.Opening.entry:type_name -> bailment.v1.EntryRef
-	111, // 87: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
-	111, // 88: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
+	110, // 87: bailment.v1.Opening.opened:type_name -> google.protobuf.Timestamp
+	110, // 88: bailment.v1.Opening.until:type_name -> google.protobuf.Timestamp
 	82,  // 89: bailment.v1.CloseGlassResponse.opening:type_name -> bailment.v1.Opening
 	82,  // 90: bailment.v1.ListGlassResponse.openings:type_name -> bailment.v1.Opening
 	87,  // 91: bailment.v1.ListGlassResponse.grants:type_name -> bailment.v1.BreakGlassGrant
-	111, // 92: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
+	110, // 92: bailment.v1.ListGlassResponse.quarter_ends:type_name -> google.protobuf.Timestamp
 	3,   // 93: bailment.v1.ReviewGlassRequest.signature:type_name -> bailment.v1.Signature
 	23,  // 94: bailment.v1.ReviewGlassResponse.entry:type_name -> bailment.v1.EntryRef
 	93,  // 95: bailment.v1.GetEntriesResponse.entries:type_name -> bailment.v1.LedgerEntry
-	103, // 96: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
-	102, // 97: bailment.v1.ListKeysResponse.root_holder:type_name -> bailment.v1.RootHolder
-	102, // 98: bailment.v1.ListKeysResponse.other_root_holder:type_name -> bailment.v1.RootHolder
-	111, // 99: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
-	23,  // 100: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
-	23,  // 101: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
-	113, // 102: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	23,  // 103: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
-	1,   // 104: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
-	4,   // 105: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
-	6,   // 106: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
-	11,  // 107: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
-	12,  // 108: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
-	13,  // 109: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
-	15,  // 110: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
-	17,  // 111: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
-	19,  // 112: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
-	6,   // 113: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
-	9,   // 114: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
-	24,  // 115: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
-	25,  // 116: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
-	27,  // 117: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
-	29,  // 118: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
-	33,  // 119: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
-	35,  // 120: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
-	38,  // 121: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
-	40,  // 122: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
-	42,  // 123: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
-	44,  // 124: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
-	47,  // 125: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
-	49,  // 126: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
-	55,  // 127: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
-	58,  // 128: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
-	60,  // 129: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
-	62,  // 130: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
-	64,  // 131: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
-	66,  // 132: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
-	68,  // 133: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
-	72,  // 134: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
-	75,  // 135: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
-	78,  // 136: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
-	80,  // 137: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
-	83,  // 138: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
-	85,  // 139: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
-	88,  // 140: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
-	90,  // 141: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
-	92,  // 142: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
-	95,  // 143: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
-	97,  // 144: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
-	99,  // 145: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
-	100, // 146: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
-	104, // 147: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
-	106, // 148: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
-	108, // 149: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
-	2,   // 150: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
-	5,   // 151: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
-	14,  // 152: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
-	14,  // 153: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
-	14,  // 154: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
-	14,  // 155: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
-	16,  // 156: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
-	18,  // 157: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
-	20,  // 158: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
-	8,   // 159: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
-	10,  // 160: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
-	26,  // 161: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
-	26,  // 162: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
-	28,  // 163: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
-	30,  // 164: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
-	34,  // 165: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
-	36,  // 166: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
-	39,  // 167: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
-	41,  // 168: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
-	43,  // 169: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
-	45,  // 170: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
-	48,  // 171: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
-	50,  // 172: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
-	56,  // 173: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
-	59,  // 174: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
-	61,  // 175: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
-	63,  // 176: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
-	65,  // 177: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
-	67,  // 178: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
-	69,  // 179: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
-	73,  // 180: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
-	76,  // 181: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
-	79,  // 182: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
-	81,  // 183: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
-	84,  // 184: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
-	86,  // 185: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
-	89,  // 186: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
-	91,  // 187: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
-	94,  // 188: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
-	96,  // 189: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
-	98,  // 190: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
-	93,  // 191: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
-	101, // 192: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
-	105, // 193: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
-	107, // 194: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
-	109, // 195: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
-	150, // [150:196] is the sub-list for method output_type
-	104, // [104:150] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	102, // 96: bailment.v1.ListKeysResponse.keys:type_name -> bailment.v1.KeyInfo
+	110, // 97: bailment.v1.KeyInfo.not_after:type_name -> google.protobuf.Timestamp
+	23,  // 98: bailment.v1.KeyInfo.entry:type_name -> bailment.v1.EntryRef
+	23,  // 99: bailment.v1.RotateKeyResponse.entry:type_name -> bailment.v1.EntryRef
+	112, // 100: bailment.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	23,  // 101: bailment.v1.Problem.entry:type_name -> bailment.v1.EntryRef
+	1,   // 102: bailment.v1.EnvironmentService.GetEnvironment:input_type -> bailment.v1.GetEnvironmentRequest
+	4,   // 103: bailment.v1.AttestationService.Challenge:input_type -> bailment.v1.ChallengeRequest
+	6,   // 104: bailment.v1.AttestationService.Attest:input_type -> bailment.v1.AttestRequest
+	11,  // 105: bailment.v1.AttestationService.Renew:input_type -> bailment.v1.RenewRequest
+	12,  // 106: bailment.v1.AttestationService.Login:input_type -> bailment.v1.LoginRequest
+	13,  // 107: bailment.v1.AttestationService.AttestWorkload:input_type -> bailment.v1.AttestWorkloadRequest
+	15,  // 108: bailment.v1.AttestationService.Logout:input_type -> bailment.v1.LogoutRequest
+	17,  // 109: bailment.v1.AttestationService.CreateJoinToken:input_type -> bailment.v1.CreateJoinTokenRequest
+	19,  // 110: bailment.v1.AttestationService.ListIdentities:input_type -> bailment.v1.ListIdentitiesRequest
+	6,   // 111: bailment.v1.AttestationService.Appraise:input_type -> bailment.v1.AttestRequest
+	9,   // 112: bailment.v1.AttestationService.GetIdentity:input_type -> bailment.v1.GetIdentityRequest
+	24,  // 113: bailment.v1.SecretService.Put:input_type -> bailment.v1.PutRequest
+	25,  // 114: bailment.v1.SecretService.Generate:input_type -> bailment.v1.GenerateRequest
+	27,  // 115: bailment.v1.SecretService.Get:input_type -> bailment.v1.GetRequest
+	29,  // 116: bailment.v1.SecretService.List:input_type -> bailment.v1.ListSecretsRequest
+	33,  // 117: bailment.v1.SecretService.Move:input_type -> bailment.v1.MoveRequest
+	35,  // 118: bailment.v1.SecretService.ListLeases:input_type -> bailment.v1.ListLeasesRequest
+	38,  // 119: bailment.v1.SecretService.RenewLease:input_type -> bailment.v1.RenewLeaseRequest
+	40,  // 120: bailment.v1.SecretService.ReturnLease:input_type -> bailment.v1.ReturnLeaseRequest
+	42,  // 121: bailment.v1.RevocationService.Revoke:input_type -> bailment.v1.RevokeRequest
+	44,  // 122: bailment.v1.RevocationService.ListRevocations:input_type -> bailment.v1.ListRevocationsRequest
+	47,  // 123: bailment.v1.ChangeService.Propose:input_type -> bailment.v1.ProposeRequest
+	49,  // 124: bailment.v1.ChangeService.ListChanges:input_type -> bailment.v1.ListChangesRequest
+	55,  // 125: bailment.v1.ChangeService.GetChange:input_type -> bailment.v1.GetChangeRequest
+	58,  // 126: bailment.v1.ChangeService.Approve:input_type -> bailment.v1.ApproveRequest
+	60,  // 127: bailment.v1.ChangeService.Reject:input_type -> bailment.v1.RejectRequest
+	62,  // 128: bailment.v1.ChangeService.RollBack:input_type -> bailment.v1.RollBackRequest
+	64,  // 129: bailment.v1.ChangeService.CarryOut:input_type -> bailment.v1.CarryOutRequest
+	66,  // 130: bailment.v1.ChangeService.GetBundle:input_type -> bailment.v1.GetBundleRequest
+	68,  // 131: bailment.v1.ExplainService.Explain:input_type -> bailment.v1.ExplainRequest
+	72,  // 132: bailment.v1.AccessService.ListUses:input_type -> bailment.v1.ListUsesRequest
+	75,  // 133: bailment.v1.AccessService.ListReviewed:input_type -> bailment.v1.ListReviewedRequest
+	78,  // 134: bailment.v1.AccessService.Review:input_type -> bailment.v1.ReviewRequest
+	80,  // 135: bailment.v1.BreakGlassService.OpenGlass:input_type -> bailment.v1.OpenGlassRequest
+	83,  // 136: bailment.v1.BreakGlassService.CloseGlass:input_type -> bailment.v1.CloseGlassRequest
+	85,  // 137: bailment.v1.BreakGlassService.ListGlass:input_type -> bailment.v1.ListGlassRequest
+	88,  // 138: bailment.v1.BreakGlassService.ReviewGlass:input_type -> bailment.v1.ReviewGlassRequest
+	90,  // 139: bailment.v1.LedgerService.GetCheckpoint:input_type -> bailment.v1.GetCheckpointRequest
+	92,  // 140: bailment.v1.LedgerService.GetEntries:input_type -> bailment.v1.GetEntriesRequest
+	95,  // 141: bailment.v1.LedgerService.GetReceipt:input_type -> bailment.v1.GetReceiptRequest
+	97,  // 142: bailment.v1.LedgerService.GetConsistency:input_type -> bailment.v1.GetConsistencyRequest
+	99,  // 143: bailment.v1.LedgerService.Tail:input_type -> bailment.v1.TailRequest
+	100, // 144: bailment.v1.KeyService.ListKeys:input_type -> bailment.v1.ListKeysRequest
+	103, // 145: bailment.v1.KeyService.RotateKey:input_type -> bailment.v1.RotateKeyRequest
+	105, // 146: bailment.v1.KeyService.Rewrap:input_type -> bailment.v1.RewrapRequest
+	107, // 147: bailment.v1.WatchService.Watch:input_type -> bailment.v1.WatchRequest
+	2,   // 148: bailment.v1.EnvironmentService.GetEnvironment:output_type -> bailment.v1.GetEnvironmentResponse
+	5,   // 149: bailment.v1.AttestationService.Challenge:output_type -> bailment.v1.ChallengeResponse
+	14,  // 150: bailment.v1.AttestationService.Attest:output_type -> bailment.v1.SessionResponse
+	14,  // 151: bailment.v1.AttestationService.Renew:output_type -> bailment.v1.SessionResponse
+	14,  // 152: bailment.v1.AttestationService.Login:output_type -> bailment.v1.SessionResponse
+	14,  // 153: bailment.v1.AttestationService.AttestWorkload:output_type -> bailment.v1.SessionResponse
+	16,  // 154: bailment.v1.AttestationService.Logout:output_type -> bailment.v1.LogoutResponse
+	18,  // 155: bailment.v1.AttestationService.CreateJoinToken:output_type -> bailment.v1.CreateJoinTokenResponse
+	20,  // 156: bailment.v1.AttestationService.ListIdentities:output_type -> bailment.v1.ListIdentitiesResponse
+	8,   // 157: bailment.v1.AttestationService.Appraise:output_type -> bailment.v1.AppraiseResponse
+	10,  // 158: bailment.v1.AttestationService.GetIdentity:output_type -> bailment.v1.GetIdentityResponse
+	26,  // 159: bailment.v1.SecretService.Put:output_type -> bailment.v1.PutResponse
+	26,  // 160: bailment.v1.SecretService.Generate:output_type -> bailment.v1.PutResponse
+	28,  // 161: bailment.v1.SecretService.Get:output_type -> bailment.v1.GetResponse
+	30,  // 162: bailment.v1.SecretService.List:output_type -> bailment.v1.ListSecretsResponse
+	34,  // 163: bailment.v1.SecretService.Move:output_type -> bailment.v1.MoveResponse
+	36,  // 164: bailment.v1.SecretService.ListLeases:output_type -> bailment.v1.ListLeasesResponse
+	39,  // 165: bailment.v1.SecretService.RenewLease:output_type -> bailment.v1.RenewLeaseResponse
+	41,  // 166: bailment.v1.SecretService.ReturnLease:output_type -> bailment.v1.ReturnLeaseResponse
+	43,  // 167: bailment.v1.RevocationService.Revoke:output_type -> bailment.v1.RevokeResponse
+	45,  // 168: bailment.v1.RevocationService.ListRevocations:output_type -> bailment.v1.ListRevocationsResponse
+	48,  // 169: bailment.v1.ChangeService.Propose:output_type -> bailment.v1.ProposeResponse
+	50,  // 170: bailment.v1.ChangeService.ListChanges:output_type -> bailment.v1.ListChangesResponse
+	56,  // 171: bailment.v1.ChangeService.GetChange:output_type -> bailment.v1.GetChangeResponse
+	59,  // 172: bailment.v1.ChangeService.Approve:output_type -> bailment.v1.ApproveResponse
+	61,  // 173: bailment.v1.ChangeService.Reject:output_type -> bailment.v1.RejectResponse
+	63,  // 174: bailment.v1.ChangeService.RollBack:output_type -> bailment.v1.RollBackResponse
+	65,  // 175: bailment.v1.ChangeService.CarryOut:output_type -> bailment.v1.CarryOutResponse
+	67,  // 176: bailment.v1.ChangeService.GetBundle:output_type -> bailment.v1.GetBundleResponse
+	69,  // 177: bailment.v1.ExplainService.Explain:output_type -> bailment.v1.ExplainResponse
+	73,  // 178: bailment.v1.AccessService.ListUses:output_type -> bailment.v1.ListUsesResponse
+	76,  // 179: bailment.v1.AccessService.ListReviewed:output_type -> bailment.v1.ListReviewedResponse
+	79,  // 180: bailment.v1.AccessService.Review:output_type -> bailment.v1.ReviewResponse
+	81,  // 181: bailment.v1.BreakGlassService.OpenGlass:output_type -> bailment.v1.OpenGlassResponse
+	84,  // 182: bailment.v1.BreakGlassService.CloseGlass:output_type -> bailment.v1.CloseGlassResponse
+	86,  // 183: bailment.v1.BreakGlassService.ListGlass:output_type -> bailment.v1.ListGlassResponse
+	89,  // 184: bailment.v1.BreakGlassService.ReviewGlass:output_type -> bailment.v1.ReviewGlassResponse
+	91,  // 185: bailment.v1.LedgerService.GetCheckpoint:output_type -> bailment.v1.GetCheckpointResponse
+	94,  // 186: bailment.v1.LedgerService.GetEntries:output_type -> bailment.v1.GetEntriesResponse
+	96,  // 187: bailment.v1.LedgerService.GetReceipt:output_type -> bailment.v1.GetReceiptResponse
+	98,  // 188: bailment.v1.LedgerService.GetConsistency:output_type -> bailment.v1.GetConsistencyResponse
+	93,  // 189: bailment.v1.LedgerService.Tail:output_type -> bailment.v1.LedgerEntry
+	101, // 190: bailment.v1.KeyService.ListKeys:output_type -> bailment.v1.ListKeysResponse
+	104, // 191: bailment.v1.KeyService.RotateKey:output_type -> bailment.v1.RotateKeyResponse
+	106, // 192: bailment.v1.KeyService.Rewrap:output_type -> bailment.v1.RewrapProgress
+	108, // 193: bailment.v1.WatchService.Watch:output_type -> bailment.v1.WatchEvent
+	148, // [148:194] is the sub-list for method output_type
+	102, // [102:148] is the sub-list for method input_type
+	102, // [102:102] is the sub-list for extension type_name
+	102, // [102:102] is the sub-list for extension extendee
+	0,   // [0:102] is the sub-list for field type_name
 }
 
 func init() { file_bailment_v1_bailment_proto_init() }
@@ -8557,7 +8480,7 @@ func file_bailment_v1_bailment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailment_v1_bailment_proto_rawDesc), len(file_bailment_v1_bailment_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   110,
+			NumMessages:   109,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

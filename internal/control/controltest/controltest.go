@@ -28,7 +28,6 @@ import (
 	"github.com/bailment/bailment/internal/attest/methods"
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/control"
-	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/policy"
@@ -166,7 +165,7 @@ func (w *World) Spare() string {
 	w.check(err)
 	w.Config.Next = h
 	w.Reopen()
-	return custody.HolderOf(h).String()
+	return control.RootHolderOf(h).String()
 }
 
 func (w *World) check(err error) {
