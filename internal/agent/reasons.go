@@ -134,6 +134,7 @@ var classes = map[problem.Reason]class{
 	problem.ReasonNotDeclared:      refused,
 	problem.ReasonPosture:          refused,
 	problem.ReasonEnvironmentEnded: refused,
+	problem.ReasonRootHolder:       refused,
 	problem.ReasonDecommissioned:   refused,
 	problem.ReasonFloorLowered:     refused,
 	problem.ReasonNoAudience:       refused,

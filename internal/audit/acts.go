@@ -99,9 +99,12 @@ func actOfKeys(ev state.Event) act {
 	return act{}
 }
 
-// ended is who ended the environment.
+// ended is who ended the environment, or moved its keys.
 func (r *run) ended(ev state.Event) act {
-	if e, ok := ev.(*state.EnvironmentEnded); ok {
+	switch e := ev.(type) {
+	case *state.EnvironmentEnded:
+		return act{&e.Actor, &e.Ruling, r.carrier(e.Change, e.Actor)}
+	case *state.CustodyMoved:
 		return act{&e.Actor, &e.Ruling, r.carrier(e.Change, e.Actor)}
 	}
 	return act{}

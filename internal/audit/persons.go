@@ -82,6 +82,8 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 		}
 	case *state.KeyAdded:
 		return r.keyAdded(&ev.Key)
+	case *state.CustodyMoved:
+		return r.custodyMoved(at, ev)
 	case *state.EnvironmentEnded:
 		r.report.Ended = index
 		return r.completed(at, ev.Change, policy.ActDeleteEnvironment, func(c *state.Change) bool {

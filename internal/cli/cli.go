@@ -253,7 +253,7 @@ func (a *app) root() *cobra.Command {
 		a.secretCommand(), a.leaseCommand(), a.nodeCommand(), a.identityCommand(),
 		a.environmentCommand(), a.bundleCommand(), a.rootsCommand(), a.changeCommand(), a.recoveryCommand(), a.revokeCommand(), a.revocationCommand(), a.explainCommand(),
 		a.whoCanCommand(), a.canCommand(), a.blastRadiusCommand(), a.accessCommand(), a.breakGlassCommand(),
-		a.ledgerCommand(), a.receiptCommand(), a.keyCommand(),
+		a.ledgerCommand(), a.receiptCommand(), a.keyCommand(), a.rootCommand(),
 		a.quickstartCommand(), a.completionCommand(), a.versionCommand(), a.genCommand(),
 	)
 	root.AddCommand(a.demoCommands()...)

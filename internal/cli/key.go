@@ -44,7 +44,7 @@ func (a *app) keyCommand() *cobra.Command {
 				return a.show(r, func(t *rows) { t.line("%s is current (entry %d)", r.Name, r.Entry.GetIndex()) })
 			}),
 		},
-		a.keyWithdraw(),
+		a.keyWithdraw(), a.keyCustody(),
 		&cobra.Command{
 			Use: "rewrap", Short: "Move data keys under the current key-encryption key", Args: cobra.NoArgs,
 			Long: "Wraps every data key anew under the current key-encryption key. No value is decrypted. It can be\nbroken off at any time and run again: what is done stays done.", Example: "  bailment key rewrap",

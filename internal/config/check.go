@@ -54,6 +54,12 @@ func (s *Server) check() Findings {
 		if h.Location != "" && !filepath.IsAbs(h.Location) {
 			c.bad(key+".location", "%q is not an absolute path", h.Location)
 		}
+		if h.Next.Location != "" && !filepath.IsAbs(h.Next.Location) {
+			c.bad(key+".next.location", "%q is not an absolute path", h.Next.Location)
+		}
+		if h.Next.Location != "" && h.Next.Location == h.Location {
+			c.bad(key+".next.location", "is where the present root key is")
+		}
 	}
 	if s.ServerID != "" {
 		if err := identity.ValidPath(identity.PrefixServer + s.ServerID); err != nil || strings.Contains(s.ServerID, "/") {

@@ -37,6 +37,14 @@ type Server struct {
 type RootHolder struct {
 	Kind     string `yaml:"kind" default:"file" one:"file" doc:"Kind of root holder; file is for the development class only."`
 	Location string `yaml:"location" doc:"Where it is, in the terms of its kind: for file, an absolute path. Empty: root.key in the environment's directory."`
+	// Next is there for the time of a move: afterwards its kind and location become those above.
+	Next NextHolder `yaml:"next" doc:"Another root key, beside the present one, to which the keys can be moved by an approved change (bailment key custody)."`
+}
+
+// NextHolder says where the root key is that an environment's keys may be moved to.
+type NextHolder struct {
+	Kind     string `yaml:"kind" default:"file" one:"file" doc:"Kind of root holder."`
+	Location string `yaml:"location" doc:"Where it is, in the terms of its kind. Empty: there is none."`
 }
 
 // Limits of a server.

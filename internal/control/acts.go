@@ -40,6 +40,12 @@ func (t *turn) checkAct(p *proposal, x *state.Session) error {
 		}
 		return t.deletable(p.text.Target)
 	}
+	if p.text.Action == ActionMove {
+		if err := actAlone(p.text); err != nil {
+			return err
+		}
+		return t.movable(p.text.Target)
+	}
 	if p.text.Action == ActionDestroy {
 		if err := actAlone(p.text); err != nil {
 			return err

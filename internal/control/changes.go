@@ -26,6 +26,7 @@ const (
 	ActionEnd        = policy.ActDecommission
 	ActionDestroy    = policy.ActDestroy
 	ActionDelete     = policy.ActDeleteEnvironment
+	ActionMove       = policy.ActMoveCustody
 )
 
 // Limits on changes.
@@ -354,7 +355,8 @@ type approval struct {
 	// weighed: whether it does was asked. A change may have come after the preparation: its number can be foreseen.
 	weighed bool
 	sig     state.Signature
-	bad     error // why it is refused: the decision enters that
+	bad     error  // why it is refused: the decision enters that
+	moved   *moved // what it may carry out, if it is about the root key's custody
 }
 
 // Approve adds the caller's approval and, when it is the last one needed, carries the change out in the same commit.
@@ -362,6 +364,10 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	text, err := ceremony.ParseChange(r.Text)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
+	}
+	if text.Action == ActionMove {
+		e.keyMu.Lock() // no key comes while all of them are wrapped
+		defer e.keyMu.Unlock()
 	}
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (approval, error) {
@@ -385,6 +391,9 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 				}
 				a.own, err = e.ownReach(ctx, ch, text.Person)
 				a.weighed = true
+			}
+			if err == nil {
+				a.moved, err = e.prepareMove(ctx, s, r.Change)
 			}
 			return a, err
 		},
@@ -487,6 +496,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	if ch.Delay > 0 {
 		return out, nil // from this approval on it waits: see CarryOut
 	}
+	t.custody = a.moved
 	return out, t.carryOut(ch, x, out)
 }
 
@@ -544,6 +554,8 @@ func (t *turn) carryOut(ch *state.Change, x *state.Session, out *Proposal) error
 		return t.destroy(ch, x)
 	case ActionDelete:
 		return t.endEnvironment(ch, x)
+	case ActionMove:
+		return t.moveCustody(ch, x)
 	case ActionGlass:
 		return t.openApproved(ch, x)
 	}

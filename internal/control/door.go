@@ -41,6 +41,8 @@ type turn struct {
 	by governor
 	// beside is what the other bundle of a rollout said to it.
 	beside beside
+	// custody is what a move of the root key's custody was prepared to be.
+	custody *moved
 	// raised: the draft raises the protocol.
 	raised bool
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/bailment/bailment/internal/attest"
 	"github.com/bailment/bailment/internal/cache"
 	"github.com/bailment/bailment/internal/canary"
+	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/ledger"
@@ -42,8 +43,11 @@ import (
 type Config struct {
 	OpenStore func(context.Context) (store.Store, error)
 	Holder    keyring.Holder
-	Source    *seal.Source
-	Methods   attest.Methods
+	// Next is the root holder that the keys may be moved to, or have been; nil: there is none. What the ledger names is used, be it Holder
+	// or Next.
+	Next    keyring.Holder
+	Source  *seal.Source
+	Methods attest.Methods
 	// Issuers finds the keys of issuers that the bundle does not pin; nil: their tokens are refused.
 	Issuers Issuers
 	Logger  *slog.Logger
@@ -77,6 +81,7 @@ type Environment struct {
 
 	genesis  state.Digest
 	document *state.Genesis
+	founded  string // the root holder of genesis
 	keys     atomic.Pointer[custody.Keys]
 	keyMu    sync.Mutex    // one rotation or rewrap at a time
 	loadMu   sync.Mutex    // one load of the keys at a time
@@ -146,14 +151,19 @@ func (e *Environment) start(ctx context.Context) error {
 	if p := ended(s); p != nil {
 		return p // before its keys are looked for, of which there are none
 	}
-	if s.Env.Class == string(policy.Production) && e.cfg.Holder.Descriptor().DevelopmentOnly {
-		return problem.New(problem.ReasonDevelopmentOnly, "a root key of kind %s can't open a production environment", e.cfg.Holder.Descriptor().Kind)
-	}
 	var err error
 	if e.document, err = readEvent[*state.Genesis](ctx, e, 0); err != nil {
 		return err
 	}
-	k, err := e.vault().Unseal(ctx, s, e.log.Origin())
+	doc, err := ceremony.ParseGenesis(e.document.Document, e.genesis)
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonTampered, "reading genesis")
+	}
+	e.founded = doc.RootHolder
+	if err := e.checkHolder(s); err != nil {
+		return err
+	}
+	k, err := e.vault(s).Unseal(ctx, s, e.log.Origin())
 	if err != nil {
 		return err
 	}

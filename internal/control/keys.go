@@ -8,6 +8,7 @@ import (
 
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
@@ -16,9 +17,11 @@ import (
 	"github.com/bailment/bailment/internal/store"
 )
 
-// vault reads wrapped keys from the store as it is open now.
-func (e *Environment) vault() custody.Vault {
-	return custody.Vault{Holder: e.cfg.Holder, Genesis: e.genesis, Read: func(ctx context.Context, name string) ([]byte, error) {
+// vault reads wrapped keys from the store as it is open now, and opens them with the root holder that they are under in a state.
+func (e *Environment) vault(s *state.State) custody.Vault { return e.vaultOf(e.holder(s)) }
+
+func (e *Environment) vaultOf(h keyring.Holder) custody.Vault {
+	return custody.Vault{Holder: h, Genesis: e.genesis, Read: func(ctx context.Context, name string) ([]byte, error) {
 		data, err := e.log.Store().Key(ctx, name)
 		return data, e.log.Failed(err)
 	}}
@@ -63,6 +66,7 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 	}
 	type made struct {
 		by    *custody.Keys
+		under uint64 // the entry that put the keys under the root holder of now
 		facts state.KeyFacts
 		row   store.Key
 	}
@@ -76,8 +80,8 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 			if err != nil {
 				return made{}, err
 			}
-			facts, row, err := e.vault().Make(ctx, k, kind, all[len(all)-1].Number+1, e.scope(s), e.cfg.Source, e.cfg.Now())
-			return made{k, facts, row}, err
+			facts, row, err := e.vault(s).Make(ctx, k, kind, all[len(all)-1].Number+1, e.scope(s), e.cfg.Source, e.cfg.Now())
+			return made{k, s.Custody.Moved, facts, row}, err
 		},
 		func(t *turn, m made) (string, error) {
 			x, err := t.session(c)
@@ -87,8 +91,8 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 			if _, err := t.duty(x, policy.DutyKeys); err != nil {
 				return "", err
 			}
-			if m.by.Behind(t.s) {
-				return "", errStale // the key that vouches for it, or wraps it, is not the current one
+			if m.by.Behind(t.s) || m.under != t.s.Custody.Moved {
+				return "", errStale // the key that vouches for it, or what wraps it, is not the current one
 			}
 			if _, err := t.enter(&state.KeyAdded{Key: m.facts, Actor: actorOf(x), Ruling: t.ruling("")}); err != nil {
 				return "", err
@@ -124,7 +128,8 @@ func (e *Environment) currentKeys(ctx context.Context, s *state.State) (*custody
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
-	k, err := e.vault().Unseal(ctx, e.log.State(), e.log.Origin())
+	now := e.log.State()
+	k, err := e.vault(now).Unseal(ctx, now, e.log.Origin())
 	if err != nil {
 		return nil, fmt.Errorf("loading the environment's keys: %w", err)
 	}
@@ -296,7 +301,7 @@ func (e *Environment) rewrapNamed(ctx context.Context, c Caller) error {
 		names = append(names, name)
 		return true
 	})
-	rows, err := e.vault().Rewrapped(ctx, k, names)
+	rows, err := e.vault(e.log.State()).Rewrapped(ctx, k, names)
 	if err != nil {
 		return err
 	}

@@ -230,7 +230,7 @@ func (e *Environment) addTokens(ctx context.Context, decide func(*turn) (int, *s
 				n = maxTokensAdded
 			}
 			for i := range n {
-				facts, row, err := e.vault().MakeToken(m.by, newest+1+uint32(i), algorithm, e.cfg.Source)
+				facts, row, err := e.vault(e.log.State()).MakeToken(m.by, newest+1+uint32(i), algorithm, e.cfg.Source)
 				if err != nil {
 					return m, err
 				}

@@ -13,7 +13,21 @@ import (
 // about, and none has to be trusted to: whoever proposed it, or may approve such acts, asks for it. The server doesn't do it by itself,
 // since what can't be undone is better not done than done while nobody looks.
 func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*Proposal, error) {
-	out, proof, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (*Proposal, error) { return t.ripe(c, change) })
+	if ch, ok := e.log.State().Changes.Get(change); ok && ch.Action == ActionMove {
+		e.keyMu.Lock() // no key comes while all of them are wrapped
+		defer e.keyMu.Unlock()
+	}
+	out, proof, err := do(ctx, e,
+		func(ctx context.Context, s *state.State) (*moved, error) {
+			if _, dead := standing(s, c, state.At(e.cfg.Now())); dead != nil {
+				return nil, nil // nothing is asked of a root holder for nobody
+			}
+			return e.prepareMove(ctx, s, change)
+		},
+		func(t *turn, m *moved) (*Proposal, error) {
+			t.custody = m
+			return t.ripe(c, change)
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +60,7 @@ func (t *turn) ripe(c Caller, change uint64) (*Proposal, error) {
 	}
 	out := &Proposal{Index: t.at.Index + uint64(len(t.draft.Records))}
 	switch err := t.carryOut(ch, x, out); {
-	case errors.Is(err, errStale), err == nil:
+	case errors.Is(err, errStale), err == nil, t.custody != nil && t.custody.bad != nil: // a root holder's failure is nobody's denial
 		return out, err
 	default:
 		return nil, refuse(problem.As(err))

@@ -170,8 +170,19 @@ func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys
 	if err != nil {
 		return nil, err
 	}
+	rows := make([]store.Key, 0, len(keks))
 	for _, x := range keks {
-		if err := v.unsealKEK(ctx, k, x); err != nil {
+		data, err := v.read(ctx, x.Name)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, store.Key{Name: x.Name, Data: data})
+	}
+	if err := checkMoved(s, rows); err != nil {
+		return nil, err
+	}
+	for i, x := range keks {
+		if err := v.unsealKEK(ctx, k, x, rows[i].Data); err != nil {
 			return nil, err
 		}
 	}
@@ -190,18 +201,22 @@ func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys
 	return k, v.unsealCheckpoint(ctx, s, k, origin)
 }
 
-func (v Vault) unsealKEK(ctx context.Context, k *Keys, x Key) error {
-	data, err := v.read(ctx, x.Name)
-	if err != nil {
-		return err
-	}
+func (v Vault) unwrapKEK(ctx context.Context, x Key, data []byte) (seal.Secret, error) {
 	aad, err := seal.KeyContext{Genesis: v.Genesis, Name: KEK, Number: x.Number}.Encode()
 	if err != nil {
-		return err
+		return seal.Secret{}, err
 	}
 	secret, err := v.Holder.Unwrap(ctx, aad, data)
 	if err != nil {
-		return fmt.Errorf("unsealing %s with the root holder %s: %w", x.Name, v.Holder.Descriptor().Kind, err)
+		return seal.Secret{}, fmt.Errorf("unsealing %s with the root holder %s: %w", Name(KEK, x.Number), v.Holder.Descriptor().Kind, err)
+	}
+	return secret, nil
+}
+
+func (v Vault) unsealKEK(ctx context.Context, k *Keys, x Key, data []byte) error {
+	secret, err := v.unwrapKEK(ctx, x, data)
+	if err != nil {
+		return err
 	}
 	kek, err := seal.NewKEK(x.Number, secret)
 	if err != nil {

@@ -39,17 +39,26 @@ func (c *Checker) allEnded(e *state.EnvironmentEnded, fail failure) {
 	}
 }
 
-// deedOfEnd is who ended the environment.
+// deedOfEnd is who ended the environment, or moved its keys.
 func (m *model) deedOfEnd(ev state.Event) deed {
-	if e, ok := ev.(*state.EnvironmentEnded); ok {
+	switch e := ev.(type) {
+	case *state.EnvironmentEnded:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
+	case *state.CustodyMoved:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
 	}
 	return deed{}
 }
 
-// afterEnd checks that there is no such entry.
-func (c *Checker) afterEnd(fail failure) {
+// lifecycleEnd is about the end of the environment, after which there is no entry, and about where its keys are.
+func (c *Checker) lifecycleEnd(st *step, fail failure) {
 	if c.m.ended != 0 {
 		fail("the environment ended with entry %d, and nothing follows that", c.m.ended)
+	}
+	switch e := st.event.(type) {
+	case *state.EnvironmentEnded:
+		c.allEnded(e, fail)
+	case *state.CustodyMoved:
+		c.allMoved(e, fail)
 	}
 }

@@ -128,7 +128,7 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 	c.lifecycleGlass(st, fail)
 	c.rolls(st, fail)
 	c.recoveries(st, fail)
-	c.afterEnd(fail)
+	c.lifecycleEnd(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -173,8 +173,6 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 		}
 	case *state.IdentityDecommissioned:
 		c.ended(st, e, fail)
-	case *state.EnvironmentEnded:
-		c.allEnded(e, fail)
 	case *state.SessionOpened:
 		if path := c.goneFor(e.Identity, e.Node); path != "" {
 			fail("%s was decommissioned by entry %d", path, c.m.gone[path])
@@ -365,6 +363,9 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 		c.waited(st, e.Change, fail)
 	case *state.EnvironmentEnded:
+		c.enough(e.Change, fail)
+		c.waited(st, e.Change, fail)
+	case *state.CustodyMoved:
 		c.enough(e.Change, fail)
 		c.waited(st, e.Change, fail)
 	case *state.RevocationRecorded:

@@ -97,7 +97,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Lifecycle, entry: (*Checker).lifecycle,
-		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; the end of the environment is its last entry, and says what it took along; one recovery at a time, which changes nothing but the operators",
+		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; the end of the environment is its last entry, and says what it took along; the keys move from the root holder that they are under to the one that was approved, all of them; one recovery at a time, which changes nothing but the operators",
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
@@ -205,6 +205,7 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 	}
 	c.m.learn(st)
 	c.learnFinal(st)
+	c.learnCustody(st)
 	out = append(out, c.learnCandidate(index, e.Event)...)
 	if d, changed := manifestOf(e.Event); changed {
 		c.m.prog = nil

@@ -442,6 +442,8 @@ func (c *Checker) revoked(st *step, fail failure) {
 		c.revokedChange(st, e.Change, fail)
 	case *state.EnvironmentEnded:
 		c.revokedChange(st, e.Change, fail)
+	case *state.CustodyMoved:
+		c.revokedChange(st, e.Change, fail)
 	}
 }
 

@@ -69,7 +69,8 @@ type model struct {
 	glasses     []*glass // openings that are open or to be reviewed, in their order
 	quarter     quarter
 
-	ended uint64 // the entry that is the last one; 0: there may be more
+	ended      uint64 // the entry that is the last one; 0: there may be more
+	rootHolder string // KIND:ID of what the keys are under
 
 	tokensOut tokenState
 }

@@ -45,7 +45,8 @@ func Concerns(ev state.Event) bool {
 	switch x := ev.(type) {
 	case *state.ChangeProposed, *state.ChangeApproved, *state.ChangeRejected, *state.BundleInForce, *state.RolloutMoved, *state.RolloutEnded,
 		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned,
-		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.RecoveryStarted, *state.RecoveryWithdrawn, *state.EnvironmentEnded:
+		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.RecoveryStarted, *state.RecoveryWithdrawn, *state.EnvironmentEnded,
+		*state.CustodyMoved:
 		return true
 	case *state.SecretMoved:
 		return x.Change != 0
@@ -120,6 +121,9 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 	case *state.GlassAlarmed:
 		m.glass("", 0, "", fmt.Sprintf("%d of %d releases of %s were by break-glass grants, which is %d percent or more", x.Glass, x.Releases, x.Quarter, x.Percent))
 		m.Review = "bailment break-glass list"
+	case *state.CustodyMoved:
+		m.about(s, policy.TopicInForce, x.Change, "was carried out: the keys are under the root holder "+x.To.String())
+		m.By = x.Actor.Identity
 	case *state.EnvironmentEnded:
 		m.about(s, policy.TopicInForce, x.Change, "was carried out: the environment has ended for ever")
 		m.By, m.Review = x.Actor.Identity, "bailment ledger verify"

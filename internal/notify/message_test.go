@@ -50,6 +50,7 @@ var told = []example{
 	{&state.RecoveryWithdrawn{Recovery: 9, Signature: state.Signature{Person: "sam"}}, policy.TopicRecovery, "recovery 9 was withdrawn"},
 	{&state.BundleInForce{Recovery: 9, How: state.ByRecovery}, policy.TopicRecovery, "the operators were replaced"},
 	{&state.EnvironmentEnded{Environment: "payments", Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "the environment has ended for ever"},
+	{&state.CustodyMoved{To: state.RootHolder{Kind: "tpm", ID: "7f"}, Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "under the root holder tpm:7f"},
 	{&state.SecretMoved{Secret: "db/password", Version: 2, To: "destroyed", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 }
 

@@ -31,6 +31,7 @@ const (
 	ActDestroy           = "secret.destroy"
 	ActGlass             = "glass.open"
 	ActDeleteEnvironment = "environment.delete"
+	ActMoveCustody       = "custody.move"
 )
 
 // The longest wait, and the one of what ends an environment in production: a day, so that every person who could take it back comes by.
@@ -49,6 +50,7 @@ var Acts = []Act{
 	{Name: ActDestroy, Duty: DutyApproveSecrets, Doc: "destroy a version of a secret", Final: true},
 	{Name: ActGlass, Duty: DutyApproveSecrets, Doc: "open a break-glass grant beyond its budget, or before an earlier opening was reviewed"},
 	{Name: ActDeleteEnvironment, Duty: DutyApprove, Doc: "end the environment for ever, with all its keys and values", Final: true, Least: 2, Delay: endDelay},
+	{Name: ActMoveCustody, Duty: DutyApprove, Doc: "put the environment's keys under another root key", Final: true, Least: 2},
 }
 
 // FindAct finds an act by its name.

@@ -16,7 +16,7 @@ func TestNeedsOfWhatIsFinal(t *testing.T) {
 			t.Errorf("%s can be undone, and waits", a.Name)
 		}
 	}
-	if got := strings.Join(final, " "); got != "identity.decommission secret.destroy environment.delete" {
+	if got := strings.Join(final, " "); got != "identity.decommission secret.destroy environment.delete custody.move" {
 		t.Errorf("what can't be undone is %s", got)
 	}
 	for _, c := range []struct {
@@ -29,6 +29,8 @@ func TestNeedsOfWhatIsFinal(t *testing.T) {
 		{"more", Environment{Class: Production, Approvals: 3, acts: []actNeed{{act: ActDeleteEnvironment, required: 4, delay: 48 * time.Hour}}}, ActDeleteEnvironment, Need{Approvals: 4, Delay: 48 * time.Hour}},
 		{"development", Environment{Class: Development}, ActDeleteEnvironment, Need{Approvals: 1, Self: true}},
 		{"development asks", Environment{Class: Development, Approvals: 1, acts: []actNeed{{act: ActDeleteEnvironment, required: 1, delay: time.Hour}}}, ActDeleteEnvironment, Need{Approvals: 1, Delay: time.Hour}},
+		{"custody", Environment{Class: Production, Approvals: 1}, ActMoveCustody, Need{Approvals: 2}},
+		{"custody waits", Environment{Class: Production, Approvals: 1, acts: []actNeed{{act: ActMoveCustody, required: 2, delay: time.Hour}}}, ActMoveCustody, Need{Approvals: 2, Delay: time.Hour}},
 		{"destroy", Environment{Class: Production, Approvals: 1}, ActDestroy, Need{Approvals: 1}},
 		{"destroy waits", Environment{Class: Production, Approvals: 1, acts: []actNeed{{act: ActDestroy, required: 1, delay: time.Hour}}}, ActDestroy, Need{Approvals: 1, Delay: time.Hour}},
 		{"decommission", Environment{Class: Production, Approvals: 2}, ActDecommission, Need{Approvals: 2}},

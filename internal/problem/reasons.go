@@ -97,6 +97,7 @@ const (
 	ReasonQuarantined      Reason = "quarantined"
 	ReasonDecommissioned   Reason = "decommissioned"
 	ReasonEnvironmentEnded Reason = "environment-ended"
+	ReasonRootHolder       Reason = "root-holder"
 	ReasonAgentOutdated    Reason = "agent-outdated"
 	ReasonAgentUnsigned    Reason = "agent-unsigned"
 	ReasonAgentUnknown     Reason = "agent-unknown"
@@ -205,6 +206,7 @@ var reasons = map[Reason]reasonRow{
 	ReasonPosture:          {Refused, "what the machine proved is not what its identity rule requires: see the entry, or `bailment attest --dry-run` on it"},
 	ReasonQuarantined:      {Refused, "the machine is quarantined: find out why (`bailment node show`), then have its release approved"},
 	ReasonDecommissioned:   {Refused, "this identity was decommissioned for ever: enrol the machine under another name"},
+	ReasonRootHolder:       {Refused, "name the right root key under `root_holders` in the server's configuration"},
 	ReasonEnvironmentEnded: {Refused, "nothing brings it back: stop its agents and servers, and keep the data directory, whose ledger can be verified offline for ever (`bailment ledger verify`)"},
 	ReasonAgentOutdated:    {Refused, "upgrade the agent: its version is below the bundle's minimum"},
 	ReasonAgentUnsigned:    {Refused, "install a signed release: agents without a signed manifest run in the development class only"},

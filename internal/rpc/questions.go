@@ -220,6 +220,7 @@ func (s keys) ListKeys(ctx context.Context, _ *pb.ListKeysRequest) (*pb.ListKeys
 		}
 		out.Keys = append(out.Keys, info)
 	}
+	out.RootHolders = env.RootHolders()
 	return out, nil
 }
 

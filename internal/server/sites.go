@@ -18,7 +18,6 @@ import (
 	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/keyring/file"
-	"github.com/bailment/bailment/internal/keyring/holders"
 	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/notify"
 	"github.com/bailment/bailment/internal/problem"
@@ -119,20 +118,16 @@ func (s *Server) openOver(ctx context.Context, name, dir string, entered func(ui
 	if holder.Location == "" {
 		holder.Location = filepath.Join(dir, RootKeyFile)
 	}
-	kind, err := holders.Lookup(holder.Kind)
-	if err != nil {
-		return nil, err
-	}
-	held, err := kind.Open(ctx, holder.Location)
+	logger := s.logger.With("environment", name)
+	held, next, err := openHolders(ctx, holder, logger)
 	if err != nil {
 		if over := control.Ended(ctx, open); over != nil {
 			return nil, over // then nobody needs its root key
 		}
 		return nil, err
 	}
-	logger := s.logger.With("environment", name)
 	return control.Open(ctx, control.Config{
-		OpenStore: open, Holder: held, Source: s.source, Methods: methods.All(), Issuers: s.issuers, Logger: logger,
+		OpenStore: open, Holder: held, Next: next, Source: s.source, Methods: methods.All(), Issuers: s.issuers, Logger: logger,
 		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, Boot: s.o.Boot, ServerID: s.cfg.ServerID, Silence: s.silence,
 		Openings: control.Openings{PerSecond: s.cfg.Limits.IdentitySessions.PerSecond, Burst: s.cfg.Limits.IdentitySessions.Burst},
 		Entered:  entered,

@@ -36,6 +36,7 @@ type head struct {
 	ServesSince Millis        `json:"serves_since,omitempty"`
 	Quarter     *GlassQuarter `json:"quarter,omitempty"`
 	Ended       uint64        `json:"ended,omitempty"` // so did this
+	Custody     *Custody      `json:"custody,omitempty"`
 }
 
 // Snapshot writes the state in its canonical form: a line of JSON for the head, then for each
@@ -49,6 +50,9 @@ func (s *State) Snapshot(out io.Writer) error {
 	}
 	if s.quarter != (GlassQuarter{}) {
 		h.Quarter = &s.quarter
+	}
+	if s.Custody != (Custody{}) {
+		h.Custody = &s.Custody
 	}
 	if err := enc.Encode(h); err != nil {
 		return fmt.Errorf("writing the state's head: %w", err)
@@ -145,6 +149,9 @@ func Restore(data []byte) (*State, error) {
 	s.ServesSince, s.Ended = h.ServesSince, h.Ended
 	if h.Quarter != nil {
 		s.quarter = *h.Quarter
+	}
+	if h.Custody != nil {
+		s.Custody = *h.Custody
 	}
 	for _, t := range s.tables() {
 		if err := t.read(r, 0); err != nil {

@@ -33,6 +33,7 @@ type State struct {
 
 	ServesSince Millis // since when Served is kept; 0: not yet
 	Ended       uint64 // index of the last entry that there will ever be; 0: the environment goes on
+	Custody     Custody
 
 	Secrets    Table[string, *Secret]     // by path
 	Leases     Table[uint64, *Lease]      // by the index of the entry that made it

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -157,7 +158,7 @@ until bailment change show "$again" | grep 'it has waited'; do sleep 0.1; done`,
 		before: map[string]string{"bailment bundle check env": pinKeys, "bailment login bob": bob, "bailment login alice # and the key": alice},
 	},
 	"ci-others.md":   {presumes: serving, promises: 2},
-	"rotate-keys.md": {presumes: leasing, promises: 5},
+	"rotate-keys.md": {presumes: moving, answers: 1, promises: 11, before: map[string]string{"bailment login bob": bob, "bailment login alice # once more": alice}},
 	"spiffe-workloads.md": {
 		presumes: speaking, promises: 5, after: func(string) string { return "kill \"$(cat agent.pid)\"; wait\n" },
 		before: map[string]string{"export SPIFFE_ENDPOINT_SOCKET=unix:///run/bailment/spiffe.sock": `bailment agent --config agent.yaml 2> agent.log &
@@ -576,6 +577,21 @@ func besideWest(t *testing.T, name string) reader {
 func leasing(t *testing.T, name string) reader {
 	t.Helper()
 	r, s := served(t, name)
+	return leased(t, r, s)
+}
+
+// moving is leasing, where the server has the root key beside its own that the page has made: what the page makes is another one.
+func moving(t *testing.T, name string) reader {
+	t.Helper()
+	dir := t.TempDir()
+	next := filepath.Join(dir, "next.key")
+	if out, err := exec.Command(builder.Binary(t, ""), "root", "create", next).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r, s := servedWith(t, name, example(t, name), fmt.Sprintf("root_holders:\n  %s: {next: {location: %s}}\n", name, next))
+	r.replace = strings.NewReplacer(
+		"create /etc/bailment/next.key", "create "+filepath.Join(dir, "made.key"), "/etc/bailment/next.key", next, " 97", " "+proposed,
+	)
 	return leased(t, r, s)
 }
 

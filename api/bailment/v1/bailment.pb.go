@@ -6921,8 +6921,11 @@ func (*ListKeysRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListKeysResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*KeyInfo             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*KeyInfo             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// KIND:ID of the root holder that the keys are under, and then of the one that the server has beside it, if any, to which they can
+	// be moved by a change.
+	RootHolders   []string `protobuf:"bytes,2,rep,name=root_holders,json=rootHolders,proto3" json:"root_holders,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6960,6 +6963,13 @@ func (*ListKeysResponse) Descriptor() ([]byte, []int) {
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
 	if x != nil {
 		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetRootHolders() []string {
+	if x != nil {
+		return x.RootHolders
 	}
 	return nil
 }
@@ -8019,9 +8029,10 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"checkpoint\"!\n" +
 	"\vTailRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\"\x11\n" +
-	"\x0fListKeysRequest\"<\n" +
+	"\x0fListKeysRequest\"_\n" +
 	"\x10ListKeysResponse\x12(\n" +
-	"\x04keys\x18\x01 \x03(\v2\x14.bailment.v1.KeyInfoR\x04keys\"\xbd\x01\n" +
+	"\x04keys\x18\x01 \x03(\v2\x14.bailment.v1.KeyInfoR\x04keys\x12!\n" +
+	"\froot_holders\x18\x02 \x03(\tR\vrootHolders\"\xbd\x01\n" +
 	"\aKeyInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acurrent\x18\x02 \x01(\bR\acurrent\x12\x1e\n" +

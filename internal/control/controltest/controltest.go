@@ -157,6 +157,17 @@ func (w *World) Reopen() {
 	w.Open()
 }
 
+// Spare makes a root key beside the one that there is, opens the environment with both, and gives the target of a change that moves the
+// keys to it.
+func (w *World) Spare() string {
+	w.T.Helper()
+	h, err := file.Create(filepath.Join(w.T.TempDir(), "root.key"), w.Config.Source)
+	w.check(err)
+	w.Config.Next = h
+	w.Reopen()
+	return control.RootHolderOf(h).String()
+}
+
 func (w *World) check(err error) {
 	w.T.Helper()
 	if err != nil {

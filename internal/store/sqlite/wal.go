@@ -43,7 +43,7 @@ func (s *Store) account(b *store.Batch) {
 	for i := range b.Keys {
 		size += len(b.Keys[i].Data)
 	}
-	if len(b.Shred)+len(b.Redact)+len(b.Rewraps) > 0 || b.Wipe {
+	if len(b.Shred)+len(b.Redact)+len(b.Rewraps)+len(b.Keys) > 0 || b.Wipe {
 		s.wal.scrub = true
 	}
 	s.accountBytes(objects, size)

@@ -1,0 +1,76 @@
+package custody
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+
+	"github.com/bailment/bailment/internal/keyring"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
+)
+
+// HolderOf is what the ledger says of a root holder.
+func HolderOf(h keyring.Holder) state.RootHolder {
+	d := h.Descriptor()
+	return state.RootHolder{Kind: d.Kind, ID: d.ID, DevelopmentOnly: d.DevelopmentOnly}
+}
+
+// Moved wraps every key-encryption key under the vault's holder, for a store in which they are under another one. Each is unwrapped once
+// more: what a holder can't give back is not handed to it. The other keys are under these, and stay as they are.
+func (v Vault) Moved(ctx context.Context, k *Keys) ([]store.Key, error) {
+	rows := make([]store.Key, 0, len(k.keks))
+	for n := uint32(1); int(n) <= len(k.keks); n++ {
+		kek, ok := k.keks[n]
+		if !ok {
+			return nil, problem.New(problem.ReasonTampered, "the key %s is not there", Name(KEK, n))
+		}
+		row, err := v.wrapKEK(ctx, kek)
+		if err != nil {
+			return nil, err
+		}
+		again, err := v.unwrapKEK(ctx, Key{Number: n}, row.Data)
+		if err != nil {
+			return nil, err
+		}
+		same := again.Equal(kek.Key())
+		again.Wipe()
+		if !same {
+			return nil, problem.New(problem.ReasonTampered, "the root holder %s gives back another key than it was given", HolderOf(v.Holder))
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// digestPrefix keeps these digests apart from all others.
+const digestPrefix = "bailment/custody/moved/v1\n"
+
+// DigestOf is the digest of wrapped keys: SHA-256 over a prefix, and of each row in order of their numbers the lengths (four bytes, big
+// endian) and bytes of its name and data. It is of ciphertext, and tells nothing about the keys.
+func DigestOf(rows []store.Key) state.Digest {
+	h := sha256.New()
+	h.Write([]byte(digestPrefix))
+	for _, r := range rows {
+		for _, part := range [][]byte{[]byte(r.Name), r.Data} {
+			h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
+			h.Write(part)
+		}
+	}
+	return state.Digest(h.Sum(nil))
+}
+
+// checkMoved checks that what the store has of the key-encryption keys is what was entered when they were moved: otherwise they are from
+// a copy of before, or were put there.
+func checkMoved(s *state.State, rows []store.Key) error {
+	m := s.Custody
+	if m.Moved == 0 {
+		return nil
+	}
+	if len(rows) < m.Keys || DigestOf(rows[:m.Keys]) != m.Digest {
+		return problem.New(problem.ReasonTampered, "the wrapped key-encryption keys are not those that entry %d put under %s", m.Moved, m.Holder).
+			WithFix("the store has keys of another time than its ledger: restore both from one copy")
+	}
+	return nil
+}

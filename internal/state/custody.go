@@ -1,0 +1,93 @@
+package state
+
+import (
+	"fmt"
+	"regexp"
+
+	"github.com/bailment/bailment/internal/policy"
+)
+
+// CustodyMoved says that the environment's key-encryption keys are under another root holder from here on, and no more under the one
+// before. The wrapped keys are replaced in the same write; all other keys are under these, and stay as they are.
+type CustodyMoved struct {
+	From   RootHolder `json:"from"`
+	To     RootHolder `json:"to"`
+	Keys   int        `json:"keys"`   // how many were wrapped anew: all there are
+	Digest Digest     `json:"digest"` // of what they are wrapped as: see custody.DigestOf
+	Change uint64     `json:"change"`
+	Reason string     `json:"reason,omitempty"`
+	Actor  Actor      `json:"actor"`
+	Ruling Ruling     `json:"ruling"`
+}
+
+// RootHolder is the public side of what holds a root key.
+type RootHolder struct {
+	Kind            string `json:"kind"`
+	ID              string `json:"id"`
+	DevelopmentOnly bool   `json:"development_only,omitempty"`
+}
+
+// String is KIND:ID, as genesis and approvals say it.
+func (h RootHolder) String() string { return h.Kind + ":" + h.ID }
+
+// rootHolder is what a holder's KIND:ID is: text that a person can compare, with nothing in it that doesn't show.
+var rootHolder = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}:[!-~]{1,128}$`)
+
+// ValidRootHolder reports whether a text is the KIND:ID of a root holder.
+func ValidRootHolder(text string) bool { return rootHolder.MatchString(text) }
+
+// Custody is which root holder the environment is under, since it was moved there; zero: the one that genesis names.
+type Custody struct {
+	Moved  uint64 `json:"moved"` // index of the entry
+	Holder string `json:"holder"`
+	Keys   int    `json:"keys"`   // the key-encryption keys 1 to Keys were moved
+	Digest Digest `json:"digest"` // of what they are wrapped as
+}
+
+// Kind is custody.moved v1.
+func (*CustodyMoved) Kind() Kind { return Kind{"custody.moved", 1} }
+
+// custodyAction is what a change must be about that moves the environment under another root holder.
+const custodyAction = "custody.move"
+
+// KEKs is how many key-encryption keys there are.
+func (s *State) KEKs() int {
+	newest, ok := s.CurrentKey(KeyKEK) // the newest one: only keys for tokens are published ahead
+	if !ok {
+		return 0
+	}
+	_, n, err := ParseKeyName(newest.Name)
+	if err != nil {
+		return 0
+	}
+	return int(n)
+}
+
+func (e *CustodyMoved) apply(s *State, m Meta) error {
+	if err := s.needs(protocolRollout); err != nil {
+		return err
+	}
+	from, to := e.From.String(), e.To.String()
+	switch {
+	case !ValidRootHolder(from), !ValidRootHolder(to):
+		return fmt.Errorf("it does not name two root holders")
+	case from == to:
+		return fmt.Errorf("it moves the keys from %s to the same", from)
+	case s.Custody.Moved != 0 && from != s.Custody.Holder:
+		return fmt.Errorf("it moves the keys from %s, and they are under %s", from, s.Custody.Holder)
+	case e.To.DevelopmentOnly && s.Env.Class == string(policy.Production):
+		return fmt.Errorf("%s is for the development class only", to)
+	case e.Keys != s.KEKs():
+		return fmt.Errorf("it moves %d keys of %d", e.Keys, s.KEKs())
+	case e.Digest.IsZero():
+		return fmt.Errorf("it has no digest of what was moved")
+	}
+	if c, ok := s.Changes.Get(e.Change); !ok || c.Action != custodyAction {
+		return fmt.Errorf("change %d is not about the root key's custody", e.Change)
+	}
+	if err := s.carryOut(e.Change, to, m); err != nil {
+		return err
+	}
+	s.Custody = Custody{Moved: m.Index, Holder: to, Keys: e.Keys, Digest: e.Digest}
+	return nil
+}
