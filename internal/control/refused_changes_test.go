@@ -321,3 +321,67 @@ func TestHeldKeySignsNothing(t *testing.T) {
 
 // testSigner is a signer of agents.
 const testSigner = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g"
+
+// What is no bundle names a target and nothing else: no manifest, and no way into force or back.
+func TestActsAreAlone(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.Put(b.by["alice"], "db/x", "one")
+	b.Put(b.by["alice"], "db/x", "two")
+	_, err := b.Env.Move(context.Background(), b.by["alice"].Caller, control.MoveRequest{Secret: "db/x", Version: 1, To: state.Retired})
+	b.must(err)
+	b.revoke("alice", "identity:/workload/api")
+	digest := b.Env.State().Bundle.String()
+	for action, target := range map[string]string{
+		control.ActionDestroy: "db/x#1", control.ActionDelete: state.EndTarget(controltest.EnvName, b.Genesis), control.ActionLiftHold: b.Hold("identity:/workload/api"),
+	} {
+		for what, edit := range map[string]func(*ceremony.Change){
+			"a manifest":  func(c *ceremony.Change) { c.New = digest },
+			"a rollout":   func(c *ceremony.Change) { c.Rollout = "default" },
+			"a rollback":  func(c *ceremony.Change) { c.Rollback = digest },
+			"containment": func(c *ceremony.Change) { c.Containment = []string{"README.md"} },
+		} {
+			c := b.Change("alice", action, target, nil)
+			edit(&c)
+			_, err := b.Env.Propose(context.Background(), b.by["alice"].Caller, control.ProposeRequest{Text: c.Text(), SSHSIG: b.Sign("alice", ceremony.NamespaceChange, c.Text())})
+			if !problem.Is(err, problem.ReasonInvalid) {
+				t.Errorf("%s with %s: %v", action, what, err)
+			}
+		}
+		_, err := b.act("alice", action, target)
+		b.must(err)
+	}
+}
+
+// To propose that a version is destroyed takes a grant to destroy it.
+func TestDestroyTakesAGrant(t *testing.T) {
+	b := newBoardOf(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: policy.Files{"grants/deny.yaml": []byte(`apiVersion: bailment/v1
+kind: Grant
+metadata: {name: not-carol}
+spec: {effect: deny, actions: [secret.destroy], identities: [/human/carol], secrets: [db/*]}
+`)}})
+	b.Put(b.by["alice"], "db/x", "one")
+	b.Put(b.by["alice"], "db/x", "two")
+	_, err := b.Env.Move(context.Background(), b.by["alice"].Caller, control.MoveRequest{Secret: "db/x", Version: 1, To: state.Retired})
+	b.must(err)
+	_, err = b.act("carol", control.ActionDestroy, "db/x#1")
+	b.refused(err, problem.ReasonDenied)
+	_, err = b.act("alice", control.ActionDestroy, "db/x#1")
+	b.must(err)
+}
+
+// Nobody makes a hold a cutoff after which no bundle could be approved any more: here since who approves that approves containment only now.
+func TestConfirmKeepsAQuorum(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	all := "propose, approve, admit, revoke, keys, audit"
+	_, err := b.Env.Revoke(context.Background(), b.by["alice"].Caller, control.RevokeRequest{Scope: "identity:/human/bob", Reason: "test", HoldOnly: true})
+	b.must(err)
+	p, err := b.Propose(b.by["alice"], "alice", b.with("operators.yaml", string(b.operators(map[string]string{"alice": all, "bob": all, "carol": "approve-containment"}))))
+	b.must(err)
+	_, err = b.Approve(b.by["carol"], "carol", p.Change)
+	b.must(err)
+	p, err = b.act("alice", control.ActionConfirmCut, b.Hold("identity:/human/bob"))
+	b.must(err)
+	_, err = b.Approve(b.by["carol"], "carol", p.Change)
+	b.refused(err, problem.ReasonLastQuorum)
+	b.consistent()
+}
