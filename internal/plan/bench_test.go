@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/bailment/bailment/internal/policy"
 )
@@ -56,14 +55,10 @@ func BenchmarkCompare(b *testing.B) {
 	}
 }
 
-// Ten thousand grants of which all change are compared in 2 seconds on one core; the test allows a busy machine and the race detector more.
-func TestCompareIsFast(t *testing.T) {
+// Ten thousand grants of which all change are compared whole, and as many lines are kept as may be. BenchmarkCompare says how long it takes.
+func TestManyChanges(t *testing.T) {
 	before, after := manyGrants(t, 10_000, "runtime", ""), manyGrants(t, 10_000, "other", "")
-	begun := time.Now()
 	p := Compare(before, after)
-	if took := time.Since(begun); took > 20*time.Second {
-		t.Errorf("it took %s", took)
-	}
 	if len(p.Access) != MaxLines || p.Totals.Limits != 9_800 || p.Partial {
 		t.Errorf("%d lines, %+v", len(p.Access), p.Totals)
 	}
@@ -84,11 +79,7 @@ func TestTooMuchToCompare(t *testing.T) {
 	}
 	before := edited(t, "grants/many.yaml", "", b.String())
 	after := edited(t, "grants/many.yaml", "", b.String(), "grants/deny.yaml", "", grantYAML("stop", `actions: [secret.read], effect: deny, identities: [/*], secrets: ["*"]`))
-	begun := time.Now()
 	p := Compare(before, after)
-	if took := time.Since(begun); took > 30*time.Second {
-		t.Errorf("it took %s", took)
-	}
 	i := -1
 	for j, l := range p.Access {
 		if l.Unexamined {
