@@ -230,6 +230,7 @@ func TestWebhookRefusals(t *testing.T) {
 func silent(_ http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body) // before that the server does not notice that the client is gone
 	<-r.Context().Done()
+	panic(http.ErrAbortHandler) // a handler that returns answers 200, which a client that is hanging up may still read
 }
 
 func endless(w http.ResponseWriter, _ *http.Request) {
