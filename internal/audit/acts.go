@@ -99,13 +99,15 @@ func actOfKeys(ev state.Event) act {
 	return act{}
 }
 
-// ended is who ended the environment, or moved its keys.
+// ended is who ended the environment, moved its keys, or fetched an export.
 func (r *run) ended(ev state.Event) act {
 	switch e := ev.(type) {
 	case *state.EnvironmentEnded:
 		return act{&e.Actor, &e.Ruling, r.carrier(e.Change, e.Actor)}
 	case *state.CustodyMoved:
 		return act{&e.Actor, &e.Ruling, r.carrier(e.Change, e.Actor)}
+	case *state.SecretExported:
+		return act{&e.Actor, &e.Ruling, policy.DutyPropose}
 	}
 	return act{}
 }

@@ -80,6 +80,8 @@ func (r *run) judge(index uint64, at state.Millis, ev state.Event) error {
 				return ok && c.Target == state.HoldTarget(ev.Scope, h.Index)
 			})
 		}
+	case *state.SecretExported:
+		return r.exported(at, ev)
 	case *state.KeyAdded:
 		return r.keyAdded(&ev.Key)
 	case *state.CustodyMoved:
@@ -294,7 +296,7 @@ func (r *run) completed(at state.Millis, change uint64, action string, about fun
 	if !ok || c.Action != action || !r.state.Complete(c, r.state.Time) || !about(c) {
 		return fmt.Errorf("change %d is not an approved %s about this", change, action)
 	}
-	if c.Delay == 0 {
+	if !c.Waits() {
 		if c.StateAt(r.state.Time) != state.Proposed {
 			return fmt.Errorf("change %d is %s", change, c.StateAt(r.state.Time))
 		}

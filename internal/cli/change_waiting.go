@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
 )
 
 func (a *app) changeCarryOut() *cobra.Command {
@@ -28,6 +29,9 @@ can be done by who proposed the change, or may approve such changes. Nothing doe
 			v, err := c.reviewChange(ctx, n)
 			if err != nil {
 				return err
+			}
+			if v.text.Action == policy.ActExport {
+				return problem.New(problem.ReasonInvalid, "change %d is fetched, by who proposed it", n).WithFix("`bailment secret export --change %d --out FILE`", n)
 			}
 			if v.text.Action == policy.ActDeleteEnvironment {
 				if err := a.confirmEnd(v.text.Target, name); err != nil {
@@ -52,7 +56,9 @@ can be done by who proposed the change, or may approve such changes. Nothing doe
 
 // waits says whether a change waits, or will: by the bundle that it is based on, which was checked here.
 func (v *review) waits(now time.Time) string {
-	if info := v.proposal.Change; info.GetDue() != nil {
+	if info := v.proposal.Change; v.text.Action == policy.ActExport {
+		return exportMeaning(info, now)
+	} else if info.GetDue() != nil {
 		if now.Before(info.Due.AsTime()) {
 			return dueText(info)
 		}

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/crypto/ssh"
 	modernc "modernc.org/sqlite"
@@ -34,7 +36,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"keygen": keygen, "found": found, "await": await, "getenv": getenv, "damage": damage, "edit": edit, "fill": fill, "tls": handshake,
-			"authorities": authorities, "metadata": metadataService, "example": example,
+			"authorities": authorities, "metadata": metadataService, "example": example, "agekey": agekey, "ageopen": ageopen,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -59,6 +61,25 @@ func keygen(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(os.WriteFile(ts.MkAbs(name), pem.EncodeToMemory(block), 0o600))
 		ts.Check(os.WriteFile(ts.MkAbs(name+".pub"), ssh.MarshalAuthorizedKey(public), 0o644))
 	}
+}
+
+// agekey FILE: an identity of age, and its recipient as $RECIPIENT.
+func agekey(ts *testscript.TestScript, neg bool, args []string) {
+	id, err := age.GenerateX25519Identity()
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(id.String()), 0o600))
+	ts.Setenv("RECIPIENT", id.Recipient().String())
+}
+
+// ageopen KEY FILE PLAIN: opens a file as age does.
+func ageopen(ts *testscript.TestScript, neg bool, args []string) {
+	id, err := age.ParseX25519Identity(ts.ReadFile(args[0]))
+	ts.Check(err)
+	plain, err := age.Decrypt(strings.NewReader(ts.ReadFile(args[1])), id)
+	ts.Check(err)
+	text, err := io.ReadAll(plain)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), text, 0o600))
 }
 
 // example NAME DIR: an example bundle as it is.

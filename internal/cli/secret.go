@@ -27,7 +27,7 @@ func (a *app) secretCommand() *cobra.Command {
 		Long:    "Puts, generates, reads and retires values. A secret is declared in the bundle before it can\nhave a value. A value is never an argument: it comes from standard input, a file or a prompt.",
 		Example: "  bailment secret put db/password < value\n  bailment secret get db/password",
 	}
-	c.AddCommand(a.secretPut(), a.secretGenerate(), a.secretGet(), a.secretList(), a.secretHistory())
+	c.AddCommand(a.secretPut(), a.secretGenerate(), a.secretGet(), a.secretList(), a.secretHistory(), a.secretExport())
 	c.AddCommand(
 		a.secretMove("promote", "current", "Make a staged version the current one",
 			"Makes a staged version the current one. The one that was current before stays readable for\nthe time that the secret's declaration says, then it is retired."),

@@ -58,6 +58,12 @@ func (t *turn) checkAct(p *proposal, x *state.Session) error {
 		}
 		return t.glassProposable(x, p)
 	}
+	if p.text.Action == ActionExport {
+		if err := actAlone(p.text); err != nil {
+			return err
+		}
+		return t.exportProposable(x, p)
+	}
 	return problem.New(problem.ReasonInvalid, "there is no action %q", limitText(p.text.Action))
 }
 

@@ -56,6 +56,10 @@ type Proposal struct {
 	Index      uint64
 	Generation uint64 // set if it brought a bundle into force
 	Proof      *ledger.Proof
+	// Of an export that was fetched: the sealed file, how many values it has, and the age of the decision on the boot clock.
+	File   []byte
+	Values int
+	Age    time.Duration
 }
 
 // proposal is a checked request.
@@ -492,7 +496,7 @@ func (t *turn) approve(c Caller, r ApproveRequest, a approval) (*Proposal, error
 	if others+1 < ch.Required {
 		return out, nil
 	}
-	if ch.Delay > 0 {
+	if ch.Waits() {
 		return out, nil // from this approval on it waits: see CarryOut
 	}
 	t.custody = a.moved

@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"github.com/bailment/bailment/internal/ledger"
-	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
@@ -40,11 +39,7 @@ func (t *turn) deletable(target string) error {
 	if want := state.EndTarget(t.s.Env.Name, t.s.Env.Genesis); target != want {
 		return problem.New(problem.ReasonWrongEnvironment, "the target %s is not %s, this environment's name and genesis", limitText(target), want)
 	}
-	if need := t.prog.Environment().Needs(ActionDelete); !policy.Quorum(t.prog, ActionDelete, func(policy.Operator) bool { return true }) {
-		return problem.New(problem.ReasonQuorum, "ending this environment takes %d persons with the duty %s besides the proposer, and there are not as many", need.Approvals, policy.DutyToApprove(ActionDelete)).
-			WithFix("bring a bundle into force that lists them")
-	}
-	return nil
+	return t.attainable(ActionDelete, "ending this environment")
 }
 
 // endEnvironment enters the last entry. What was secret goes with it, in the same write: a store has either both or neither.

@@ -9,34 +9,59 @@ import (
 	"github.com/bailment/bailment/internal/state"
 )
 
+// carried is what was made ready for a change before it is decided on, if its act needs that: keys wrapped again, or a sealed file.
+type carried struct {
+	move   *moved
+	export *exporting
+}
+
+func (c *carried) wipe() {
+	if c != nil && c.export != nil {
+		c.export.wipe()
+	}
+}
+
 // CarryOut does what a change says that had its approvals and has waited since, as what can't be undone does. No one person brings it
 // about, and none has to be trusted to: whoever proposed it, or may approve such acts, asks for it. The server doesn't do it by itself,
-// since what can't be undone is better not done than done while nobody looks.
+// since what can't be undone is better not done than done while nobody looks. An export only its proposer asks for, and gets the file: it is
+// sealed first, then decided and entered, and only then does it leave this function; a second time there is nothing to be had.
 func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*Proposal, error) {
+	var held *carried
 	if ch, ok := e.log.State().Changes.Get(change); ok && ch.Action == ActionMove {
 		e.keyMu.Lock() // no key comes while all of them are wrapped
 		defer e.keyMu.Unlock()
 	}
 	out, proof, err := do(ctx, e,
-		func(ctx context.Context, s *state.State) (*moved, error) {
+		func(ctx context.Context, s *state.State) (*carried, error) {
+			held.wipe() // of an attempt that came to nothing
+			held = &carried{}
 			if _, dead := standing(s, c, state.At(e.cfg.Now())); dead != nil {
-				return nil, nil // nothing is asked of a root holder for nobody
+				return held, nil // nothing is asked of a root holder, and nothing opened, for nobody
 			}
-			return e.prepareMove(ctx, s, change)
+			var err error
+			if held.move, err = e.prepareMove(ctx, s, change); err == nil {
+				held.export, err = e.prepareExport(ctx, s, c, change)
+			}
+			return held, err
 		},
-		func(t *turn, m *moved) (*Proposal, error) {
-			t.custody = m
-			return t.ripe(c, change)
+		func(t *turn, p *carried) (*Proposal, error) {
+			t.custody = p.move
+			return t.ripe(c, change, p.export)
 		})
+	defer held.wipe()
 	if err != nil {
 		return nil, err
 	}
-	out.Proof = proof
+	if out.Proof = proof; out.File != nil {
+		if err := e.deliver(out, held.export); err != nil {
+			return nil, err
+		}
+	}
 	out.Change, _ = e.log.State().Changes.Get(change)
 	return out, nil
 }
 
-func (t *turn) ripe(c Caller, change uint64) (*Proposal, error) {
+func (t *turn) ripe(c Caller, change uint64, p *exporting) (*Proposal, error) {
 	x, err := t.session(c)
 	if err != nil {
 		return nil, err
@@ -55,11 +80,19 @@ func (t *turn) ripe(c Caller, change uint64) (*Proposal, error) {
 	if !ok {
 		return nil, refuse(problem.New(problem.ReasonNotFound, "there is no change %d", change))
 	}
+	if ch.Action == ActionExport && ch.Proposer != x.Identity {
+		return nil, refuse(problem.New(problem.ReasonSeparation, "change %d exports to %s, who proposed it and fetches it", ch.Index, ch.Proposer))
+	}
 	if p := t.unripe(ch); p != nil {
 		return nil, refuse(p)
 	}
 	out := &Proposal{Index: t.at.Index + uint64(len(t.draft.Records))}
-	switch err := t.carryOut(ch, x, out); {
+	if ch.Action == ActionExport {
+		err = t.export(ch, x, p, out)
+	} else {
+		err = t.carryOut(ch, x, out)
+	}
+	switch {
 	case errors.Is(err, errStale), err == nil, t.custody != nil && t.custody.bad != nil: // a root holder's failure is nobody's denial
 		return out, err
 	default:

@@ -39,13 +39,15 @@ func (c *Checker) allEnded(e *state.EnvironmentEnded, fail failure) {
 	}
 }
 
-// deedOfEnd is who ended the environment, or moved its keys.
+// deedOfEnd is who ended the environment, moved its keys, or fetched an export.
 func (m *model) deedOfEnd(ev state.Event) deed {
 	switch e := ev.(type) {
 	case *state.EnvironmentEnded:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
 	case *state.CustodyMoved:
 		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: m.carrier(e.Change, &e.Actor)}
+	case *state.SecretExported:
+		return deed{actor: &e.Actor, ruling: &e.Ruling, duty: policy.DutyPropose}
 	}
 	return deed{}
 }

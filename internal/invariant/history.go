@@ -124,6 +124,7 @@ func (c *Checker) lifecycle(st *step, fail failure) {
 	c.rolls(st, fail)
 	c.recoveries(st, fail)
 	c.lifecycleEnd(st, fail)
+	c.exported(st, fail)
 	switch e := st.event.(type) {
 	case *state.SecretWritten:
 		c.lifecycleWrite(st, e, fail)
@@ -294,6 +295,7 @@ func (c *Checker) complete(index uint64, action string, fail failure) *change {
 
 func (c *Checker) separated(st *step, fail failure) {
 	c.separatedGlass(st, fail)
+	c.separatedFinal(st, fail)
 	switch e := st.event.(type) {
 	case *state.Genesis:
 		if len(e.Signatures) == 0 {
@@ -354,15 +356,6 @@ func (c *Checker) separated(st *step, fail failure) {
 		c.enough(e.Change, fail)
 	case *state.EvidenceForgotten:
 		c.enough(e.Change, fail)
-	case *state.IdentityDecommissioned:
-		c.enough(e.Change, fail)
-		c.waited(st, e.Change, fail)
-	case *state.EnvironmentEnded:
-		c.enough(e.Change, fail)
-		c.waited(st, e.Change, fail)
-	case *state.CustodyMoved:
-		c.enough(e.Change, fail)
-		c.waited(st, e.Change, fail)
 	case *state.RevocationRecorded:
 		if e.Change != 0 {
 			c.enough(e.Change, fail)
@@ -371,6 +364,25 @@ func (c *Checker) separated(st *step, fail failure) {
 			c.lastQuorum(st, e, fail)
 		}
 	}
+}
+
+// separatedFinal checks that what can't be undone had its approvals, and waited; a destroyed version is with the other moves.
+func (c *Checker) separatedFinal(st *step, fail failure) {
+	var change uint64
+	switch e := st.event.(type) {
+	case *state.IdentityDecommissioned:
+		change = e.Change
+	case *state.EnvironmentEnded:
+		change = e.Change
+	case *state.CustodyMoved:
+		change = e.Change
+	case *state.SecretExported:
+		change = e.Change
+	default:
+		return
+	}
+	c.enough(change, fail)
+	c.waited(st, change, fail)
 }
 
 // lastQuorum checks that a hold on persons leaves some by whom it could be lifted again: one who proposes, and as many others who

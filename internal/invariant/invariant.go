@@ -75,12 +75,12 @@ var Table = []Invariant{
 	{
 		Name: Permitted, entry: (*Checker).permitted,
 		Entries: "each release, renewal, write and move is decided again under the bundle in force at its index and gives the same grant; each session's identity is derived again by the same rule, and again, with its node's, for each release under a later bundle; " +
-			"each act of an operator is by a listed key with the duty; each ruling names that bundle",
+			"each act of an operator is by a listed key with the duty; nothing leaves by an export that is denied to its proposer; each ruling names that bundle",
 	},
 	{
 		Name: Recorded, entry: (*Checker).recorded, count: (*Checker).recordedCount,
-		Entries: "a release names the ciphertext that was written",
-		Beside:  "values and tokens handed out are no more than the releases and tokens entered",
+		Entries: "a release names the ciphertext that was written, and an export all that left",
+		Beside:  "values and tokens handed out are no more than the releases, exported values and tokens entered",
 	},
 	{
 		Name: Revoked, entry: (*Checker).revoked,
@@ -97,7 +97,7 @@ var Table = []Invariant{
 	},
 	{
 		Name: Lifecycle, entry: (*Checker).lifecycle,
-		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; the end of the environment is its last entry, and says what it took along; the keys move from the root holder that they are under to the one that was approved, all of them; one recovery at a time, which changes nothing but the operators",
+		Entries: "only legal transitions of versions, changes, holds, sessions and keys; one current version; nothing handed out that is neither current nor retiring; tokens are signed by the key whose turn it is, and no key is withdrawn while what it signed is good, unless it is compromised; the end of the environment is its last entry, and says what it took along; the keys move from the root holder that they are under to the one that was approved, all of them; one recovery at a time, which changes nothing but the operators; an export is what its change says, to its proposer, once, within a day",
 	},
 	{
 		Name: Separated, entry: (*Checker).separated,
@@ -218,10 +218,14 @@ func (c *Checker) Feed(index uint64, e *state.Entry) []Violation {
 			out = append(out, Violation{Confined, index, fmt.Sprintf("the bundle %s is of environment %s", d, c.m.prog.Environment().Name)})
 		}
 	}
-	switch e.Event.(type) {
+	switch e := e.Event.(type) {
 	case *state.SecretReleased, *state.JWTIssued:
 		if index >= c.opts.CountFrom {
 			c.delivered++
+		}
+	case *state.SecretExported:
+		if index >= c.opts.CountFrom {
+			c.delivered += uint64(e.Count)
 		}
 	}
 	return out

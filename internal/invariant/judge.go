@@ -306,6 +306,7 @@ func (c *Checker) attestedToken(st *step, e *state.SessionOpened, enrolled *enro
 func (c *Checker) permitted(st *step, fail failure) {
 	c.permittedSPIFFE(st, fail)
 	c.permittedGlass(st, fail)
+	c.permittedExport(st, fail)
 	if r := st.ruling; r != nil {
 		if r.Generation != c.m.generation || r.Bundle != st.bundle || r.Cohort != st.cohort {
 			fail("it was ruled by generation %d (%s), and generation %d (%s) governs it", r.Generation, r.Bundle, c.m.generation, st.bundle)
@@ -360,6 +361,7 @@ func (c *Checker) permitted(st *step, fail failure) {
 
 func (c *Checker) recorded(st *step, fail failure) {
 	c.recordedGlass(st, fail)
+	c.recordedExport(st, fail)
 	e, ok := st.event.(*state.SecretReleased)
 	if !ok {
 		return
@@ -444,6 +446,8 @@ func (c *Checker) revoked(st *step, fail failure) {
 		c.revokedChange(st, e.Change, fail)
 	case *state.CustodyMoved:
 		c.revokedChange(st, e.Change, fail)
+	case *state.SecretExported:
+		c.revokedExport(st, e, fail)
 	}
 }
 

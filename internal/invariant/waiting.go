@@ -16,10 +16,21 @@ const (
 // end is when an open change is over if nothing becomes of it.
 func (ch *change) end() state.Millis {
 	if ch.since != 0 {
-		return ch.since + ch.delay + afterDue
+		return ch.since + ch.delay + ch.within()
 	}
 	return ch.expires
 }
+
+// within is for how long a change can be carried out once it is due.
+func (ch *change) within() state.Millis {
+	if ch.action == policy.ActExport {
+		return afterExport
+	}
+	return afterDue
+}
+
+// held reports whether a change is not carried out with its last approval.
+func (ch *change) held() bool { return ch.delay > 0 || ch.action == policy.ActExport }
 
 // approvable checks that an approval comes in time, and not to a change that has all it needs and waits.
 func (c *Checker) approvable(st *step, ch *change, index uint64, fail failure) {
@@ -40,11 +51,13 @@ func (c *Checker) whole(st *step, ch *change) bool {
 func (c *Checker) learnFinal(st *step) {
 	switch e := st.event.(type) {
 	case *state.ChangeApproved:
-		if ch := c.m.changes[e.Change]; ch != nil && ch.delay > 0 && ch.over == "" && c.whole(st, ch) {
+		if ch := c.m.changes[e.Change]; ch != nil && ch.held() && ch.over == "" && c.whole(st, ch) {
 			ch.since = st.at
 		}
 	case *state.EnvironmentEnded:
 		c.m.ended = st.index
+		c.m.finish(e.Change, "done", st.at)
+	case *state.SecretExported:
 		c.m.finish(e.Change, "done", st.at)
 	}
 }
@@ -53,7 +66,7 @@ func (c *Checker) learnFinal(st *step) {
 func (c *Checker) waited(st *step, index uint64, fail failure) {
 	ch := c.m.changes[index]
 	switch {
-	case ch == nil || ch.delay == 0:
+	case ch == nil || !ch.held():
 	case ch.since == 0:
 		fail("change %d has not begun to wait, and waits for %d seconds", index, ch.delay/second)
 	case st.at < ch.since+ch.delay:

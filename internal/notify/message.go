@@ -46,7 +46,7 @@ func Concerns(ev state.Event) bool {
 	case *state.ChangeProposed, *state.ChangeApproved, *state.ChangeRejected, *state.BundleInForce, *state.RolloutMoved, *state.RolloutEnded,
 		*state.RevocationRecorded, *state.HoldLifted, *state.EvidenceForgotten, *state.IdentityDecommissioned,
 		*state.GlassOpened, *state.GlassClosed, *state.GlassReviewed, *state.GlassAlarmed, *state.RecoveryStarted, *state.RecoveryWithdrawn, *state.EnvironmentEnded,
-		*state.CustodyMoved:
+		*state.CustodyMoved, *state.SecretExported:
 		return true
 	case *state.SecretMoved:
 		return x.Change != 0
@@ -127,6 +127,9 @@ func Of(s About, index uint64, entry *state.Entry) (Message, bool) {
 	case *state.EnvironmentEnded:
 		m.about(s, policy.TopicInForce, x.Change, "was carried out: the environment has ended for ever")
 		m.By, m.Review = x.Actor.Identity, "bailment ledger verify"
+	case *state.SecretExported:
+		m.about(s, policy.TopicInForce, x.Change, fmt.Sprintf("was carried out: %d values left, sealed to %s", x.Count, x.Recipient))
+		m.By = x.Actor.Identity
 	default:
 		if !m.carriedOut(s, entry.Event) {
 			return Message{}, false

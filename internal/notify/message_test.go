@@ -51,6 +51,7 @@ var told = []example{
 	{&state.BundleInForce{Recovery: 9, How: state.ByRecovery}, policy.TopicRecovery, "the operators were replaced"},
 	{&state.EnvironmentEnded{Environment: "payments", Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "the environment has ended for ever"},
 	{&state.CustodyMoved{To: state.RootHolder{Kind: "tpm", ID: "7f"}, Change: 7, Actor: state.Actor{Identity: "/human/bob"}}, policy.TopicInForce, "under the root holder tpm:7f"},
+	{&state.SecretExported{Change: 7, Secrets: "db/*", Recipient: "age1x", Count: 12, Actor: state.Actor{Identity: "/human/alice"}}, policy.TopicInForce, "12 values left, sealed to age1x"},
 	{&state.SecretMoved{Secret: "db/password", Version: 2, To: "destroyed", Change: 7}, policy.TopicInForce, "change 7 was carried out"},
 }
 

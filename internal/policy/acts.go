@@ -30,6 +30,7 @@ const (
 	ActDecommission      = "identity.decommission"
 	ActDestroy           = "secret.destroy"
 	ActGlass             = "glass.open"
+	ActExport            = "secret.export"
 	ActDeleteEnvironment = "environment.delete"
 	ActMoveCustody       = "custody.move"
 )
@@ -49,6 +50,7 @@ var Acts = []Act{
 	{Name: ActDecommission, Duty: DutyApproveContainment, Doc: "end an identity for ever", Final: true},
 	{Name: ActDestroy, Duty: DutyApproveSecrets, Doc: "destroy a version of a secret", Final: true},
 	{Name: ActGlass, Duty: DutyApproveSecrets, Doc: "open a break-glass grant beyond its budget, or before an earlier opening was reviewed"},
+	{Name: ActExport, Duty: DutyApproveSecrets, Doc: "give the current values of a pattern's secrets to its proposer, sealed to a key", Final: true, Least: 2},
 	{Name: ActDeleteEnvironment, Duty: DutyApprove, Doc: "end the environment for ever, with all its keys and values", Final: true, Least: 2, Delay: endDelay},
 	{Name: ActMoveCustody, Duty: DutyApprove, Doc: "put the environment's keys under another root key", Final: true, Least: 2},
 }

@@ -16,7 +16,7 @@ func TestNeedsOfWhatIsFinal(t *testing.T) {
 			t.Errorf("%s can be undone, and waits", a.Name)
 		}
 	}
-	if got := strings.Join(final, " "); got != "identity.decommission secret.destroy environment.delete custody.move" {
+	if got := strings.Join(final, " "); got != "identity.decommission secret.destroy secret.export environment.delete custody.move" {
 		t.Errorf("what can't be undone is %s", got)
 	}
 	for _, c := range []struct {

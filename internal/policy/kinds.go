@@ -99,10 +99,10 @@ type (
 
 	actSpec struct {
 		At       Pos
-		Act      text   `yaml:"act" need:"true" enum:"bundle,hold.lift,revocation.confirm,evidence.forget,identity.decommission,secret.destroy,glass.open,environment.delete,custody.move" doc:"Which act."`
-		Required number `yaml:"required" doc:"How many approvals it takes; not fewer than approvals.required, and for environment.delete and custody.move in production not fewer than 2."`
+		Act      text   `yaml:"act" need:"true" enum:"bundle,hold.lift,revocation.confirm,evidence.forget,identity.decommission,secret.destroy,glass.open,secret.export,environment.delete,custody.move" doc:"Which act."`
+		Required number `yaml:"required" doc:"How many approvals it takes; not fewer than approvals.required, and for secret.export, environment.delete and custody.move in production not fewer than 2."`
 		Keys     text   `yaml:"keys" enum:"any,hardware" doc:"hardware: by hardware-backed keys only."`
-		Delay    period `yaml:"delay" doc:"For how long it waits after the last approval it needs, in which it can be taken back; at most 720h. For what can't be undone only: identity.decommission, secret.destroy, custody.move (0s by default), environment.delete (in production 24h by default, and at least)."`
+		Delay    period `yaml:"delay" doc:"For how long it waits after the last approval it needs, in which it can be taken back; at most 720h. For what can't be undone only: identity.decommission, secret.destroy, secret.export, custody.move (0s by default), environment.delete (in production 24h by default, and at least)."`
 	}
 
 	rootsSpec struct {

@@ -142,22 +142,20 @@ func contentsOf(m *policy.Manifest, files policy.Files) [][]byte {
 
 func (s changes) Approve(ctx context.Context, r *pb.ApproveRequest) (*pb.ApproveResponse, error) {
 	c := callOf(ctx)
-	env := c.conn.site.Env
-	p, err := env.Approve(ctx, c.conn.caller, control.ApproveRequest{Change: r.Change, Text: r.Text, SSHSIG: r.GetSignature().GetSshsig()})
+	p, err := c.conn.site.Env.Approve(ctx, c.conn.caller, control.ApproveRequest{Change: r.Change, Text: r.Text, SSHSIG: r.GetSignature().GetSshsig()})
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ApproveResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
+	return &pb.ApproveResponse{Change: changeInfo(c.conn.site.Env, p.Change), Entry: entry(c.conn.site.Env, p.Index), Generation: p.Generation}, nil
 }
 
 func (s changes) Reject(ctx context.Context, r *pb.RejectRequest) (*pb.RejectResponse, error) {
 	c := callOf(ctx)
-	env := c.conn.site.Env
-	p, err := env.Reject(ctx, c.conn.caller, r.Change, r.Reason)
+	p, err := c.conn.site.Env.Reject(ctx, c.conn.caller, r.Change, r.Reason)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.RejectResponse{Entry: entry(env, p.Index)}, nil
+	return &pb.RejectResponse{Entry: entry(c.conn.site.Env, p.Index)}, nil
 }
 
 func signature(x *state.Signature) *pb.Signature {
@@ -169,12 +167,11 @@ func signature(x *state.Signature) *pb.Signature {
 
 func (s changes) RollBack(ctx context.Context, r *pb.RollBackRequest) (*pb.RollBackResponse, error) {
 	c := callOf(ctx)
-	env := c.conn.site.Env
-	p, err := env.RollBack(ctx, c.conn.caller, control.RollbackRequest{Change: r.Change, Reason: r.Reason})
+	p, err := c.conn.site.Env.RollBack(ctx, c.conn.caller, control.RollbackRequest{Change: r.Change, Reason: r.Reason})
 	if err != nil {
 		return nil, err
 	}
-	return &pb.RollBackResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index), Generation: p.Generation}, nil
+	return &pb.RollBackResponse{Change: changeInfo(c.conn.site.Env, p.Change), Entry: entry(c.conn.site.Env, p.Index), Generation: p.Generation}, nil
 }
 
 func (s changes) CarryOut(ctx context.Context, r *pb.CarryOutRequest) (*pb.CarryOutResponse, error) {
@@ -184,7 +181,10 @@ func (s changes) CarryOut(ctx context.Context, r *pb.CarryOutRequest) (*pb.Carry
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CarryOutResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index)}, nil
+	if p.File != nil {
+		c.released = time.Now().Add(-p.Age)
+	}
+	return &pb.CarryOutResponse{Change: changeInfo(env, p.Change), Entry: entry(env, p.Index), File: p.File, Values: int32(p.Values)}, nil
 }
 
 func (s changes) GetBundle(ctx context.Context, r *pb.GetBundleRequest) (*pb.GetBundleResponse, error) {

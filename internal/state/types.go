@@ -109,6 +109,7 @@ var Types = []Type{
 	{Kind{"recovery.withdrawn", 1}, func() Event { return new(RecoveryWithdrawn) }, "one of a recovery's signers took his signature back, which ends it", 3},
 	{Kind{"environment.ended", 1}, func() Event { return new(EnvironmentEnded) }, "the environment ended for ever: the last entry", 3},
 	{Kind{"custody.moved", 1}, func() Event { return new(CustodyMoved) }, "the environment's keys are under another root key", 3},
+	{Kind{"secret.exported", 1}, func() Event { return new(SecretExported) }, "the current versions of a pattern's secrets left, sealed to a recipient, by an approved change", 3},
 	{Kind{"request.denied", 2}, func() Event { return new(RequestDenied) }, "the same, during a rollout: with what the bundle beside it says", 3},
 }
 

@@ -3,13 +3,19 @@ package state
 import (
 	"fmt"
 	"time"
+
+	"github.com/bailment/bailment/internal/policy"
 )
 
-// Waiting is the state of a change that has its approvals, and is about what can't be undone: it is carried out when its delay is over.
+// Waiting is the state of a change that has its approvals and is not carried out with the last of them: when its delay is over, or, an
+// export, when its proposer fetches it.
 const Waiting ChangeState = "waiting"
 
 // carriedOutWithin is for how long a change that waited can be carried out. After it, whoever still wants it has it approved again.
 const carriedOutWithin = Millis(7 * 24 * time.Hour / time.Millisecond)
+
+// Waits reports whether the change is not carried out with its last approval.
+func (c *Change) Waits() bool { return c.Delay > 0 || c.Action == policy.ActExport }
 
 // Open reports whether nothing has become of the change yet, its time aside.
 func (c *Change) Open() bool { return c.State == Proposed || c.State == Waiting }
@@ -25,6 +31,9 @@ func (c *Change) Due() Millis {
 // Ends is when an open change is over if nothing becomes of it.
 func (c *Change) Ends() Millis {
 	if due := c.Due(); due != 0 {
+		if c.Action == policy.ActExport {
+			return due.Add(ExportWithin)
+		}
 		return due + carriedOutWithin
 	}
 	return c.Expires
@@ -39,7 +48,7 @@ func (s *State) Approvable(c *Change, now Millis) bool {
 func (s *State) Ripe(c *Change, now Millis) bool {
 	switch c.StateAt(now) {
 	case Proposed:
-		return c.Delay == 0 && s.Complete(c, now)
+		return !c.Waits() && s.Complete(c, now)
 	case Waiting:
 		return now >= c.Due() && c.Base == s.Bundle && s.Complete(c, now)
 	}
@@ -48,7 +57,7 @@ func (s *State) Ripe(c *Change, now Millis) bool {
 
 // wait has a change that has just become complete wait, if it must.
 func (s *State) wait(c *Change, now Millis) {
-	if c.Delay > 0 && s.Complete(c, now) {
+	if c.Waits() && s.Complete(c, now) {
 		c.State, c.Since = Waiting, now
 	}
 }

@@ -55,6 +55,9 @@ until [ "$(curl --silent --output /dev/null --write-out '%{http_code}' "http://$
 	// signed waits until the login is under a checkpoint, which is when nothing else has happened for a tenth of a second.
 	signed = `until bailment ledger verify --dir "$DATA/$NAME" > /dev/null; do sleep 0.05; done`
 
+	// recipient is one of age, whose identity nobody has.
+	recipient = "age1x39257svttrkalynw3jn574zvncf0yf40dds8wlz880rcj66raeqqawjjm"
+
 	needsRoot      = "it needs root, and changes the machine for good; compiling takes a minute"
 	needsContainer = "it needs a container engine, which a machine that runs tests need not have; compiling takes a minute"
 )
@@ -144,6 +147,14 @@ again=$(grep -o 'change [0-9][0-9]*' "$OUTPUT.again" | tail -n 1 | cut -d ' ' -f
 ` + alice + `
 bailment change approve --yes "$again"
 until bailment change show "$again" | grep 'it has waited'; do sleep 0.1; done`,
+		},
+	},
+	"export-secrets.md": {
+		presumes: leasing, answers: 1, promises: 6,
+		before: map[string]string{
+			"bailment login alice":            "RECIPIENT=" + recipient,
+			"bailment login bob":              bob,
+			"bailment login alice # to fetch": alice,
 		},
 	},
 	"federate.md": {

@@ -4628,6 +4628,8 @@ type CarryOutResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Change        *ChangeInfo            `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
 	Entry         *EntryRef              `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	File          []byte                 `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`      // of an export: sealed to the recipient that the change names. It is told once
+	Values        int32                  `protobuf:"varint,4,opt,name=values,proto3" json:"values,omitempty"` // how many are in the file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4674,6 +4676,20 @@ func (x *CarryOutResponse) GetEntry() *EntryRef {
 		return x.Entry
 	}
 	return nil
+}
+
+func (x *CarryOutResponse) GetFile() []byte {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *CarryOutResponse) GetValues() int32 {
+	if x != nil {
+		return x.Values
+	}
+	return 0
 }
 
 type GetBundleRequest struct {
@@ -7844,10 +7860,12 @@ const file_bailment_v1_bailment_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\")\n" +
 	"\x0fCarryOutRequest\x12\x16\n" +
-	"\x06change\x18\x01 \x01(\x04R\x06change\"p\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\"\x9c\x01\n" +
 	"\x10CarryOutResponse\x12/\n" +
 	"\x06change\x18\x01 \x01(\v2\x17.bailment.v1.ChangeInfoR\x06change\x12+\n" +
-	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\"*\n" +
+	"\x05entry\x18\x02 \x01(\v2\x15.bailment.v1.EntryRefR\x05entry\x12\x12\n" +
+	"\x04file\x18\x03 \x01(\fR\x04file\x12\x16\n" +
+	"\x06values\x18\x04 \x01(\x05R\x06values\"*\n" +
 	"\x10GetBundleRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xac\x01\n" +
 	"\x11GetBundleResponse\x12\x1a\n" +

@@ -286,8 +286,26 @@ func (h *history) finale() Cast {
 	c.Token = w.Token(c.Alice, "spare", time.Hour).ID()
 	h.proved(&c)
 	h.spiffe(c)
+	h.exports(c)
 	h.check(w.Env.Snapshot(h.ctx))
 	return c
+}
+
+// ExportRecipient is a recipient of age. Nobody has its identity.
+const ExportRecipient = "age1x39257svttrkalynw3jn574zvncf0yf40dds8wlz880rcj66raeqqawjjm"
+
+func (h *history) exports(c Cast) {
+	w := h.w
+	p, err := w.Act(c.Alice, "alice", control.ActionExport, state.ExportTarget("db/*", ExportRecipient))
+	h.check(err)
+	_, err = w.Approve(c.Bob, "bob", p.Change)
+	h.check(err)
+	_, err = w.Env.CarryOut(h.ctx, c.Bob.Caller, p.Index)
+	h.refused(err, problem.ReasonSeparation)
+	_, err = w.Env.CarryOut(h.ctx, c.Alice.Caller, p.Index)
+	h.check(err)
+	_, err = w.Env.CarryOut(h.ctx, c.Alice.Caller, p.Index)
+	h.refused(err, problem.ReasonConflict)
 }
 
 // End ends the environment after a History, which nothing can follow.

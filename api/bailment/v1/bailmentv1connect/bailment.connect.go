@@ -1016,7 +1016,8 @@ type ChangeServiceClient interface {
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
 	// Takes back a change that is being rolled out or is in force, to what its approval pre-authorised.
 	RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error)
-	// Carries out a change that had its approvals, and has waited since as what can't be undone does.
+	// Carries out a change that had its approvals, and has waited since as what can't be undone does. An export is given to its proposer, once;
+	// its entry is durable before the answer leaves.
 	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
 	// The files and manifest of the bundle in force, or of another one by digest.
 	GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error)
@@ -1179,7 +1180,8 @@ type ChangeServiceHandler interface {
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
 	// Takes back a change that is being rolled out or is in force, to what its approval pre-authorised.
 	RollBack(context.Context, *v1.RollBackRequest) (*v1.RollBackResponse, error)
-	// Carries out a change that had its approvals, and has waited since as what can't be undone does.
+	// Carries out a change that had its approvals, and has waited since as what can't be undone does. An export is given to its proposer, once;
+	// its entry is durable before the answer leaves.
 	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
 	// The files and manifest of the bundle in force, or of another one by digest.
 	GetBundle(context.Context, *v1.GetBundleRequest) (*v1.GetBundleResponse, error)

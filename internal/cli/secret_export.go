@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/bailment/bailment/api/bailment/v1"
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/export"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+)
+
+func (a *app) secretExport() *cobra.Command {
+	var o proposeOptions
+	var propose bool
+	var to, out string
+	var change uint64
+	c := &cobra.Command{
+		Use: "export [PATTERN]", Short: "Take the values of many secrets out, sealed to a key, by an approved change", Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeArg(0, a.secretNames),
+		Long: `Exporting takes a change. With --propose it asks for one: PATTERN is a secret, a subtree (db/*) or
+everything (*), and --to the recipient that the file is sealed to, the public key of an age identity
+(age1...). Others approve it, and so sign who gets what; in production two besides you.
+
+With --change you fetch the file of one that you proposed and that has its approvals: once, within
+24 hours. It has the current versions of all secrets of the pattern, as they are then: at most 1,000
+secrets with 4 MiB of values. A secret that is denied to you or held is refused with all others. The
+ledger names what left. ` + "`age -d -i key.txt FILE`" + ` opens it; what is in it: docs/reference/exports.md.`,
+		Example: "  bailment secret export 'db/*' --to age1... --propose --reason \"to the new site, ticket 981\"\n  bailment secret export --change 97 --out db.age",
+		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
+			switch {
+			case propose && len(args) == 1 && change == 0 && out == "":
+				return a.proposeExport(ctx, c, args[0], to, o)
+			case !propose && len(args) == 0 && change != 0 && out != "" && to == "":
+				return a.fetchExport(ctx, c, change, out)
+			case !propose && change == 0:
+				return problem.New(problem.ReasonInvalid, "nobody exports alone").WithFix("propose it, for others to approve: --propose PATTERN --to age1...; then fetch it: --change N --out FILE")
+			}
+			return problem.New(problem.ReasonInvalid, "give either --propose PATTERN --to RECIPIENT, or --change N --out FILE")
+		}),
+	}
+	o.flags(c)
+	c.Flags().BoolVar(&propose, "propose", false, "propose it, for others to approve")
+	c.Flags().StringVar(&to, "to", "", "the recipient: age1...")
+	c.Flags().Uint64Var(&change, "change", 0, "fetch what this approved change exports")
+	c.Flags().StringVar(&out, "out", "", "the file to write; it must not exist")
+	a.complete(c, "change", a.changeNumbers)
+	return c
+}
+
+func (a *app) proposeExport(ctx context.Context, c *conn, pattern, to string, o proposeOptions) error {
+	if _, err := identity.ParseSecretPattern(pattern); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "the pattern of secrets")
+	}
+	if _, err := export.ParseRecipient(to); err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "--to").WithFix("make an identity with age-keygen, and give its public key")
+	}
+	base, err := c.bundle(ctx, "")
+	if err != nil {
+		return err
+	}
+	text := ceremony.Change{Action: policy.ActExport, Target: state.ExportTarget(pattern, to)}
+	return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
+}
+
+// fetchExport writes the file. It is made before the server is asked: what is fetched once must have a place.
+func (a *app) fetchExport(ctx context.Context, c *conn, change uint64, path string) (err error) {
+	if was, err := c.Changes.GetChange(ctx, &v1.GetChangeRequest{Change: change}); err != nil {
+		return err
+	} else if act := was.Change.GetAction(); act != policy.ActExport { // asking for it would carry out what it is
+		return problem.New(problem.ReasonInvalid, "change %d is of the act %s, and exports nothing", change, act)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return problem.New(problem.ReasonInvalid, "%s exists", path).WithFix("name another file, or remove it")
+	}
+	if err != nil {
+		return problem.Wrap(err, problem.ReasonInvalid, "making the file")
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(path))
+		}
+	}()
+	r, err := c.Changes.CarryOut(ctx, &v1.CarryOutRequest{Change: change})
+	if err != nil {
+		return err
+	}
+	if len(r.File) == 0 {
+		return problem.New(problem.ReasonInvalid, "change %d is %s, and exports nothing", change, r.Change.GetState())
+	}
+	if _, err := f.Write(r.File); err != nil {
+		return problem.Wrap(err, problem.ReasonStore, "writing %s", path)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return problem.Wrap(err, problem.ReasonStore, "writing %s", path)
+	}
+	sum := sha256.Sum256(r.File)
+	digest := "sha256:" + hex.EncodeToString(sum[:])
+	told := map[string]any{"change": change, "entry": r.Entry.GetIndex(), "values": r.Values, "file": path, "bytes": len(r.File), "digest": digest}
+	return a.show(told, func(t *rows) {
+		t.line("%d value(s) are in %s, sealed (entry %d)\n%s", r.Values, path, r.Entry.GetIndex(), digest)
+	})
+}
+
+// exportMeaning says what approving an export means, and who can fetch it until when.
+func exportMeaning(info *v1.ChangeInfo, now time.Time) string {
+	secrets, recipient, ok := state.ParseExportTarget(info.Target)
+	if !ok {
+		return ""
+	}
+	if due := info.GetDue(); due != nil {
+		if now.Before(due.AsTime()) {
+			return dueText(info)
+		}
+		return fmt.Sprintf("%s can fetch it once, until %s: bailment secret export --change %d --out FILE", info.Proposer, info.Ends.AsTime().Format(time.RFC3339), info.Change)
+	}
+	return fmt.Sprintf("it gives the values of %s, as they are when it is fetched, to whoever has the key of %s, for ever.\n%s fetches the file once, within %s after the last of %d approvals",
+		secrets, recipient, info.Proposer, state.ExportWithin, info.Required)
+}
