@@ -91,6 +91,7 @@ generate:
 	@scripts/generate
 	go run ./cmd/bailment gen docs docs/reference/cli
 	go run ./cmd/bailment config reference > docs/reference/server-config.md
+	go run ./cmd/bailment bundle reference > docs/reference/bundle.md
 
 fmt:
 	@git ls-files -co --exclude-standard -- '*.go' | grep -v '^api/' | xargs $(TOOL) gofumpt -w

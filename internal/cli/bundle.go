@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -35,7 +36,7 @@ func (a *app) bundleCommand() *cobra.Command {
 		Long:    "A bundle is a directory of YAML that says everything about an environment: its settings,\noperators, identities, grants and secrets. It comes into force by an approved change.",
 		Example: "  bailment bundle check .\n  bailment bundle test . --mutate\n  bailment bundle propose . --reason \"let the worker read its key\"",
 	}
-	c.AddCommand(a.bundleCheck(), a.bundleTest(), a.bundlePlan(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleManifest())
+	c.AddCommand(a.bundleCheck(), a.bundleTest(), a.bundlePlan(), a.bundleShow(), a.bundlePropose(), a.bundleExport(), a.bundleSchema(), a.bundleReference(), a.bundleManifest())
 	return c
 }
 
@@ -344,6 +345,18 @@ func (a *app) bundleSchema() *cobra.Command {
 	}
 	c.Flags().StringVar(&dir, "dir", "", "write all schemas to this directory")
 	return c
+}
+
+func (a *app) bundleReference() *cobra.Command {
+	return &cobra.Command{
+		Use: "reference", Short: "Print the reference of every kind and field", Args: cobra.NoArgs,
+		Long:    "Prints every kind of document with its fields, their defaults and meaning, as Markdown.",
+		Example: "  bailment bundle reference",
+		RunE: func(*cobra.Command, []string) error {
+			_, err := io.WriteString(a.out, policy.Reference())
+			return err
+		},
+	}
 }
 
 func (a *app) bundleManifest() *cobra.Command {

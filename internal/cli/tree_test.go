@@ -100,13 +100,15 @@ func TestReferenceIsCurrent(t *testing.T) {
 	if err != nil || len(man) != len(want) {
 		t.Errorf("%d man pages for %d pages: %v", len(man), len(want), err)
 	}
-	var settings bytes.Buffer
-	if code := Run(context.Background(), []string{"config", "reference"}, nil, &settings, os.Stderr, func(string) string { return "" }); code != 0 {
-		t.Fatalf("config reference: exit code %d", code)
-	}
-	const configuration = "../../docs/reference/server-config.md"
-	if text, err := os.ReadFile(configuration); err != nil || !bytes.Equal(text, settings.Bytes()) {
-		t.Errorf("%s is not what this binary says (%v): run `make generate`", configuration, err)
+	for page, args := range map[string][]string{"server-config.md": {"config", "reference"}, "bundle.md": {"bundle", "reference"}} {
+		var says bytes.Buffer
+		if code := Run(context.Background(), args, nil, &says, os.Stderr, func(string) string { return "" }); code != 0 {
+			t.Fatalf("%v: exit code %d", args, code)
+		}
+		page = filepath.Join("../../docs/reference", page)
+		if text, err := os.ReadFile(page); err != nil || !bytes.Equal(text, says.Bytes()) {
+			t.Errorf("%s is not what this binary says (%v): run `make generate`", page, err)
+		}
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "man", "bailment-secret-get.1"))
 	if err != nil || !bytes.Contains(text, []byte(`.TH "BAILMENT-SECRET-GET" "1" "" "Bailment" "Bailment"`)) {
