@@ -368,10 +368,8 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 	if err != nil {
 		return nil, problem.Wrap(err, problem.ReasonInvalid, "reading the signed text")
 	}
-	if text.Action == ActionMove {
-		e.keyMu.Lock() // no key comes while all of them are wrapped
-		defer e.keyMu.Unlock()
-	}
+	move := &moving{e: e, change: r.Change}
+	defer move.end()
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (approval, error) {
 			a := approval{text: text}
@@ -396,7 +394,10 @@ func (e *Environment) Approve(ctx context.Context, c Caller, r ApproveRequest) (
 				a.weighed = true
 			}
 			if err == nil {
-				a.moved, err = e.prepareMove(ctx, s, r.Change)
+				a.moved, err = move.prepare(ctx, s, func(t *turn) error {
+					_, err := t.approve(c, r, a)
+					return err
+				})
 			}
 			return a, err
 		},

@@ -2,9 +2,11 @@ package control
 
 import (
 	"context"
+	"errors"
 
 	"github.com/bailment/bailment/internal/custody"
 	"github.com/bailment/bailment/internal/keyring"
+	"github.com/bailment/bailment/internal/ledger"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
@@ -106,17 +108,57 @@ type moved struct {
 	bad      error // why there are none: told when they are needed
 }
 
-// prepareMove wraps the key-encryption keys under the root holder that a change is about, if one more approval would carry it out. The
-// caller has keyMu if it is about that.
-func (e *Environment) prepareMove(ctx context.Context, s *state.State, change uint64) (*moved, error) {
-	ch, ok := s.Changes.Get(change)
-	if !ok || ch.Action != ActionMove || !ch.Open() || s.Counts(ch, state.At(e.cfg.Now()))+1 < ch.Required {
+// moving prepares a move within one request, and keeps rotations out until that is over.
+type moving struct {
+	e      *Environment
+	change uint64
+	inside bool // of moveMu
+}
+
+// prepare wraps the key-encryption keys under the root holder that the change is about, if they are all that a decision lacks: for whoever
+// can't have them moved, nothing is asked of a root holder, and nobody waits.
+func (m *moving) prepare(ctx context.Context, s *state.State, decide func(*turn) error) (*moved, error) {
+	if !m.wanted(s, decide) {
 		return nil, nil
 	}
+	if !m.inside {
+		if err := m.e.moveMu.enter(ctx); err != nil {
+			return nil, err
+		}
+		m.inside = true
+		if s = m.e.log.State(); !m.wanted(s, decide) {
+			return nil, nil // it was carried out meanwhile, say
+		}
+	}
+	return m.e.wrapAll(ctx, s)
+}
+
+// wanted decides without the keys, and enters nothing.
+func (m *moving) wanted(s *state.State, decide func(*turn) error) bool {
+	e := m.e
+	ch, ok := s.Changes.Get(m.change)
+	prog, compiled := e.programs.get(s.Bundle)
+	if !ok || ch.Action != ActionMove || !compiled {
+		return false
+	}
+	now := e.cfg.Now()
+	return errors.Is(decide(&turn{e: e, s: s, at: ledger.At{Index: s.Next, Time: now}, now: state.At(now), prog: prog}), errStale)
+}
+
+func (m *moving) end() {
+	if m.inside {
+		m.e.moveMu.leave()
+	}
+}
+
+// wrapAll wraps the key-encryption keys under the other root holder.
+func (e *Environment) wrapAll(ctx context.Context, s *state.State) (*moved, error) {
 	to := e.spare(s)
-	if to == nil || custody.HolderOf(to).String() != ch.Target {
+	if to == nil {
 		return nil, nil // movable says so
 	}
+	ctx, cancel := context.WithTimeout(ctx, holderTimeout)
+	defer cancel()
 	k, err := e.currentKeys(ctx, s)
 	if err != nil {
 		return nil, err

@@ -50,8 +50,17 @@ func (e *Environment) CAChain() [][]byte { return e.keys.Load().Chain() }
 // RotateKey adds a new key of a kind (ca, checkpoint, kek), which is the current one from its entry on. Of jwt the new one is only
 // published, and the one that was published until now is the current one.
 func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (string, *ledger.Proof, error) {
-	e.keyMu.Lock()
-	defer e.keyMu.Unlock()
+	if err := e.dutiful(ctx, c, policy.DutyKeys); err != nil {
+		return "", nil, err
+	}
+	if err := e.keyMu.enter(ctx); err != nil {
+		return "", nil, err
+	}
+	defer e.keyMu.leave()
+	if err := e.moveMu.enter(ctx); err != nil {
+		return "", nil, err
+	}
+	defer e.moveMu.leave()
 	switch kind {
 	case custody.JWT:
 		proof, err := e.rotateTokens(ctx, c)
@@ -80,6 +89,8 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 			if err != nil {
 				return made{}, err
 			}
+			ctx, cancel := context.WithTimeout(ctx, holderTimeout)
+			defer cancel()
 			facts, row, err := e.vault(s).Make(ctx, k, kind, all[len(all)-1].Number+1, e.scope(s), e.cfg.Source, e.cfg.Now())
 			return made{k, s.Custody.Moved, facts, row}, err
 		},
@@ -109,11 +120,49 @@ func (e *Environment) RotateKey(ctx context.Context, c Caller, kind string) (str
 	return name, proof, nil
 }
 
-// How long a load of the keys may take, and the rest before another one.
+// dutiful refuses a caller without a duty before anything is made for him, and has it entered; the decision asks again.
+func (e *Environment) dutiful(ctx context.Context, c Caller, d policy.Duty) error {
+	s := e.log.State()
+	if x, dead := standing(s, c, state.At(e.cfg.Now())); dead == nil {
+		prog, err := e.inForce(s)
+		if err != nil {
+			return err
+		}
+		if _, p := dutyOf(prog, x, d); p == nil {
+			return nil
+		}
+	}
+	_, _, err := do(ctx, e, nothing, func(t *turn, _ struct{}) (struct{}, error) {
+		x, err := t.session(c)
+		if err == nil {
+			_, err = t.duty(x, d)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// How long a load of the keys may take, and the rest before another one; and how long a root holder has to wrap what is new under it, while
+// whatever else is about the keys waits.
 const (
-	loadTimeout = 30 * time.Second
-	loadRest    = time.Second
+	loadTimeout   = 30 * time.Second
+	loadRest      = time.Second
+	holderTimeout = 30 * time.Second
 )
+
+// gate lets one through at a time. Other than a mutex, who waits for it may give up: a root holder can be slow, and far away.
+type gate chan struct{}
+
+func (g gate) enter(ctx context.Context) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return problem.Wrap(ctx.Err(), problem.ReasonCanceled, "waiting for what is being done to the keys")
+	}
+}
+
+func (g gate) leave() { <-g }
 
 // currentKeys are the keys of the state, or newer ones: they are loaded if the state names more than are here. The ledger says which
 // keys there are, whoever added them, and whether or not he stayed to hear of it; so a load is nobody's to cancel.
@@ -169,9 +218,13 @@ type RewrapProgress struct {
 
 // Rewrap puts every data key and named key that is under an older key-encryption key under the current one. It can be broken off
 // anywhere and called again: what is done stays done.
+//
+// It keeps rotations out, for as long as report takes, but no move: that is about the key-encryption keys, and this about all others.
 func (e *Environment) Rewrap(ctx context.Context, c Caller, report func(RewrapProgress) error) error {
-	e.keyMu.Lock()
-	defer e.keyMu.Unlock()
+	if err := e.keyMu.enter(ctx); err != nil {
+		return err
+	}
+	defer e.keyMu.leave()
 	s := e.log.State()
 	x, err := e.judge(s, c, state.At(e.cfg.Now()))
 	if err != nil {

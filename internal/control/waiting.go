@@ -27,10 +27,8 @@ func (c *carried) wipe() {
 // sealed first, then decided and entered, and only then does it leave this function; a second time there is nothing to be had.
 func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*Proposal, error) {
 	var held *carried
-	if ch, ok := e.log.State().Changes.Get(change); ok && ch.Action == ActionMove {
-		e.keyMu.Lock() // no key comes while all of them are wrapped
-		defer e.keyMu.Unlock()
-	}
+	move := &moving{e: e, change: change}
+	defer move.end()
 	out, proof, err := do(ctx, e,
 		func(ctx context.Context, s *state.State) (*carried, error) {
 			held.wipe() // of an attempt that came to nothing
@@ -39,7 +37,11 @@ func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*P
 				return held, nil // nothing is asked of a root holder, and nothing opened, for nobody
 			}
 			var err error
-			if held.move, err = e.prepareMove(ctx, s, change); err == nil {
+			held.move, err = move.prepare(ctx, s, func(t *turn) error {
+				_, err := t.ripe(c, change, nil)
+				return err
+			})
+			if err == nil {
 				held.export, err = e.prepareExport(ctx, s, c, change)
 			}
 			return held, err

@@ -389,14 +389,25 @@ func (v Vault) wrapSigner(kek *seal.KEK, kind string, n uint32, key crypto.Signe
 	return v.wrap(kek, kind, n, secret)
 }
 
-// wrapKEK puts a key-encryption key under the root holder.
+// wrapKEK puts a key-encryption key under the root holder, and unwraps it once more: what a holder can't give back is not handed to it.
 func (v Vault) wrapKEK(ctx context.Context, k *seal.KEK) (store.Key, error) {
 	aad, err := seal.KeyContext{Genesis: v.Genesis, Name: KEK, Number: k.Number()}.Encode()
 	if err != nil {
 		return store.Key{}, err
 	}
 	data, err := v.Holder.Wrap(ctx, aad, k.Key())
-	return store.Key{Name: Name(KEK, k.Number()), Data: data}, err
+	if err != nil {
+		return store.Key{}, fmt.Errorf("wrapping %s with the root holder %s: %w", Name(KEK, k.Number()), HolderOf(v.Holder), err)
+	}
+	again, err := v.unwrapKEK(ctx, Key{Number: k.Number()}, data)
+	if err != nil {
+		return store.Key{}, err
+	}
+	defer again.Wipe()
+	if !again.Equal(k.Key()) {
+		return store.Key{}, problem.New(problem.ReasonTampered, "the root holder %s gives back another key than it was given", HolderOf(v.Holder))
+	}
+	return store.Key{Name: Name(KEK, k.Number()), Data: data}, nil
 }
 
 // Make makes the next key of a kind: what the ledger enters of it, and its wrapped form. The key before it vouches for a CA

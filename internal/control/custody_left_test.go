@@ -1,0 +1,123 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/bailment/bailment/internal/custody"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
+	"github.com/bailment/bailment/internal/store"
+)
+
+// Whatever became of the write of a move, the environment that saw it fail goes on with what there is, and moves, rotates and restarts.
+func TestCustodyGoesOnAfterItsWrite(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		t.Run(fmt.Sprintf("persisted %t", lost), func(t *testing.T) {
+			b, target := movable(t, 1)
+			open := b.Config.OpenStore
+			var f *unsaid
+			b.Config.OpenStore = func(ctx context.Context) (store.Store, error) {
+				st, err := open(ctx)
+				f = &unsaid{Store: st}
+				return f, err
+			}
+			b.Reopen()
+			ch := b.moveTo(target)
+			f.fails, f.persists = true, lost
+			if err := b.approve("bob", ch); err == nil {
+				t.Fatal("the failure was not told")
+			}
+			deadline := time.Now().Add(20 * time.Second)
+			for b.Env.Ready() != nil {
+				if time.Now().After(deadline) {
+					t.Fatal("it does not come back")
+				}
+				<-time.After(time.Millisecond)
+			}
+			if got := b.Env.State().Custody.Moved != 0; got != lost {
+				t.Fatalf("moved: %t", got)
+			}
+			b.works()
+			if err := b.approve("bob", ch); lost != problem.Is(err, problem.ReasonConflict) {
+				t.Fatal(err)
+			}
+			b.works()
+			b.consistent()
+			b.Config.Holder, b.Config.Next = b.Config.Next, nil
+			b.Reopen()
+			b.works()
+		})
+	}
+}
+
+// After a move nothing of what the keys were wrapped as is in any of the store's files.
+func TestCustodyLeavesNothing(t *testing.T) {
+	b, target := movable(t, 1)
+	before := [][]byte{b.kek(1), b.kek(2)}
+	found := func() (n int) {
+		t.Helper()
+		files, err := filepath.Glob(filepath.Join(b.Dir, "data", "*"))
+		b.must(err)
+		for _, f := range files {
+			data, err := os.ReadFile(f)
+			b.must(err)
+			for _, row := range before {
+				if bytes.Contains(data, row) {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if found() == 0 {
+		t.Fatal("they are not there to begin with")
+	}
+	b.must(b.approve("bob", b.moveTo(target)))
+	deadline := time.Now().Add(10 * time.Second)
+	for found() > 0 && time.Now().Before(deadline) { // the log is emptied beside the answer
+		<-time.After(time.Millisecond)
+	}
+	if n := found(); n > 0 {
+		t.Errorf("they are in the store %d times", n)
+	}
+	b.Close()
+	if n := found(); n > 0 {
+		t.Errorf("they are in the closed store %d times", n)
+	}
+	b.Open()
+	b.works()
+}
+
+// An approval of a move is about where the keys are now: once they were moved, what was proposed before is void, and nobody can bring
+// them back alone with it.
+func TestCustodyOfBeforeIsVoid(t *testing.T) {
+	b := delayed(t)
+	old := custody.HolderOf(b.Config.Holder).String()
+	target := b.Spare()
+	first, second, third := b.moveTo(target, "bob"), b.moveTo(target, "carol"), b.moveTo(target)
+	b.later(24 * time.Hour)
+	b.must(b.carryOut("alice", first))
+	b.refused(b.carryOut("alice", second), problem.ReasonConflict)
+	back := b.moveTo(old, "bob")
+	b.later(24 * time.Hour)
+	b.must(b.carryOut("bob", back))
+	b.refused(b.carryOut("alice", second), problem.ReasonConflict)
+	b.refused(b.approve("bob", third), problem.ReasonConflict)
+	if got := b.Env.RootHolders()[0]; got != old {
+		t.Errorf("the keys are under %s", got)
+	}
+	_, err := b.Env.Reject(context.Background(), b.by["bob"].Caller, second.Index, "late")
+	b.must(err)
+	again := b.moveTo(target, "bob")
+	b.stateOf(again, state.Waiting)
+	b.later(24 * time.Hour)
+	b.must(b.carryOut("carol", again))
+	b.consistent()
+}
+
