@@ -49,5 +49,10 @@ func (c *Checker) learnCustody(st *step) {
 	case *state.CustodyMoved:
 		c.m.rootHolder = e.To.Kind + ":" + e.To.ID
 		c.m.finish(e.Change, "done", st.at)
+		for index, ch := range c.m.changes {
+			if ch.action == policy.ActMoveCustody && ch.over == "" {
+				c.m.finish(index, "superseded", st.at) // it was about where the keys were then
+			}
+		}
 	}
 }

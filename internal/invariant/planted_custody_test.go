@@ -69,6 +69,42 @@ var custodyPlants = []planted{
 		s.add(e)
 		s.add(e)
 	}, "and they are under"},
+	{invariant.Lifecycle, "a move by a change that was carried out", func(s *scene) {
+		from := s.state().Custody.Holder
+		e := s.movedTo(elsewhere)
+		s.add(e)
+		back := s.movedTo(from)
+		back.From = e.To
+		s.add(back)
+		s.legal()
+		s.add(e)
+	}, "is done"},
+	{invariant.Lifecycle, "a move by a change of before the last one", func(s *scene) {
+		from := s.state().Custody.Holder
+		e := s.movedTo(elsewhere)
+		other := *e
+		other.Change = s.add(s.propose(policy.ActMoveCustody, elsewhere))
+		s.add(s.approve(other.Change))
+		s.add(e)
+		back := s.movedTo(from)
+		back.From = e.To
+		s.add(back)
+		s.legal()
+		s.add(&other)
+	}, "is superseded"},
+	{invariant.Lifecycle, "an approval of a change of before the last move", func(s *scene) {
+		e := s.movedTo(elsewhere)
+		ch := s.add(s.propose(policy.ActMoveCustody, "file:other"))
+		s.add(e)
+		s.legal()
+		s.add(s.approve(ch))
+	}, "is superseded"},
+	{invariant.Lifecycle, "a move for the bundle before", func(s *scene) {
+		e := s.movedTo(elsewhere)
+		s.bring("README.md", "another")
+		e.Ruling = s.ruling()
+		s.add(e)
+	}, "was made for another bundle than the one in force"},
 	{invariant.Lifecycle, "a key that is left behind", func(s *scene) {
 		e := s.movedTo(elsewhere)
 		e.Keys--
@@ -96,6 +132,14 @@ var custodyPlants = []planted{
 		e.Change = s.add(s.propose(policy.ActMoveCustody, elsewhere))
 		s.add(e)
 	}, "has the approval of 0 persons"},
+	{invariant.Separated, "a move that does not wait", func(s *scene) {
+		e := s.movedTo(elsewhere)
+		s.bring("environment.yaml", "apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: "+s.state().Env.Name+"}\nspec: {class: development, approvals: {required: 1, acts: [{act: custody.move, delay: 1h}]}}\n")
+		e.Change = s.add(s.propose(policy.ActMoveCustody, elsewhere))
+		s.add(s.approve(e.Change))
+		e.Ruling = s.ruling()
+		s.add(e)
+	}, "waits until"},
 	{invariant.Revoked, "a move by an approval that was revoked", func(s *scene) {
 		e := s.movedTo(elsewhere)
 		s.add(s.revoke("identity:/human/bob"))

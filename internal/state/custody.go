@@ -89,5 +89,21 @@ func (e *CustodyMoved) apply(s *State, m Meta) error {
 		return err
 	}
 	s.Custody = Custody{Moved: m.Index, Holder: to, Keys: e.Keys, Digest: e.Digest}
+	s.voidMoves()
 	return nil
+}
+
+// voidMoves ends all other changes about the root key's custody. They were approved about where the keys were then: one that is left, and
+// waits, would let one person bring them back to where the others have just taken them from.
+func (s *State) voidMoves() {
+	var open []*Change
+	s.Changes.All(func(_ uint64, c *Change) bool {
+		if c.Action == custodyAction && c.Open() {
+			open = append(open, c)
+		}
+		return true
+	})
+	for _, c := range open {
+		s.setChange(c, Superseded)
+	}
 }
