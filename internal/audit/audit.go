@@ -6,7 +6,8 @@
 // state root and stored snapshot is the state that the entries amount to; the genesis document was signed by a
 // founder, and each change by persons listed in the bundle that governed, over a text about just this change, in the
 // number that it asks for; whoever acted did so in a live session of his own; every entry was decided again by package
-// invariant, and gives no violation; the stored checkpoint, and those kept elsewhere, are signed by keys of this ledger and
+// invariant, and gives no violation; in a data directory the key-encryption keys are wrapped as the newest move of the root key's custody says,
+// and no key is left of an environment that has ended; the stored checkpoint, and those kept elsewhere, are signed by keys of this ledger and
 // are of this tree, and in a data directory, running server or not, the stored one covers the last entry. Report.Authenticated
 // says how many of the entries are vouched for by what the caller pinned, and Report.Undecided what could not be decided
 // again, since its bundle can't be had.
@@ -56,6 +57,8 @@ type Stored struct {
 	Head     store.Head
 	Hashes   func(ctx context.Context, indexes []uint64) ([]store.Digest, error)
 	Snapshot func(ctx context.Context, most uint64) (index uint64, data []byte, err error)
+	// Key reads a wrapped key by its name, or is store.ErrNotFound; nil: they are not compared.
+	Key func(ctx context.Context, name string) ([]byte, error)
 	// Roots reads the roots that were stored with earlier heads, in order, from a cursor on; nil if none are kept.
 	Roots func(ctx context.Context, cursor uint64, limit int) ([]Root, error)
 }
@@ -75,7 +78,7 @@ func OfStore(ctx context.Context, st store.Store) (Ledger, error) {
 	}
 	l := Ledger{
 		Size: head.Size, Entries: st.Entries, Blob: st.Blob,
-		Stored: &Stored{Head: head, Hashes: st.Hashes, Snapshot: st.Snapshot},
+		Stored: &Stored{Head: head, Hashes: st.Hashes, Snapshot: st.Snapshot, Key: st.Key},
 	}
 	switch l.Checkpoint, err = st.Checkpoint(ctx); {
 	case errors.Is(err, store.ErrNotFound):
@@ -245,6 +248,9 @@ func (r *run) all(ctx context.Context) error {
 		return err
 	}
 	if err := r.replay(ctx); err != nil {
+		return err
+	}
+	if err := r.wrapped(ctx); err != nil {
 		return err
 	}
 	if err := r.authenticate(ctx); err != nil {

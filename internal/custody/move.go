@@ -2,8 +2,6 @@ package custody
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 
 	"github.com/bailment/bailment/internal/keyring"
 	"github.com/bailment/bailment/internal/problem"
@@ -35,21 +33,15 @@ func (v Vault) Moved(ctx context.Context, k *Keys) ([]store.Key, error) {
 	return rows, nil
 }
 
-// digestPrefix keeps these digests apart from all others.
-const digestPrefix = "bailment/custody/moved/v1\n"
-
-// DigestOf is the digest of wrapped keys: SHA-256 over a prefix, and of each row in order of their numbers the lengths (four bytes, big
-// endian) and bytes of its name and data. It is of ciphertext, and tells nothing about the keys.
+// DigestOf is what a move enters of wrapped keys, in order of their numbers: see state.MovedDigest.
 func DigestOf(rows []store.Key) state.Digest {
-	h := sha256.New()
-	h.Write([]byte(digestPrefix))
-	for _, r := range rows {
-		for _, part := range [][]byte{[]byte(r.Name), r.Data} {
-			h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
-			h.Write(part)
+	return state.MovedDigest(func(yield func(string, []byte) bool) {
+		for _, r := range rows {
+			if !yield(r.Name, r.Data) {
+				return
+			}
 		}
-	}
-	return state.Digest(h.Sum(nil))
+	})
 }
 
 // checkMoved checks that what the store has of the key-encryption keys is what was entered when they were moved: otherwise they are from

@@ -1,7 +1,10 @@
 package state
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"iter"
 	"regexp"
 
 	"github.com/bailment/bailment/internal/policy"
@@ -13,7 +16,7 @@ type CustodyMoved struct {
 	From   RootHolder `json:"from"`
 	To     RootHolder `json:"to"`
 	Keys   int        `json:"keys"`   // how many were wrapped anew: all there are
-	Digest Digest     `json:"digest"` // of what they are wrapped as: see custody.DigestOf
+	Digest Digest     `json:"digest"` // of what they are wrapped as: see MovedDigest
 	Change uint64     `json:"change"`
 	Reason string     `json:"reason,omitempty"`
 	Actor  Actor      `json:"actor"`
@@ -42,6 +45,23 @@ type Custody struct {
 	Holder string `json:"holder"`
 	Keys   int    `json:"keys"`   // the key-encryption keys 1 to Keys were moved
 	Digest Digest `json:"digest"` // of what they are wrapped as
+}
+
+// movedPrefix keeps these digests apart from all others.
+const movedPrefix = "bailment/custody/moved/v1\n"
+
+// MovedDigest is the digest of wrapped keys: SHA-256 over a prefix, and of each key in order of their numbers the lengths (four bytes, big
+// endian) and bytes of its name and of what it is wrapped as. It is of ciphertext, and tells nothing about the keys.
+func MovedDigest(keys iter.Seq2[string, []byte]) Digest {
+	h := sha256.New()
+	h.Write([]byte(movedPrefix))
+	for name, wrapped := range keys {
+		for _, part := range [][]byte{[]byte(name), wrapped} {
+			h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
+			h.Write(part)
+		}
+	}
+	return Digest(h.Sum(nil))
 }
 
 // Kind is custody.moved v1.
