@@ -14,22 +14,41 @@ import (
 	"github.com/bailment/bailment/internal/state"
 )
 
-// openHolders opens an environment's root key, and the one that its keys may be moved to, or have been: which of them it is the ledger
-// says. Once they were, the one before may be gone: then the other one alone will do.
-func openHolders(ctx context.Context, c config.RootHolder, logger *slog.Logger) (held, next keyring.Holder, err error) {
-	if c.Next.Location != "" {
-		if next, err = openHolder(ctx, c.Next.Kind, c.Next.Location); err != nil {
-			return nil, nil, err
-		}
+// roots are the root keys of an environment that could be opened.
+type roots struct {
+	held, next keyring.Holder
+	lacks      error // why another one could not
+}
+
+// openHolders opens an environment's root key, and the one that its keys may be moved to, or have been. Which of them is needed the ledger
+// says, and the other may be gone: so one will do.
+func openHolders(ctx context.Context, c config.RootHolder, logger *slog.Logger) (roots, error) {
+	held, err := openHolder(ctx, c.Kind, c.Location)
+	if c.Next.Location == "" {
+		return roots{held: held}, err
 	}
-	if held, err = openHolder(ctx, c.Kind, c.Location); err == nil {
-		return held, next, nil
+	next, lacks := openHolder(ctx, c.Next.Kind, c.Next.Location)
+	switch {
+	case err != nil && lacks != nil:
+		p := problem.As(err)
+		return roots{}, problem.Wrap(err, p.Reason, "neither root key can be opened; the next one: %s; the present one", problem.As(lacks).Message).WithFix("%s", p.WayOut())
+	case err != nil:
+		logger.Warn("there is only the next root key: write it in the place of the one before once the keys were moved to it", "err", err)
+		return roots{held: next, lacks: err}, nil
+	case lacks != nil:
+		logger.Warn("the next root key can't be opened: no keys can be moved to it", "err", lacks)
+		return roots{held: held, lacks: lacks}, nil
 	}
-	if next == nil {
-		return nil, nil, err
+	return roots{held: held, next: next}, nil
+}
+
+// told adds why a root key is missing to that the other one is not what is needed: that is what there is to mend.
+func (r roots) told(err error) error {
+	if r.lacks == nil || !problem.Is(err, problem.ReasonRootHolder) {
+		return err
 	}
-	logger.Warn("there is only the next root key: write it in the place of the one before once the keys were moved to it", "err", err)
-	return next, nil, nil
+	p := problem.As(r.lacks)
+	return problem.New(p.Reason, "%s; and with the other root key alone: %s", p.Message, problem.As(err).Message).WithFix("%s", p.WayOut())
 }
 
 func openHolder(ctx context.Context, kind, location string) (keyring.Holder, error) {

@@ -119,15 +119,15 @@ func (s *Server) openOver(ctx context.Context, name, dir string, entered func(ui
 		holder.Location = filepath.Join(dir, RootKeyFile)
 	}
 	logger := s.logger.With("environment", name)
-	held, next, err := openHolders(ctx, holder, logger)
+	roots, err := openHolders(ctx, holder, logger)
 	if err != nil {
 		if over := control.Ended(ctx, open); over != nil {
 			return nil, over // then nobody needs its root key
 		}
 		return nil, err
 	}
-	return control.Open(ctx, control.Config{
-		OpenStore: open, Holder: held, Next: next, Source: s.source, Methods: methods.All(), Issuers: s.issuers, Logger: logger,
+	env, err := control.Open(ctx, control.Config{
+		OpenStore: open, Holder: roots.held, Next: roots.next, Source: s.source, Methods: methods.All(), Issuers: s.issuers, Logger: logger,
 		Limits: ledger.Limits{Queue: s.cfg.Limits.Queue}, Now: s.o.Now, Boot: s.o.Boot, ServerID: s.cfg.ServerID, Silence: s.silence,
 		Openings: control.Openings{PerSecond: s.cfg.Limits.IdentitySessions.PerSecond, Burst: s.cfg.Limits.IdentitySessions.Burst},
 		Entered:  entered,
@@ -136,6 +136,7 @@ func (s *Server) openOver(ctx context.Context, name, dir string, entered func(ui
 			logger.Error("an invariant was violated", "invariant", invariant, "detail", detail)
 		},
 	})
+	return env, roots.told(err)
 }
 
 // openStore says in words what is wrong with a directory.
