@@ -81,7 +81,11 @@ func (t *turn) movable(target string) error {
 		return problem.New(problem.ReasonConflict, "the keys are under the root holder %s", now)
 	}
 	spare := t.e.spare(t.s)
-	if spare == nil {
+	switch {
+	case spare == nil && t.e.cfg.Next != nil:
+		return problem.New(problem.ReasonRootHolder, "what this server has beside its own root key is the same root key").
+			WithFix("name another one in `root_holders.%s.next` of the server's configuration, and start the server again", t.s.Env.Name)
+	case spare == nil:
 		return problem.New(problem.ReasonRootHolder, "this server has no other root key to which the keys could be moved").
 			WithFix("name it in `root_holders.%s.next` of the server's configuration, and start the server again", t.s.Env.Name)
 	}

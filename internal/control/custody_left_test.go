@@ -6,10 +6,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/custody"
+	"github.com/bailment/bailment/internal/keyring/file"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 	"github.com/bailment/bailment/internal/store"
@@ -120,4 +126,126 @@ func TestCustodyOfBeforeIsVoid(t *testing.T) {
 	b.later(24 * time.Hour)
 	b.must(b.carryOut("carol", again))
 	b.consistent()
+}
+
+// The same root key under two names is one root key: there is nowhere to move to.
+func TestCustodyOfOneRootKey(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob", "carol")
+	b.Put(b.by["alice"], "db/x", "one")
+	again, err := file.Open(filepath.Join(b.Dir, "root.key"))
+	b.must(err)
+	b.Config.Next = again
+	b.Reopen()
+	now := custody.HolderOf(again).String()
+	if got := b.Env.RootHolders(); !slices.Equal(got, []string{now}) {
+		t.Errorf("there are %v", got)
+	}
+	_, err = b.act("alice", control.ActionMove, now)
+	b.refused(err, problem.ReasonConflict)
+	_, err = b.act("alice", control.ActionMove, now+"0")
+	b.refused(err, problem.ReasonRootHolder)
+	if !strings.Contains(err.Error(), "is the same root key") {
+		t.Errorf("it says %q", err)
+	}
+	b.works()
+}
+
+// Whoever comes at the same time, a change is carried out once.
+func TestCustodyMovesOnce(t *testing.T) {
+	for _, wait := range []bool{false, true} {
+		t.Run(fmt.Sprintf("waits %t", wait), func(t *testing.T) {
+			var b *board
+			var target string
+			if wait {
+				b = delayed(t)
+				target = b.Spare()
+			} else {
+				b, target = movable(t, 1)
+			}
+			first, second := b.moveTo(target), b.moveTo(target)
+			if wait {
+				for _, ch := range []*state.Change{first, second} {
+					b.must(b.approve("bob", ch))
+				}
+				b.later(24 * time.Hour)
+			}
+			errs := make(chan error, 4)
+			for _, ch := range []*state.Change{first, second} {
+				for _, p := range []string{"bob", "carol"} {
+					text := b.Approval(p, ch).Text()
+					sig := b.Sign(p, ceremony.NamespaceChange, text)
+					go func() {
+						if wait {
+							errs <- b.carryOut(p, ch)
+							return
+						}
+						_, err := b.Env.Approve(context.Background(), b.by[p].Caller, control.ApproveRequest{Change: ch.Index, Text: text, SSHSIG: sig})
+						errs <- err
+					}()
+				}
+			}
+			done := 0
+			for range 4 {
+				if err := <-errs; err == nil {
+					done++
+				} else {
+					b.refused(err, problem.ReasonConflict)
+				}
+			}
+			if done != 1 {
+				t.Errorf("it was done %d times", done)
+			}
+			b.consistent()
+		})
+	}
+}
+
+// Keys are moved to and fro while all else is done with them; nothing is lost, and it opens with the root key that it says.
+func TestCustodyToAndFro(t *testing.T) {
+	b, target := movable(t, 1)
+	old := custody.HolderOf(b.Config.Holder).String()
+	api := b.Workload(b.Node(b.by["alice"], "n"), "")
+	alice, ctx := b.by["alice"], context.Background()
+	stop := make(chan struct{})
+	var g sync.WaitGroup
+	for what, do := range map[string]func() error{
+		"rotating": func() error { _, _, err := b.Env.RotateKey(ctx, alice.Caller, custody.KEK); return err },
+		"tokens":   func() error { _, _, err := b.Env.RotateKey(ctx, alice.Caller, custody.JWT); return err },
+		"rewrapping": func() error {
+			return b.Env.Rewrap(ctx, alice.Caller, func(control.RewrapProgress) error { return nil })
+		},
+		"reading": func() error { _, _, err := b.Get(api, "db/x"); return err },
+	} {
+		g.Go(func() {
+			for range 6 {
+				if err := do(); err != nil && !problem.Is(err, problem.ReasonStale) && !problem.Is(err, problem.ReasonConflict) && !problem.Is(err, problem.ReasonLimit) {
+					t.Errorf("%s: %v", what, err)
+					return
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for i := range 5 {
+		to := target
+		if i%2 == 1 {
+			to = old
+		}
+		if err := b.approve("bob", b.moveTo(to)); err != nil {
+			t.Errorf("move %d: %v", i, err)
+		}
+	}
+	close(stop)
+	g.Wait()
+	if got := b.Env.RootHolders()[0]; got != target {
+		t.Errorf("the keys are under %s", got)
+	}
+	b.consistent()
+	b.Config.Holder, b.Config.Next = b.Config.Next, nil
+	b.Reopen()
+	b.works()
 }

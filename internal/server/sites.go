@@ -136,7 +136,13 @@ func (s *Server) openOver(ctx context.Context, name, dir string, entered func(ui
 			logger.Error("an invariant was violated", "invariant", invariant, "detail", detail)
 		},
 	})
-	return env, roots.told(err)
+	if err != nil {
+		return nil, roots.told(err)
+	}
+	if roots.next != nil && env.RootHolders()[0] == control.RootHolderOf(roots.next).String() {
+		logger.Warn("the keys are under the next root key: write it in the place of the one before")
+	}
+	return env, nil
 }
 
 // openStore says in words what is wrong with a directory.
