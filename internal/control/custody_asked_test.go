@@ -311,3 +311,49 @@ func (h *garbling) Wrap(ctx context.Context, c []byte, key seal.Secret) ([]byte,
 	}
 	return h.Holder.Wrap(ctx, c, key)
 }
+
+// stalling hangs once it has unwrapped as often as it may.
+type stalling struct {
+	keyring.Holder
+	left  *atomic.Int64
+	begun chan struct{}
+}
+
+func (h stalling) Unwrap(ctx context.Context, c, wrapped []byte) (seal.Secret, error) {
+	if h.left.Add(-1) < 0 {
+		select {
+		case h.begun <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		return seal.Secret{}, problem.Wrap(ctx.Err(), problem.ReasonStore, "planted")
+	}
+	return h.Holder.Unwrap(ctx, c, wrapped)
+}
+
+// A key that is entered and can't be loaded, since the root holder hangs, does not keep the environment from closing.
+func TestClosingWhileKeysLoad(t *testing.T) {
+	b := newBoard(t, 1, "alice", "bob")
+	good := b.Config.Holder
+	h := stalling{good, new(atomic.Int64), make(chan struct{}, 1)}
+	h.left.Store(1) // of the start
+	b.Config.Holder = h
+	b.Reopen()
+	h.left.Store(1) // of what is made
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := b.Env.RotateKey(context.Background(), b.by["alice"].Caller, custody.KEK)
+		done <- err
+	}()
+	<-h.begun
+	b.must(soon(t, "closing", func() error { return b.Env.Close(context.Background()) }))
+	b.Env = nil
+	if err := <-done; err == nil {
+		t.Error("a key is used that was not loaded")
+	}
+	b.Config.Holder = good
+	b.Open()
+	if n := b.Env.State().KEKs(); n != 2 {
+		t.Errorf("there are %d", n)
+	}
+}

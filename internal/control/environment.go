@@ -85,7 +85,7 @@ type Environment struct {
 	keys     atomic.Pointer[custody.Keys]
 	keyMu    gate          // one rotation or rewrap at a time
 	moveMu   gate          // after keyMu: no key comes while all of them are wrapped
-	loadMu   sync.Mutex    // one load of the keys at a time
+	loadMu   gate          // one load of the keys at a time
 	keysWake chan struct{} // holds one: the state names keys that are not loaded
 	programs programs
 	// methodParams are what the verifiers take, of the bundle in force.
@@ -125,7 +125,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger, keyMu: make(gate, 1), moveMu: make(gate, 1), keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1), past: make(chan struct{}, 1)}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keyMu: make(gate, 1), moveMu: make(gate, 1), loadMu: make(gate, 1), keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1), past: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
 	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())

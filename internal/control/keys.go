@@ -165,20 +165,23 @@ func (g gate) enter(ctx context.Context) error {
 func (g gate) leave() { <-g }
 
 // currentKeys are the keys of the state, or newer ones: they are loaded if the state names more than are here. The ledger says which
-// keys there are, whoever added them, and whether or not he stayed to hear of it; so a load is nobody's to cancel.
+// keys there are, whoever added them, and whether or not he stayed to hear of it; so a load is nobody's to cancel, and ends with
+// the environment only; who waits for one may give up.
 func (e *Environment) currentKeys(ctx context.Context, s *state.State) (*custody.Keys, error) {
 	if k := e.keys.Load(); !k.Behind(s) {
 		return k, nil
 	}
-	e.loadMu.Lock()
-	defer e.loadMu.Unlock()
+	if err := e.loadMu.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer e.loadMu.leave()
 	if k := e.keys.Load(); !k.Behind(s) {
 		return k, nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+	run, cancel := context.WithTimeout(e.run, loadTimeout)
 	defer cancel()
 	now := e.log.State()
-	k, err := e.vault(now).Unseal(ctx, now, e.log.Origin())
+	k, err := e.vault(now).Unseal(run, now, e.log.Origin())
 	if err != nil {
 		return nil, fmt.Errorf("loading the environment's keys: %w", err)
 	}
