@@ -166,39 +166,47 @@ func (k *Keys) Wipe() {
 // origin is the checkpoints' origin line.
 func (v Vault) Unseal(ctx context.Context, s *state.State, origin string) (*Keys, error) {
 	k := &Keys{keks: make(map[uint32]*seal.KEK), known: s.Keys.Len()}
+	if err := v.unseal(ctx, s, k, origin); err != nil {
+		k.Wipe() // it may be tried again for as long as a root holder fails
+		return nil, err
+	}
+	return k, nil
+}
+
+func (v Vault) unseal(ctx context.Context, s *state.State, k *Keys, origin string) error {
 	keks, err := Numbered(s, KEK)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	rows := make([]store.Key, 0, len(keks))
 	for _, x := range keks {
 		data, err := v.read(ctx, x.Name)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		rows = append(rows, store.Key{Name: x.Name, Data: data})
 	}
 	if err := checkMoved(s, rows); err != nil {
-		return nil, err
+		return err
 	}
 	for i, x := range keks {
 		if err := v.unsealKEK(ctx, k, x, rows[i].Data); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if k.kek == nil {
-		return nil, problem.New(problem.ReasonTampered, "the environment has no key-encryption key")
+		return problem.New(problem.ReasonTampered, "the environment has no key-encryption key")
 	}
 	if k.mac, err = v.unwrap(ctx, k.keks, Name(MAC, 1)); err != nil {
-		return nil, err
+		return err
 	}
 	if err := v.unsealCA(ctx, s, k); err != nil {
-		return nil, err
+		return err
 	}
 	if err := v.unsealTokens(ctx, s, k); err != nil {
-		return nil, err
+		return err
 	}
-	return k, v.unsealCheckpoint(ctx, s, k, origin)
+	return v.unsealCheckpoint(ctx, s, k, origin)
 }
 
 func (v Vault) unwrapKEK(ctx context.Context, x Key, data []byte) (seal.Secret, error) {
@@ -404,7 +412,7 @@ func (v Vault) wrapKEK(ctx context.Context, k *seal.KEK) (store.Key, error) {
 		return store.Key{}, err
 	}
 	defer again.Wipe()
-	if !again.Equal(k.Key()) {
+	if !again.Equal(k.Key()) || again.Len() != seal.KeySize { // one that was wiped meanwhile is equal to another such
 		return store.Key{}, problem.New(problem.ReasonTampered, "the root holder %s gives back another key than it was given", HolderOf(v.Holder))
 	}
 	return store.Key{Name: Name(KEK, k.Number()), Data: data}, nil
@@ -420,6 +428,7 @@ func (v Vault) Make(ctx context.Context, k *Keys, kind string, n uint32, scope c
 		if err != nil {
 			return facts, store.Key{}, err
 		}
+		defer kek.Key().Wipe() // from here on it is unsealed like all others
 		row, err := v.wrapKEK(ctx, kek)
 		return facts, row, err
 	case Checkpoint:
@@ -535,6 +544,7 @@ func (f *Founding) Wrap(ctx context.Context, v Vault) ([]store.Key, error) {
 		for _, s := range f.secrets {
 			s.Wipe()
 		}
+		f.kek.Key().Wipe()
 	}()
 	row, err := v.wrapKEK(ctx, f.kek)
 	if err != nil {

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/hex"
 	"fmt"
 	"testing"
 )
@@ -71,4 +72,15 @@ func TestCustodyMoved(t *testing.T) {
 	f.refuses(e, "a root key for development, in production")
 	e.To.DevelopmentOnly = false
 	f.must(e)
+}
+
+// The digest of what was moved is part of the format: computed here by its description, with another program.
+func TestMovedDigest(t *testing.T) {
+	const want = "ceec46a08eb18f2e990813b380fca208d5402d9de84989d2d46fc7a77715927f"
+	got := MovedDigest(func(yield func(string, []byte) bool) {
+		_ = yield("kek/1", []byte("one")) && yield("kek/2", nil)
+	})
+	if hex.EncodeToString(got[:]) != want {
+		t.Errorf("%x", got)
+	}
 }
