@@ -215,6 +215,7 @@ func TestRootHolderThatHangs(t *testing.T) {
 	}
 	b.must(soon(t, "reading", func() error { _, _, err := b.Get(api, "db/x"); return err }))
 	b.must(soon(t, "writing", func() error { b.Put(b.by["alice"], "db/y", "two"); return nil }))
+	b.refused(soon(t, "refusing", func() error { return b.approve("alice", ch) }), problem.ReasonSeparation)
 	for what, do := range map[string]func(context.Context) error{
 		"rotating": func(ctx context.Context) error {
 			_, _, err := b.Env.RotateKey(ctx, b.by["alice"].Caller, custody.KEK)

@@ -162,6 +162,7 @@ func TestCustodyMovesOnce(t *testing.T) {
 			} else {
 				b, target = movable(t, 1)
 			}
+			n := b.watched()
 			first, second := b.moveTo(target), b.moveTo(target)
 			if wait {
 				for _, ch := range []*state.Change{first, second} {
@@ -194,6 +195,9 @@ func TestCustodyMovesOnce(t *testing.T) {
 			}
 			if done != 1 {
 				t.Errorf("it was done %d times", done)
+			}
+			if asked, keys := n.Load(), int64(b.Env.State().KEKs()); asked != 2*keys {
+				t.Errorf("the root holder was asked %d times about %d keys", asked, keys)
 			}
 			b.consistent()
 		})
