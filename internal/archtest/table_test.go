@@ -40,7 +40,9 @@ var table = []archtest.Row{
 	{"internal/policy", "internal/problem internal/identity internal/spiffe internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},
 	{"internal/policy/policytest", "examples internal/policy", ""},
 	{"internal/plan", "internal/problem internal/identity internal/authority internal/release internal/policy", ""},
-	{"internal/reach", "internal/problem internal/identity internal/policy", ""},
+	{"internal/reach/flow", "", ""},
+	{"internal/reach", "internal/problem internal/identity internal/policy internal/reach/flow", ""},
+	{"internal/reach/picture", "internal/reach", ""},
 	{"internal/state", "internal/problem internal/identity internal/spiffe internal/ceremony internal/policy", "github.com/tidwall/btree github.com/go-json-experiment/json github.com/klauspost/compress"},
 	{"internal/store", "verify", ""},
 
@@ -134,7 +136,7 @@ var table = []archtest.Row{
 	},
 	{"internal/quickstart", "examples internal/durable internal/problem internal/identity internal/sshsig internal/seal", "golang.org/x/crypto golang.org/x/sys"},
 	{
-		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/agent/workload/kubelet internal/run internal/audit internal/invariant internal/export internal/config internal/quickstart internal/control internal/policy internal/plan internal/reach internal/state internal/job " +
+		"internal/cli", "api/... client verify examples internal/server internal/agent internal/agent/localapi internal/agent/workload/kubelet internal/run internal/audit internal/invariant internal/export internal/config internal/quickstart internal/control internal/policy internal/plan internal/reach internal/reach/picture internal/state internal/job " +
 			"internal/seal internal/sshsig internal/ceremony internal/keyring internal/keyring/holders internal/ledger internal/store internal/store/sqlite internal/attest/... internal/durable internal/hardening " +
 			"internal/problem internal/identity internal/authority internal/release/... internal/spelling",
 		"github.com/go-jose/go-jose/v4 github.com/spf13/cobra github.com/spf13/pflag github.com/spiffe/go-spiffe/v2 google.golang.org/grpc github.com/goccy/go-yaml github.com/rogpeppe/go-internal/diff golang.org/x/term golang.org/x/crypto golang.org/x/mod golang.org/x/sys google.golang.org/protobuf connectrpc.com/connect",

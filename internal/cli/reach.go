@@ -15,6 +15,7 @@ import (
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/reach"
+	"github.com/bailment/bailment/internal/reach/picture"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -226,8 +227,9 @@ func (a *app) whoCanCommand() *cobra.Command {
 		ValidArgsFunction: a.completeArg(0, func(context.Context) []string { return actions }),
 		Long: `Lists the lines of a bundle by which somebody gets to do an action (secret.read, or read) with
 any of the secrets: the grants for it, and whatever leads to those who have them: nodes that
-speak for a workload, secrets that unlock it, operators. PATTERN is a path, a subtree (db/*) or
-everything (*).
+speak for a workload, secrets that unlock it, operators; and, as one line each, operators who can
+do it together only (by another bundle, secret.export, glass.open), and holders of recovery keys.
+PATTERN is a path, a subtree (db/*) or everything (*).
 
 ` + waysLong,
 		Example: "  bailment who-can read 'db/payments/*'\n  bailment who-can secret.write db/password --bundle ./env\n  bailment who-can read 'db/*' --at 812 -o json",
@@ -440,15 +442,20 @@ first: secrets (db/prod/*), identities (/workload/shop/*) or a system (system:pr
 secret unlocks. With both, it also says the minimum cut: the cheapest lines of the bundle and
 identities between that, taken away, leave no way. With --to alone the cut is against all jobs.
 
+Operators who must agree are a set, act by act: as many as the bundle asks for to bring another one
+into force, to export secrets, or to open a break-glass grant that has no budget. None of them
+reaches anything alone by that. Holders of recovery keys (--from recovery: as many as it takes)
+replace the operators after a public delay: such a way is conditional, since it can be stopped.
+
 ` + waysLong + `
 What a secret opens is what its declaration's "unlocks" says.`,
-		Example: "  bailment blast-radius --from /ci/github/4100/71 --bundle ./env\n  bailment blast-radius --to 'db/prod/*' --svg prod.svg\n  bailment blast-radius --from '/node/*' --to system:prod-db --change 97 -o json",
+		Example: "  bailment blast-radius --from /ci/github/4100/71 --bundle ./env\n  bailment blast-radius --to 'db/prod/*' --svg prod.svg\n  bailment blast-radius --from '/node/*' --to system:prod-db --change 97 -o json\n  bailment blast-radius --from recovery --to 'db/*' --bundle ./env",
 		RunE:    a.askBundle(&o.of, func(x asked, _ []string) error { return a.blastRadius(x, &o) }),
 	}
 	o.of.flags(c)
 	o.far.flags(c)
 	f := c.Flags()
-	f.StringSliceVar(&o.from, "from", nil, "identities of whom one is compromised: paths, or subtrees; may be given several times")
+	f.StringSliceVar(&o.from, "from", nil, "identities of whom one is compromised: paths, or subtrees; or recovery; may be given several times")
 	f.StringVar(&o.to, "to", "", "what is to be reached: secrets, identities, or system:NAME")
 	f.StringSliceVar(&o.costs, "cost", nil, "what it costs to compromise one: KIND=NUMBER with node, job, workload or person (default 1 each)")
 	f.StringVar(&o.svg, "svg", "", "also write a picture to this file")
@@ -468,9 +475,13 @@ func (a *app) blastRadius(x asked, o *blastOptions) error {
 	}
 	var from []identity.Pattern
 	for _, s := range o.from {
+		if s == reach.FromRecovery {
+			opts.Recovery = true
+			continue
+		}
 		p, err := identity.ParseIDPattern(s)
 		if err != nil {
-			return problem.Wrap(err, problem.ReasonInvalid, "--from").WithFix("name a path (/human/alice) or a subtree (/ci/*)")
+			return problem.Wrap(err, problem.ReasonInvalid, "--from").WithFix("name a path (/human/alice) or a subtree (/ci/*), or recovery")
 		}
 		from = append(from, p)
 	}
@@ -495,7 +506,7 @@ func (a *app) blastRadius(x asked, o *blastOptions) error {
 			return err
 		}
 	}
-	if len(from) > 0 {
+	if len(o.from) > 0 {
 		if v.From, err = m.From(from, opts); err != nil {
 			return err
 		}
@@ -505,7 +516,7 @@ func (a *app) blastRadius(x asked, o *blastOptions) error {
 		}
 	}
 	if o.svg != "" {
-		if err := a.write(o.svg, reach.Picture(title, ways, hops, v.Cut)); err != nil {
+		if err := a.write(o.svg, picture.Draw(title, ways, hops, v.Cut)); err != nil {
 			return err
 		}
 		a.note("%s is the picture", o.svg)
@@ -515,7 +526,7 @@ func (a *app) blastRadius(x asked, o *blastOptions) error {
 
 // cutOf is the cut against those who were named, else against all jobs, if there are any.
 func cutOf(m *reach.Model, prog *policy.Program, from []identity.Pattern, target reach.Target, o reach.Options) (*reach.Cut, error) {
-	if len(from) == 0 {
+	if len(from) == 0 && !o.Recovery {
 		jobs, err := identity.ParseIDPattern(identity.PrefixCI + "*")
 		if err != nil {
 			return nil, problem.Wrap(err, problem.ReasonInternal, "naming all jobs")

@@ -189,6 +189,11 @@ func (c *compiler) quorum(at Pos) {
 // Quorum reports whether an act could be proposed and approved by those of the operators for whom can holds: one who proposes, and as many
 // others who may approve it, each by a key that counts, as the bundle asks for.
 func Quorum(p *Program, act string, can func(Operator) bool) bool {
+	return QuorumBy(p, act, func(Operator) bool { return true }, can)
+}
+
+// QuorumBy is Quorum where only those may propose for whom by holds.
+func QuorumBy(p *Program, act string, by, can func(Operator) bool) bool {
 	need := p.environment.Needs(act)
 	approves := func(o Operator) bool {
 		return o.Has(DutyToApprove(act)) && (!need.Hardware || slices.ContainsFunc(o.Keys, OperatorKey.Hardware))
@@ -202,7 +207,7 @@ func Quorum(p *Program, act string, can func(Operator) bool) bool {
 		if approves(o) {
 			all++
 		}
-		if o.Has(DutyPropose) {
+		if o.Has(DutyPropose) && by(o) {
 			proposers = append(proposers, o)
 		}
 	}

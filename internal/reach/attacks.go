@@ -11,65 +11,6 @@ import (
 	"github.com/bailment/bailment/internal/problem"
 )
 
-var operatorsFile = policy.Pos{File: "operators.yaml"}
-
-// smallest takes members away as long as the rest suffices.
-func (q *quorum) smallest(names []string) []string {
-	names = slices.Clone(names)
-	for i := 0; i < len(names); {
-		rest := slices.Delete(slices.Clone(names), i, i+1)
-		if q.met(func(name string) bool { return slices.Contains(rest, name) }) {
-			names = rest
-			continue
-		}
-		i++
-	}
-	return names
-}
-
-// coverage is which operators of the quorum each vertex alone gets at.
-type coverage struct {
-	g    *graph
-	bits [][]uint64 // by 64 operators, by vertex
-}
-
-// coverage goes backward from all operators at once, 64 at a time.
-func (g *graph) coverage(worst Grade) *coverage {
-	c := &coverage{g: g}
-	for from := 0; from < len(g.quorum.operators); from += 64 {
-		bits := make([]uint64, len(g.kinds))
-		var queue []int32
-		for i, o := range g.quorum.operators[from:min(from+64, len(g.quorum.operators))] {
-			v := g.operator(o.Name)
-			bits[v] |= 1 << i
-			queue = append(queue, v)
-		}
-		for len(queue) > 0 {
-			v := queue[len(queue)-1]
-			queue = queue[:len(queue)-1]
-			for _, w := range g.in.of(v) {
-				if g.grades[w] <= worst && bits[w]|bits[v] != bits[w] {
-					bits[w] |= bits[v]
-					queue = append(queue, w)
-				}
-			}
-		}
-		c.bits = append(c.bits, bits)
-	}
-	return c
-}
-
-// of lists the operators that a vertex gets at.
-func (c *coverage) of(v int32) []string {
-	var out []string
-	for i, o := range c.g.quorum.operators {
-		if c.bits[i/64][v]&(1<<(i%64)) != 0 {
-			out = append(out, o.Name)
-		}
-	}
-	return out
-}
-
 // Attack is a smallest set of principals: all of them compromised reach the target, and none is superfluous.
 type Attack struct {
 	Who   []Thing `json:"who"`
@@ -114,59 +55,62 @@ func (m *Model) To(t Target, o Options) (*Attacks, error) {
 		return cmp.Or(cmp.Compare(x.Cost, y.Cost), cmp.Compare(len(x.Who), len(y.Who)), cmp.Compare(x.Grade, y.Grade), cmp.Compare(x.Hops, y.Hops),
 			slices.CompareFunc(x.Who, y.Who, func(a, b Thing) int { return strings.Compare(a.Name, b.Name) }))
 	}
-	if !g.quorum.alone() {
+	if slices.ContainsFunc(g.quorums, func(q quorum) bool { return !q.alone() }) {
 		out.Attacks = append(out.Attacks, g.together(back, alone, o, &out.Complete)...)
+	}
+	if v := g.holders; v >= 0 && back.found(v) {
+		cost := g.program.Environment().Recovery.Required * o.Costs.of(KindPerson)
+		out.Attacks = append(out.Attacks, Attack{Who: []Thing{g.name(v)}, Cost: cost, Grade: back.grade[v], Hops: int(back.hops[v]), v: []int32{v}})
 	}
 	slices.SortFunc(out.Attacks, order)
 	out.Total = len(out.Attacks)
 	var things []int32
 	for _, a := range out.Attacks {
-		for v := a.v[0]; len(a.v) == 1 && v >= 0 && back.found(v) && len(things) < pictureRows*pictureColumns; v = back.prev[v] {
+		for v := a.v[0]; len(a.v) == 1 && v >= 0 && back.found(v) && len(things) < PictureRows*PictureColumns; v = back.prev[v] {
 			if g.kinds[v] <= kindBundle && !slices.Contains(things, v) {
 				things = append(things, v)
 			}
 		}
 	}
 	out.Hops = g.between(things, o.Worst)
-	several := meeting{g: g, back: back, worst: o.Worst, to: map[int32]*search{}}
+	var several *meeting // made when it is needed
 	out.Attacks = listed(out.Attacks, o, func(a *Attack) []Step {
 		if len(a.v) == 1 && back.found(a.v[0]) {
 			a.Way = back.way(a.v[0])
-		} else {
-			return several.fill(a)
+			return a.Way
 		}
-		return a.Way
+		if several == nil {
+			several = g.meeting(o.Worst)
+		}
+		return several.fill(a, back)
 	})
 	return out, nil
 }
 
-// alone reports whether everybody in it is a quorum by himself.
-func (q *quorum) alone() bool { return len(q.single) == len(q.operators) }
-
 // together are the sets that get at a quorum: with several members, or with one that is not among those who reach the target without.
 func (g *graph) together(back *search, alone []bool, o Options, complete *bool) []Attack {
-	if back.grade[g.bundle] == unseen {
+	if !slices.ContainsFunc(g.quorums, func(q quorum) bool { return back.found(q.vertex) }) {
 		return nil
 	}
 	cover := g.coverage(o.Worst)
-	type member struct {
+	type principal struct {
 		v    int32
 		who  Thing
 		gets []string
 	}
-	var members []member
+	var members []principal
 	for i, live := range g.live {
 		v := g.thing(kindIdentity, int32(i))
 		if !live || alone[i] {
 			continue
 		}
 		if gets := cover.of(v); len(gets) > 0 {
-			members = append(members, member{v, g.name(v), gets})
+			members = append(members, principal{v, g.name(v), gets})
 		}
 	}
-	slices.SortStableFunc(members, func(a, b member) int { return cmp.Compare(o.Costs.of(a.who.Kind), o.Costs.of(b.who.Kind)) })
+	slices.SortStableFunc(members, func(a, b principal) int { return cmp.Compare(o.Costs.of(a.who.Kind), o.Costs.of(b.who.Kind)) })
 	met := func(set []int, but int) bool {
-		return g.quorum.met(func(name string) bool {
+		return cover.reaches(back, func(name string) bool {
 			for _, i := range set {
 				if i != but && slices.Contains(members[i].gets, name) {
 					return true
@@ -197,7 +141,7 @@ func (g *graph) together(back *search, alone []bool, o Options, complete *bool) 
 			return
 		}
 		for i := from; i <= len(members)-left; i++ {
-			if steps += 1 + len(g.quorum.operators); steps > maxQuorum {
+			if steps += 1 + len(g.operators); steps > maxQuorum {
 				*complete = false
 				return
 			}
@@ -206,61 +150,33 @@ func (g *graph) together(back *search, alone []bool, o Options, complete *bool) 
 			set = set[:len(set)-1]
 		}
 	}
-	for size := 1; size <= min(g.quorum.approvals+1, len(members)) && *complete; size++ {
+	for size := 1; size <= min(g.largest(cover), len(members)) && *complete; size++ {
 		choose(0, size)
 	}
 	return out
 }
 
-// meeting finds the ways of several: to the operators, over the bundle, to the target.
-type meeting struct {
-	g     *graph
-	back  *search // from the target
-	worst Grade
-	cover *coverage         // made when it is needed
-	to    map[int32]*search // backward from operators, a few of them
-}
-
-const maxMeetings = 64
-
-func (m *meeting) toward(operator int32) *search {
-	s, ok := m.to[operator]
-	if !ok {
-		if len(m.to) >= maxMeetings {
-			clear(m.to)
-		}
-		s = m.g.explore([]int32{operator}, true, within{grade: m.worst})
-		m.to[operator] = s
+// largest is how many principals a smallest set has at most.
+func (g *graph) largest(cover *coverage) int {
+	one, all := 0, 0
+	for _, q := range g.quorums {
+		one, all = max(one, q.approvals+1), all+q.approvals+1
 	}
-	return s
+	if cover.chained() {
+		return all
+	}
+	return one
 }
 
 // fill gives a set of principals their way.
-func (m *meeting) fill(a *Attack) []Step {
-	a.Grade = m.back.grade[m.g.bundle]
-	if m.cover == nil {
-		m.cover = m.g.coverage(m.worst)
+func (m *meeting) fill(a *Attack, back *search) []Step {
+	opened := m.open(back.found, a.v...)
+	if last := len(opened) - 1; last >= 0 && back.found(opened[last].quorum.vertex) {
+		v := opened[last].quorum.vertex
+		way, grade := m.way(opened, last)
+		a.Grade = max(back.grade[v], grade)
+		a.Way = append(way, back.way(v)...)
 	}
-	first := map[string]int32{} // who gets at each operator
-	var names []string
-	for _, from := range a.v {
-		for _, name := range m.cover.of(from) {
-			if _, had := first[name]; !had {
-				first[name] = from
-				names = append(names, name)
-			}
-		}
-	}
-	slices.Sort(names)
-	for _, name := range m.g.quorum.smallest(names) {
-		if v := m.g.operator(name); first[name] != v {
-			to := m.toward(v)
-			a.Grade = max(a.Grade, to.grade[first[name]])
-			a.Way = append(a.Way, to.way(first[name])...)
-		}
-		a.Way = append(a.Way, m.g.agrees(name))
-	}
-	a.Way = append(a.Way, m.back.way(m.g.bundle)...)
 	a.Hops = len(a.Way)
 	return a.Way
 }
@@ -336,7 +252,7 @@ func (g *graph) check(l Limit) *Broken {
 		}
 		targets = append(targets, some...)
 	}
-	starts, err := g.starts(l.From)
+	starts, err := g.starts(l.From, false)
 	if err != nil {
 		b.Empty = problem.As(err).Message
 		return b
@@ -364,13 +280,21 @@ func (g *graph) check(l Limit) *Broken {
 		b.Who, b.Grade, b.Way = g.name(best), back.grade[best], back.way(best)
 		return b
 	}
-	if l.Direct || g.quorum.alone() {
+	if l.Direct {
 		return nil
 	}
-	if agreed := g.agreement(g.explore(starts, false, w), starts, l.Worst); agreed != nil {
-		b.Total, b.Grade, b.Way = 1, agreed.grade, append(agreed.way, back.way(g.bundle)...)
-		b.Who = b.Way[0].From
-		return b
+	for _, agreed := range g.agreements(g.explore(starts, false, w), starts, l.Worst) {
+		if !back.found(agreed.vertex) {
+			continue
+		}
+		grade, way := max(agreed.grade, back.grade[agreed.vertex]), append(agreed.way, back.way(agreed.vertex)...)
+		if b.Total == 0 || cmp.Or(cmp.Compare(grade, b.Grade), cmp.Compare(len(way), len(b.Way))) < 0 {
+			b.Total, b.Grade, b.Way = 1, grade, way
+			b.Who = way[0].From
+		}
 	}
-	return nil
+	if b.Total == 0 {
+		return nil
+	}
+	return b
 }

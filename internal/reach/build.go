@@ -33,7 +33,8 @@ type builder struct {
 	groups     map[group][]level
 	members    map[int32]int32 // by position of a node pattern: the vertex behind all nodes that it selects
 	admitted   []admission
-	work       int // comparisons
+	byAct      map[string][]right // allow grants that give nothing without an act
+	work       int                // comparisons
 }
 
 // right is one pair of patterns of an allow grant.
@@ -85,16 +86,35 @@ func must(p identity.Pattern, err error) identity.Pattern {
 
 // build makes the graph of a program.
 func build(p *policy.Program, names Names, a about) (*graph, error) {
+	b, err := newBuilder(p, names, a)
+	if err != nil {
+		return nil, err
+	}
+	b.all()
+	if b.edges.over {
+		return nil, tooMuch("12000000 edges, 1000000 lines or 200000000 comparisons")
+	}
+	n := len(b.g.kinds)
+	b.g.out, b.g.in = arrange(n, b.edges.from, b.edges.to), arrange(n, b.edges.to, b.edges.from)
+	return b.g, nil
+}
+
+func newBuilder(p *policy.Program, names Names, a about) (*builder, error) {
 	if len(names.Identities)+len(names.Secrets) > maxNames {
 		return nil, tooMuch("the names of 200000 identities and secrets")
 	}
 	b := &builder{
 		g: &graph{program: p, secretList: p.Secrets()}, about: a, names: names, grants: p.Grants(), rules: p.IdentityRules(),
-		byIdentity: map[int32][]right{}, bySecret: map[int32][]right{}, groups: map[group][]level{}, members: map[int32]int32{},
+		byIdentity: map[int32][]right{}, byAct: map[string][]right{}, bySecret: map[int32][]right{}, groups: map[group][]level{}, members: map[int32]int32{},
 	}
 	if err := b.trees(names); err != nil {
 		return nil, err
 	}
+	return b, nil
+}
+
+// all adds what the program says, as far as it may be.
+func (b *builder) all() {
 	b.declarations()
 	b.people()
 	b.spaces()
@@ -103,12 +123,7 @@ func build(p *policy.Program, names Names, a about) (*graph, error) {
 	b.permissions()
 	b.unlocks()
 	b.duties()
-	if b.edges.over {
-		return nil, tooMuch("12000000 edges, 1000000 lines or 200000000 comparisons")
-	}
-	n := len(b.g.kinds)
-	b.g.out, b.g.in = arrange(n, b.edges.from, b.edges.to), arrange(n, b.edges.to, b.edges.from)
-	return b.g, nil
+	b.acts()
 }
 
 // trees gathers the patterns.
@@ -313,7 +328,11 @@ func (b *builder) rights() {
 				for _, a := range g.Actions {
 					if k, ok := b.leadsTo(a); ok {
 						r := right{int32(i), at, s, k}
-						b.byIdentity[at] = append(b.byIdentity[at], r)
+						if act := takes(b.g.program.Environment(), g, a); act != "" {
+							b.byAct[act] = append(b.byAct[act], r)
+						} else {
+							b.byIdentity[at] = append(b.byIdentity[at], r)
+						}
 						if k == kindValue && b.about.poisoning {
 							b.bySecret[s] = append(b.bySecret[s], r)
 						}
@@ -378,24 +397,30 @@ func (b *builder) left(r right, of interval, denied []denial) (open, maybe []int
 	var rest []interval
 	for _, purpose := range purposes {
 		var away, doubtful []interval
-		for _, d := range relevant {
-			switch {
-			case len(d.grant.Purposes) > 0 && action == policy.ReadSecret && !slices.Contains(d.grant.Purposes, purpose):
-			case d.grant.When == "":
-				away = append(away, d.other)
-			default:
-				doubtful = append(doubtful, d.other)
-				if text := "unless " + d.grant.Name + " denies it: " + oneLine(d.grant.When); !slices.Contains(unless, text) {
-					unless = append(unless, text)
-				}
-			}
-		}
+		away, doubtful, unless = denies(relevant, purpose, unless)
 		here := minus(of, away)
 		rest = append(rest, here...)
 		open = append(open, without(here, doubtful)...)
 	}
 	open = joined(open)
 	return open, without(joined(rest), open), unless
+}
+
+// denies is what deny grants about an action take away for a purpose ("" where there is none), and what they may; with their conditions.
+func denies(relevant []denial, purpose string, unless []string) (away, doubtful []interval, _ []string) {
+	for _, d := range relevant {
+		switch {
+		case len(d.grant.Purposes) > 0 && purpose != "" && !slices.Contains(d.grant.Purposes, purpose):
+		case d.grant.When == "":
+			away = append(away, d.other)
+		default:
+			doubtful = append(doubtful, d.other)
+			if text := "unless " + d.grant.Name + " denies it: " + oneLine(d.grant.When); !slices.Contains(unless, text) {
+				unless = append(unless, text)
+			}
+		}
+	}
+	return away, doubtful, unless
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
@@ -453,15 +478,21 @@ func (b *builder) groupLines(at group) []level {
 	for _, r := range b.byIdentity[at.pattern] {
 		g := &b.grants[r.grant]
 		i := slices.IndexFunc(levels, func(l level) bool { return l.assurance == g.Assurance })
-		hop := map[kind]Hop{kindValue: Reads, kindWritable: Writes, kindAsked: Does}[r.layer]
-		open, maybe, unless := b.left(r, b.g.secrets.interval(r.secret), b.idDenies.chain[at.class])
-		l := line{hop: hop, rule: g.Name, from: b.g.ids.patterns[r.identity].String(), to: b.g.secrets.patterns[r.secret].String(), source: g.Source}
-		b.line(levels[i].vertex, l, g.When, Plain, b.g.layer(r.layer), open, maybe, unless)
+		b.right(levels[i].vertex, r, b.g.ids.patterns[r.identity].String(), b.idDenies.chain[at.class])
 		if b.edges.over {
 			break
 		}
 	}
 	return levels
+}
+
+// right adds the line of a right, from a vertex of somebody whom these deny grants concern.
+func (b *builder) right(from int32, r right, who string, denied []denial) {
+	g := &b.grants[r.grant]
+	hop := map[kind]Hop{kindValue: Reads, kindWritable: Writes, kindAsked: Does}[r.layer]
+	open, maybe, unless := b.left(r, b.g.secrets.interval(r.secret), denied)
+	l := line{hop: hop, rule: g.Name, from: who, to: b.g.secrets.patterns[r.secret].String(), source: g.Source}
+	b.line(from, l, g.When, Plain, b.g.layer(r.layer), open, maybe, unless)
 }
 
 // poison lets whoever can write a secret at its readers.

@@ -88,11 +88,11 @@ func (g *graph) systemNumber(name string) int32 {
 	return -1
 }
 
-// duties adds what operators can do alone, and what changes everything.
+// duties adds what operators can do by a duty alone, and that the bundle changes everything.
 func (b *builder) duties() {
 	g := b.g
 	whole := b.vertex(kindLine, int32(len(g.lines)), Plain)
-	g.lines = append(g.lines, line{hop: Rewrites, rule: "environment", from: theBundle, to: "*", source: policy.Pos{File: "environment.yaml"}})
+	g.lines = append(g.lines, line{hop: Rewrites, rule: "environment", from: theBundle, to: "*", source: environmentFile})
 	b.edges.add(g.bundle, whole)
 	for _, v := range g.idSpace.cover(nil, g.ids.all()) {
 		b.edges.add(whole, v)
@@ -111,53 +111,16 @@ func (b *builder) duties() {
 			b.edges.add(tokens[i], g.thing(kindIdentity, atom))
 		}
 	}
-	g.quorum = quorumOf(g.program)
 	for _, o := range g.program.Operators() {
-		me := g.thing(kindIdentity, g.ids.exact[o.Path()])
-		if o.Has(policy.DutyAdmit) {
-			for i, a := range b.admitted {
-				l := line{hop: Admits, rule: string(policy.DutyAdmit), from: o.Path(), to: a.rule.Path, source: policy.Pos{File: "operators.yaml"}}
-				if a.rule.When != "" {
-					l.conditions = []string{"if " + oneLine(a.rule.When)}
-				}
-				b.single(me, l, tokens[i])
+		if !o.Has(policy.DutyAdmit) {
+			continue
+		}
+		for i, a := range b.admitted {
+			l := line{hop: Admits, rule: string(policy.DutyAdmit), from: o.Path(), to: a.rule.Path, source: operatorsFile}
+			if a.rule.When != "" {
+				l.conditions = []string{"if " + oneLine(a.rule.When)}
 			}
-		}
-		part := b.about.anyOperator && slices.ContainsFunc(g.quorum.operators, func(x policy.Operator) bool { return x.Name == o.Name })
-		if part || g.quorum.single[o.Name] {
-			b.single(me, g.changes(o), g.bundle)
+			b.single(g.operator(o.Name), l, tokens[i])
 		}
 	}
-}
-
-func (g *graph) changes(o policy.Operator) line {
-	return line{hop: Changes, rule: string(policy.DutyPropose), from: o.Path(), to: theBundle, source: policy.Pos{File: "operators.yaml"}}
-}
-
-// quorum is what it takes to bring a bundle into force.
-type quorum struct {
-	program   *policy.Program
-	operators []policy.Operator // who may propose or approve
-	approvals int
-	single    map[string]bool // who is enough alone
-}
-
-func quorumOf(p *policy.Program) quorum {
-	q := quorum{program: p, approvals: p.Environment().Needs(policy.ActBundle).Approvals, single: map[string]bool{}}
-	for _, o := range p.Operators() {
-		if o.Has(policy.DutyPropose) || o.Has(policy.DutyToApprove(policy.ActBundle)) {
-			q.operators = append(q.operators, o)
-		}
-	}
-	for _, o := range q.operators {
-		if q.met(func(name string) bool { return name == o.Name }) {
-			q.single[o.Name] = true
-		}
-	}
-	return q
-}
-
-// met reports whether those who are in hand can bring a bundle into force, by the rule that changes are carried out by.
-func (q *quorum) met(has func(name string) bool) bool {
-	return policy.Quorum(q.program, policy.ActBundle, func(o policy.Operator) bool { return has(o.Name) })
 }

@@ -25,6 +25,8 @@ type bundle struct {
 	approvals string
 	operators map[string]string // name: duties
 	docs      []string          // "Kind name field: value, …"
+	// environment is more of environment.yaml: ", field: value"
+	environment string
 }
 
 func keyOf(t fataler, name string) string {
@@ -39,6 +41,16 @@ func keyOf(t fataler, name string) string {
 
 func (b bundle) compile(t fataler) *policy.Program {
 	t.Helper()
+	p, err := b.try(t)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, strings.Join(b.docs[:min(len(b.docs), 50)], "\n"))
+	}
+	return p
+}
+
+// try compiles a bundle that may be none.
+func (b bundle) try(t fataler) (*policy.Program, error) {
+	t.Helper()
 	class := "development"
 	if b.approvals == "" {
 		b.approvals = "0"
@@ -46,7 +58,7 @@ func (b bundle) compile(t fataler) *policy.Program {
 		class = "production"
 	}
 	files := policy.Files{
-		"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: test}\nspec: {class: " + class + ", approvals: {required: " + b.approvals + "}" + map[string]string{"production": ", agents: {signers: [\"" + keyOf(t, "signer") + "\"], minimum: 0.1.0}"}[class] + "}\n"),
+		"environment.yaml": []byte("apiVersion: bailment/v1\nkind: Environment\nmetadata: {name: test}\nspec: {class: " + class + ", approvals: {required: " + b.approvals + "}" + map[string]string{"production": ", agents: {signers: [\"" + keyOf(t, "signer") + "\"], minimum: 0.1.0}"}[class] + b.environment + "}\n"),
 	}
 	var operators strings.Builder
 	operators.WriteString("apiVersion: bailment/v1\nkind: Operators\nmetadata: {name: operators}\nspec:\n  operators:\n")
@@ -71,11 +83,7 @@ func (b bundle) compile(t fataler) *policy.Program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := policy.Compile(loaded)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, strings.Join(docs[:min(len(docs), 50)], "\n"))
-	}
-	return p
+	return policy.Compile(loaded)
 }
 
 // all is every document that the small bundles of these tests begin with.

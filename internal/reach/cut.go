@@ -8,6 +8,7 @@ import (
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/reach/flow"
 )
 
 // Taken is something that a cut takes away: a line of the bundle, or an identity between.
@@ -36,14 +37,12 @@ type Cut struct {
 // identity what Options.Costs say; between equals lines are preferred, and what is nearest to From. Members of From that are in the
 // target themselves are left out.
 func (m *Model) Cut(from []identity.Pattern, t Target, o Options) (*Cut, error) {
-	if len(from) == 0 || len(from) > maxPatterns {
+	if len(from) == 0 && !o.Recovery || len(from) > maxPatterns {
 		return nil, problem.New(problem.ReasonInvalid, "a cut is between 1 to %d patterns of identities and a target, not %d", maxPatterns, len(from))
 	}
 	a := t.about(about{identities: slices.Clone(from), poisoning: o.Worst >= Poisoning})
 	out := &Cut{Target: t.String(), Taken: []Taken{}, Smallest: true}
-	for _, p := range from {
-		out.From = append(out.From, p.String())
-	}
+	out.From = namesOf(from, o.Recovery)
 	for {
 		g, err := build(m.program, m.names, a)
 		if err != nil {
@@ -53,7 +52,7 @@ func (m *Model) Cut(from []identity.Pattern, t Target, o Options) (*Cut, error) 
 		if err != nil {
 			return nil, err
 		}
-		starts, err := g.starts(from)
+		starts, err := g.starts(from, o.Recovery)
 		if err != nil {
 			return nil, err
 		}
@@ -62,7 +61,7 @@ func (m *Model) Cut(from []identity.Pattern, t Target, o Options) (*Cut, error) 
 			return nil, problem.New(problem.ReasonInvalid, "all of %s is in the target", strings.Join(out.From, ", ")).WithFix("ask from somebody else")
 		}
 		far := g.explore(starts, false, within{grade: o.Worst})
-		if !a.anyOperator && g.agreement(far, starts, o.Worst) != nil {
+		if !a.anyOperator && len(g.agreements(far, starts, o.Worst)) > 0 {
 			a.anyOperator, out.Smallest = true, false
 			continue
 		}
@@ -73,29 +72,8 @@ func (m *Model) Cut(from []identity.Pattern, t Target, o Options) (*Cut, error) 
 // unit is the capacity of what costs 1. What costs as much as a line and is none has one more, so lines are preferred.
 const (
 	unit    = int64(1) << 24
-	endless = int64(1) << 50
+	endless = flow.Endless
 )
-
-// flow is a network whose vertices have capacities: vertex i of it is an edge from 2i to 2i+1.
-type flow struct {
-	first []int32 // by node: its last edge, or -1
-	next  []int32
-	to    []int32
-	left  []int64
-	level []int32
-	at    []int32
-}
-
-func (f *flow) edge(from, to int32, capacity int64) {
-	for _, e := range [2]struct {
-		from, to int32
-		capacity int64
-	}{{from, to, capacity}, {to, from, 0}} {
-		f.next = append(f.next, f.first[e.from])
-		f.first[e.from] = int32(len(f.to))
-		f.to, f.left = append(f.to, e.to), append(f.left, e.capacity)
-	}
-}
 
 // cut builds the network of what lies between, and reads the cut off a maximum flow.
 func (g *graph) cut(out *Cut, far *search, starts, targets []int32, o Options) error {
@@ -118,33 +96,30 @@ func (g *graph) cut(out *Cut, far *search, starts, targets []int32, o Options) e
 	}
 	n := int32(len(between))
 	source, sink := 2*n, 2*n+1
-	f := &flow{first: make([]int32, 2*n+2)}
-	for i := range f.first {
-		f.first[i] = -1
-	}
+	f := flow.New(2*n + 2) // vertex i of what is between is an edge from 2i to 2i+1
 	for i, v := range between {
-		f.edge(int32(2*i), int32(2*i+1), g.capacity(v, fixed[v], o.Costs))
+		f.Edge(int32(2*i), int32(2*i+1), g.capacity(v, fixed[v], o.Costs))
 		for _, w := range g.out.of(v) {
 			if number[w] >= 0 {
-				f.edge(int32(2*i+1), 2*number[w], endless)
+				f.Edge(int32(2*i+1), 2*number[w], endless)
 			}
 		}
 	}
 	for _, v := range starts {
 		if number[v] >= 0 {
-			f.edge(source, 2*number[v], endless)
+			f.Edge(source, 2*number[v], endless)
 		}
 	}
 	for _, v := range targets {
 		if number[v] >= 0 {
-			f.edge(2*number[v]+1, sink, endless)
+			f.Edge(2*number[v]+1, sink, endless)
 		}
 	}
-	if err := f.run(source, sink); err != nil {
-		return err
+	if !f.Run(source, sink) {
+		return tooMuch("10000 phases of a maximum flow")
 	}
 	for i, v := range between {
-		if f.level[2*i] < 0 || f.level[2*i+1] >= 0 {
+		if !f.Near(int32(2*i)) || f.Near(int32(2*i+1)) {
 			continue
 		}
 		t := Taken{Cost: 1}
@@ -175,76 +150,10 @@ func (g *graph) capacity(v int32, fixed bool, c Costs) int64 {
 	switch {
 	case fixed:
 		return endless
-	case g.kinds[v] == kindLine && g.lines[g.refs[v]].hop != Rewrites:
+	case g.kinds[v] == kindLine && g.lines[g.refs[v]].hop != Rewrites && g.lines[g.refs[v]].hop != Gives:
 		return unit
 	case g.kinds[v] == kindIdentity:
 		return int64(min(c.of(kindOfIdentity(g.ids.patterns[g.refs[v]].String())), 1<<20))*unit + 1
 	}
 	return endless
-}
-
-// run makes the flow a maximum (Dinic). Afterwards level is at least 0 on the source's side of the cut that is nearest to it.
-func (f *flow) run(source, sink int32) error {
-	f.level, f.at = make([]int32, len(f.first)), make([]int32, len(f.first))
-	for range maxPhases {
-		for i := range f.level {
-			f.level[i] = -1
-		}
-		f.level[source] = 0
-		queue := []int32{source}
-		for i := 0; i < len(queue); i++ {
-			for e := f.first[queue[i]]; e >= 0; e = f.next[e] {
-				if to := f.to[e]; f.left[e] > 0 && f.level[to] < 0 {
-					f.level[to] = f.level[queue[i]] + 1
-					queue = append(queue, to)
-				}
-			}
-		}
-		if f.level[sink] < 0 {
-			return nil
-		}
-		copy(f.at, f.first)
-		f.block(source, sink)
-	}
-	return tooMuch("10000 phases of a maximum flow")
-}
-
-// block pushes flow along shortest ways until each of them is full, without recursion: ways are long.
-func (f *flow) block(source, sink int32) {
-	var way []int32 // edges
-	at := source
-	for {
-		if at == sink {
-			least, full := endless, 0
-			for i, e := range way {
-				if f.left[e] < least {
-					least, full = f.left[e], i
-				}
-			}
-			for _, e := range way {
-				f.left[e] -= least
-				f.left[e^1] += least
-			}
-			at = f.to[way[full]^1]
-			way = way[:full]
-			continue
-		}
-		e := f.at[at]
-		for e >= 0 && (f.left[e] == 0 || f.level[f.to[e]] != f.level[at]+1) {
-			e = f.next[e]
-		}
-		f.at[at] = e
-		if e >= 0 {
-			way = append(way, e)
-			at = f.to[e]
-			continue
-		}
-		if len(way) == 0 {
-			return
-		}
-		f.level[at] = -1
-		back := way[len(way)-1]
-		way = way[:len(way)-1]
-		at = f.to[back^1]
-	}
 }

@@ -17,6 +17,8 @@ const (
 	kindWritable             // a secret's value can be set; ref: position in secrets
 	kindAsked                // the action that was asked for can be done; ref: position in secrets
 	kindSystem               // ref: number in systems
+	kindAct                  // operators carry an act out together; ref: number in quorums
+	kindHolders              // as many holders of recovery keys as it takes
 	kindBundle
 	kindLine // a line of the bundle; ref: number in lines
 	kindPart // of a line, where it is conditional for some only; ref: number in lines
@@ -80,8 +82,10 @@ type graph struct {
 	layers       [3]space // by kind - kindValue
 	system       int32    // the first vertex
 	bundle       int32
+	holders      int32 // of recovery keys; -1: there are none
 	out, in      adjacency
-	quorum       quorum
+	quorums      []quorum          // of acts that give something; the first is the bundle's
+	operators    []policy.Operator // who takes part in any
 }
 
 // space is the vertices of a tree's atoms, and above them those of a segment tree, so that an interval of atoms is reached by few edges.

@@ -27,6 +27,8 @@ type Options struct {
 	// Most is how many answers a list has at most; 0: 1000.
 	Most  int
 	Costs Costs
+	// Recovery has From and Cut begin also where as many holders of recovery keys as it takes are compromised together.
+	Recovery bool
 }
 
 func (o Options) most() int {

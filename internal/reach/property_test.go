@@ -231,7 +231,7 @@ func TestCutIsSmallest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		starts, _ := g.starts([]identity.Pattern{who})
+		starts, _ := g.starts([]identity.Pattern{who}, false)
 		targets, _ := g.vertices(to)
 		var between []int32
 		far, back := g.explore(starts, false, within{grade: Poisoning}), g.explore(targets, true, within{grade: Poisoning})

@@ -31,7 +31,7 @@ type Radius struct {
 
 // From says what is reached by compromising one of those whom the patterns select.
 func (m *Model) From(patterns []identity.Pattern, o Options) (*Radius, error) {
-	if len(patterns) == 0 || len(patterns) > maxPatterns {
+	if len(patterns) == 0 && !o.Recovery || len(patterns) > maxPatterns {
 		return nil, problem.New(problem.ReasonInvalid, "a question is about 1 to %d patterns of identities, not %d", maxPatterns, len(patterns))
 	}
 	g, err := build(m.program, m.names, about{identities: patterns, poisoning: o.Worst >= Poisoning})
@@ -39,22 +39,23 @@ func (m *Model) From(patterns []identity.Pattern, o Options) (*Radius, error) {
 		return nil, err
 	}
 	out := &Radius{Reached: []Reached{}, Counts: map[string]int{}}
-	starts, err := g.starts(patterns)
+	starts, err := g.starts(patterns, o.Recovery)
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range patterns {
-		out.From = append(out.From, p.String())
-	}
+	out.From = namesOf(patterns, o.Recovery)
 	out.Starts = len(starts)
 	near := g.explore(starts, false, within{o.Worst, 1})
 	far := g.explore(starts, false, within{grade: o.Worst})
-	agreed := g.agreement(far, starts, o.Worst)
-	if agreed != nil && far.grade[g.bundle] > agreed.grade {
-		g.grades[g.bundle] = agreed.grade // of entering it: this graph is this question's
-		far = g.explore(append(slices.Clone(starts), g.bundle), false, within{grade: o.Worst})
-	} else {
-		agreed = nil
+	agreed, more := map[int32][]Step{}, slices.Clone(starts)
+	for _, a := range g.agreements(far, starts, o.Worst) {
+		if far.grade[a.vertex] > a.grade {
+			g.grades[a.vertex] = a.grade // of entering it: this graph is this question's
+			agreed[a.vertex], more = a.way, append(more, a.vertex)
+		}
+	}
+	if len(agreed) > 0 {
+		far = g.explore(more, false, within{grade: o.Worst})
 	}
 	begun := map[int32]bool{}
 	for _, v := range starts {
@@ -68,23 +69,18 @@ func (m *Model) From(patterns []identity.Pattern, o Options) (*Radius, error) {
 		out.Reached = append(out.Reached, Reached{Thing: g.name(v), Direct: near.found(v), Grade: far.grade[v], Hops: int(far.hops[v]), v: v})
 		r := &out.Reached[len(out.Reached)-1]
 		out.Counts[r.Kind]++
-		if agreed != nil && far.root(v) == g.bundle {
-			r.Hops += len(agreed.way)
-		}
+		r.Hops += len(agreed[far.root(v)])
 	}
 	slices.SortStableFunc(out.Reached, func(x, y Reached) int {
 		return cmp.Or(cmp.Compare(x.Grade, y.Grade), cmp.Compare(x.Hops, y.Hops), strings.Compare(x.Kind, y.Kind), strings.Compare(x.Name, y.Name))
 	})
 	out.Total = len(out.Reached)
 	out.Reached = listed(out.Reached, o, func(r *Reached) []Step {
-		r.Way = far.way(r.v)
-		if agreed != nil && far.root(r.v) == g.bundle {
-			r.Way = slices.Concat(agreed.way, r.Way)
-		}
+		r.Way = slices.Concat(agreed[far.root(r.v)], far.way(r.v))
 		return r.Way
 	})
-	things := slices.Clone(starts[:min(len(starts), pictureRows)])
-	for i := range min(len(out.Reached), pictureRows*pictureColumns) {
+	things := slices.Clone(starts[:min(len(starts), PictureRows)])
+	for i := range min(len(out.Reached), PictureRows*PictureColumns) {
 		things = append(things, out.Reached[i].v)
 	}
 	out.Hops = g.between(things, o.Worst)
@@ -103,9 +99,29 @@ func listed[T any](list []T, o Options, fill func(*T) []Step) []T {
 	return list
 }
 
-// starts are the identities that patterns select, each once.
-func (g *graph) starts(patterns []identity.Pattern) ([]int32, error) {
+// FromRecovery is what a question names that is about holders of recovery keys: see Options.Recovery.
+const FromRecovery = "recovery"
+
+func namesOf(patterns []identity.Pattern, recovery bool) []string {
+	var out []string
+	for _, p := range patterns {
+		out = append(out, p.String())
+	}
+	if recovery {
+		out = append(out, FromRecovery)
+	}
+	return out
+}
+
+// starts are the identities that patterns select, each once, and the holders of recovery keys.
+func (g *graph) starts(patterns []identity.Pattern, recovery bool) ([]int32, error) {
 	var out []int32
+	if recovery {
+		if g.holders < 0 {
+			return nil, problem.New(problem.ReasonNotFound, "no recovery is prepared in this bundle").WithFix("see recovery in environment.yaml")
+		}
+		out = append(out, g.holders)
+	}
 	for _, p := range patterns {
 		some, err := g.identities(p)
 		if err != nil {
@@ -123,48 +139,4 @@ func (s *search) root(v int32) int32 {
 		v = s.prev[v]
 	}
 	return v
-}
-
-// agreement is how one principal alone gets at a quorum of operators.
-type agreement struct {
-	grade Grade
-	way   []Step // to each of them, and to the bundle
-}
-
-// agreement finds the best way in which one of the starts alone gets at a quorum that takes several. far is what all of them reach.
-// Operators who can do it alone have edges for that, and are no part of it.
-func (g *graph) agreement(far *search, starts []int32, worst Grade) *agreement {
-	several := func(has func(name string) bool) bool {
-		return g.quorum.met(func(name string) bool { return has(name) && !g.quorum.single[name] })
-	}
-	for grade := Plain; grade <= worst && grade < gradeCount; grade++ {
-		if !several(func(name string) bool { return far.grade[g.operator(name)] <= grade }) {
-			continue
-		}
-		cover := g.coverage(grade)
-		for _, v := range starts {
-			names := cover.of(v)
-			if len(names) < g.quorum.approvals || !several(func(name string) bool { return slices.Contains(names, name) }) {
-				continue
-			}
-			names = slices.DeleteFunc(names, func(name string) bool { return g.quorum.single[name] })
-			one := g.explore([]int32{v}, false, within{grade: grade})
-			out := &agreement{grade: grade}
-			for _, name := range g.quorum.smallest(names) {
-				to := g.operator(name)
-				out.way = append(out.way, one.way(to)...)
-				out.way = append(out.way, g.agrees(name))
-			}
-			return out
-		}
-	}
-	return nil
-}
-
-func (g *graph) operator(name string) int32 {
-	return g.thing(kindIdentity, g.ids.exact[identity.PrefixHuman+name])
-}
-
-func (g *graph) agrees(name string) Step {
-	return Step{From: Thing{KindPerson, identity.PrefixHuman + name}, Hop: Approves, To: Thing{KindBundle, theBundle}, Rule: "propose, approve", Source: operatorsFile}
 }

@@ -17,10 +17,13 @@ const (
 	Poisons  Hop = "poisons"    // a written value leads its reader astray
 	Speaks   Hop = "speaks for" // a node for a workload
 	Unlocks  Hop = "unlocks"
-	Deploys  Hop = "deploys"      // and so runs code as a workload
-	Admits   Hop = "admits"       // by a join token
-	Changes  Hop = "changes"      // the bundle, alone
-	Approves Hop = "agrees to"    // a change of the bundle, with others
+	Deploys  Hop = "deploys"     // and so runs code as a workload
+	Admits   Hop = "admits"      // by a join token
+	Changes  Hop = "changes"     // the bundle, alone
+	Approves Hop = "agrees to"   // a change of the bundle, or an act, with others
+	Carries  Hop = "carries out" // an act, alone
+	Gives    Hop = "gives"       // an act, to who proposed it
+	Recovers Hop = "replaces the operators of"
 	Rewrites Hop = "gives itself" // whatever there is, by another bundle
 )
 
@@ -34,6 +37,9 @@ const (
 	KindWritable = "writable secret"
 	KindSystem   = "system"
 	KindBundle   = "bundle"
+	KindAct      = "act"           // of operators together: secret.export, glass.open
+	KindTogether = "persons"       // as many of some operators as an act takes
+	KindRecovery = "recovery keys" // as many of their holders as it takes
 )
 
 const theBundle = "the bundle"
@@ -173,14 +179,18 @@ func (g *graph) name(v int32) Thing {
 		return Thing{KindSystem, g.systems[ref]}
 	case kindBundle:
 		return Thing{KindBundle, theBundle}
+	case kindAct:
+		return Thing{KindAct, g.quorums[ref].name}
+	case kindHolders:
+		return holdersOf(g.program.Environment().Recovery)
 	case kindWritable:
 		return Thing{KindWritable, g.secrets.label(ref, nil)}
 	}
 	return Thing{KindSecret, g.secrets.label(ref, nil)}
 }
 
-// anyOther marks a family inside of which others have names of their own.
-const anyOther = " (any other)"
+// AnyOther marks a family inside of which others have names of their own.
+const AnyOther = " (any other)"
 
 // label is the name of an atom. A family inside of which others have names of their own is what is left of it.
 func (t *tree) label(i int32, live []bool) string {
@@ -190,11 +200,17 @@ func (t *tree) label(i int32, live []bool) string {
 	}
 	for j := i + 1; j < t.end[i]; j++ {
 		if live == nil || live[j] {
-			return name + anyOther
+			return name + AnyOther
 		}
 	}
 	return name
 }
+
+// A picture has at most so many columns, and things in one: more can't be looked at.
+const (
+	PictureColumns = 12
+	PictureRows    = 30
+)
 
 // Bounds of what is looked at for the single hops between things.
 const (
@@ -211,7 +227,7 @@ func (g *graph) between(things []int32, worst Grade) []Step {
 	var out []Step
 	looked := 0
 	for _, v := range things {
-		if g.kinds[v] == kindBundle {
+		if g.kinds[v] == kindBundle || g.kinds[v] == kindAct {
 			continue // to everything
 		}
 		from, prev := g.name(v), map[int32]int32{v: -1}

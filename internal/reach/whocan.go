@@ -12,7 +12,7 @@ import (
 // Access is one line of a bundle by which somebody gets to do what was asked about.
 type Access struct {
 	Who     Thing  `json:"who"`     // an identity, or the pattern that the line names
-	Members int    `json:"members"` // how many identities and families that is, without those whom deny grants or assurance leave out
+	Members int    `json:"members"` // how many identities and families that is, without those whom deny grants or assurance leave out; of persons together, how many it takes
 	Direct  bool   `json:"direct"`  // in one hop
 	Grade   Grade  `json:"grade"`
 	Hops    int    `json:"hops"`
@@ -51,7 +51,7 @@ func (m *Model) WhoCan(action policy.Action, secrets identity.Pattern, o Options
 		return nil, err
 	}
 	back := g.explore(targets, true, within{grade: o.Worst})
-	ways := g.accesses(back)
+	ways := append(g.accesses(back), g.jointly(back)...)
 	for i := range ways {
 		ways[i].Direct = ways[i].Hops == 1 // nothing is nearer than a grant, and the lines of other things don't end there
 	}
@@ -69,7 +69,11 @@ func (m *Model) WhoCan(action policy.Action, secrets identity.Pattern, o Options
 		return nil, notDeclared(secrets)
 	}
 	out.Ways = append(out.Ways, listed(ways, o, func(a *Access) []Step {
-		a.Way = g.steps(a.Who, back.vertices(a.v))
+		if g.kinds[a.v] == kindLine {
+			a.Way = g.steps(a.Who, back.vertices(a.v))
+			return a.Way
+		}
+		a.Way = append([]Step{agrees(a.Who, g.name(a.v))}, back.way(a.v)...)
 		return a.Way
 	})...)
 	return out, nil
@@ -91,7 +95,11 @@ func (g *graph) accesses(back *search) []Access {
 		}
 		l := &g.lines[g.refs[v]]
 		switch l.hop {
-		case Poisons, Unlocks, Deploys, Rewrites:
+		case Poisons, Unlocks, Deploys, Rewrites, Gives:
+			continue
+		}
+		if l.hop == Recovers {
+			out = append(out, Access{Who: g.name(g.holders), Members: g.program.Environment().Recovery.Required, Grade: back.grade[v], Hops: int(back.hops[v]), v: v})
 			continue
 		}
 		n := 0
@@ -115,6 +123,17 @@ func (g *graph) accesses(back *search) []Access {
 		default:
 			a.Members += out[i].Members
 			out[i] = a
+		}
+	}
+	return out
+}
+
+// jointly are the acts that a backward search has found and that somebody has a part in who can't do them alone.
+func (g *graph) jointly(back *search) []Access {
+	var out []Access
+	for _, q := range g.quorums {
+		if back.found(q.vertex) && !q.alone() {
+			out = append(out, Access{Who: q.together(), Members: q.approvals + 1, Grade: back.grade[q.vertex], Hops: int(back.hops[q.vertex]) + 1, v: q.vertex})
 		}
 	}
 	return out

@@ -1,29 +1,36 @@
-package reach
+// Package picture draws the ways that internal/reach finds, as an SVG.
+//
+// Guaranteed: one file without references, scripts or anything of a name but text; of a bounded size; the same for the same ways. Not
+// guaranteed: that nothing is left out; what is, is counted in the picture.
+//
+// It is pure and imports reach.
+package picture
 
 import (
 	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/bailment/bailment/internal/reach"
 )
 
-// A picture is of a size that can be looked at: what is beyond is counted.
+// What is beyond reach.PictureColumns and reach.PictureRows is counted.
 const (
-	pictureColumns = 12
-	pictureRows    = 30
-	boxWidth       = 210
-	boxHeight      = 38
-	columnGap      = 170
-	rowGap         = 18
-	pictureMargin  = 24
-	headHeight     = 44
-	nameLength     = 27 // characters of a name in a box
-	hopLength      = 29 // characters of what is written on a line
+	boxWidth      = 210
+	boxHeight     = 38
+	columnGap     = 170
+	rowGap        = 18
+	pictureMargin = 24
+	headHeight    = 44
+	nameLength    = 27   // characters of a name in a box
+	maxHops       = 2000 // that are looked at to put things in order
+	hopLength     = 29   // characters of what is written on a line
 )
 
 // box is a thing in the picture.
 type box struct {
-	thing       Thing
+	thing       reach.Thing
 	column, row int
 	x, y        int
 }
@@ -33,34 +40,34 @@ type pictureLine struct {
 	hops       []string // what is on it, each once
 	rules      []string
 	conditions []string
-	grade      Grade
+	grade      reach.Grade
 	cut        bool
 }
 
-// Picture draws ways as an SVG: the first things on the left, each thing once, as far to the right as the longest chain of hops to it. Hops
+// Draw draws ways as an SVG: the first things on the left, each thing once, as far to the right as the longest chain of hops to it. Hops
 // are more lines between them. Lines that a cut takes away are marked; cut may be nil. It is one file without references, for light and dark backgrounds, and is the same
 // for the same ways. Names that are too long are cut short and stand in the title of their box.
-func Picture(title string, ways [][]Step, hops []Step, cut *Cut) []byte {
+func Draw(title string, ways [][]reach.Step, hops []reach.Step, cut *reach.Cut) []byte {
 	boxes, lines, left := layout(ways, hops)
 	mark(boxes, lines, cut)
 	return render(title, boxes, lines, left)
 }
 
 // layout puts everything in its place.
-func layout(ways [][]Step, hops []Step) (boxes []*box, lines []*pictureLine, left int) {
+func layout(ways [][]reach.Step, hops []reach.Step) (boxes []*box, lines []*pictureLine, left int) {
 	column := columns(ways, hops)
-	names := make([]Thing, 0, len(column))
+	names := make([]reach.Thing, 0, len(column))
 	for t := range column {
 		names = append(names, t)
 	}
-	slices.SortFunc(names, func(a, b Thing) int {
+	slices.SortFunc(names, func(a, b reach.Thing) int {
 		return cmp.Or(cmp.Compare(column[a], column[b]), strings.Compare(a.Kind, b.Kind), strings.Compare(a.Name, b.Name))
 	})
-	at := map[Thing]*box{}
-	rows := [pictureColumns]int{}
+	at := map[reach.Thing]*box{}
+	rows := [reach.PictureColumns]int{}
 	for _, t := range names {
 		c := column[t]
-		if c >= pictureColumns || rows[c] >= pictureRows {
+		if c >= reach.PictureColumns || rows[c] >= reach.PictureRows {
 			left++
 			continue
 		}
@@ -81,18 +88,18 @@ func layout(ways [][]Step, hops []Step) (boxes []*box, lines []*pictureLine, lef
 }
 
 // columns puts each thing as far to the right as the longest chain of hops to it, of those that make no circle with earlier ones.
-func columns(ways [][]Step, hops []Step) map[Thing]int {
-	column, next := map[Thing]int{}, map[Thing][]Thing{}
-	var leads func(from, to Thing, seen map[Thing]bool) bool
-	leads = func(from, to Thing, seen map[Thing]bool) bool {
+func columns(ways [][]reach.Step, hops []reach.Step) map[reach.Thing]int {
+	column, next := map[reach.Thing]int{}, map[reach.Thing][]reach.Thing{}
+	var leads func(from, to reach.Thing, seen map[reach.Thing]bool) bool
+	leads = func(from, to reach.Thing, seen map[reach.Thing]bool) bool {
 		if from == to {
 			return true
 		}
 		seen[from] = true
-		return slices.ContainsFunc(next[from], func(t Thing) bool { return !seen[t] && leads(t, to, seen) })
+		return slices.ContainsFunc(next[from], func(t reach.Thing) bool { return !seen[t] && leads(t, to, seen) })
 	}
-	var push func(t Thing, least int)
-	push = func(t Thing, least int) {
+	var push func(t reach.Thing, least int)
+	push = func(t reach.Thing, least int) {
 		if column[t] >= least {
 			return
 		}
@@ -110,12 +117,12 @@ func columns(ways [][]Step, hops []Step) map[Thing]int {
 			if edges++; edges > maxHops {
 				return column
 			}
-			for _, t := range []Thing{s.From, s.To} {
+			for _, t := range []reach.Thing{s.From, s.To} {
 				if _, ok := column[t]; !ok {
 					column[t] = 0
 				}
 			}
-			if !leads(s.To, s.From, map[Thing]bool{}) {
+			if !leads(s.To, s.From, map[reach.Thing]bool{}) {
 				next[s.From] = append(next[s.From], s.To)
 				push(s.To, column[s.From]+1)
 			}
@@ -125,9 +132,9 @@ func columns(ways [][]Step, hops []Step) map[Thing]int {
 }
 
 // linesOf are the hops between boxes, those between the same two together.
-func linesOf(ways [][]Step, at map[Thing]*box) []*pictureLine {
+func linesOf(ways [][]reach.Step, at map[reach.Thing]*box) []*pictureLine {
 	var out []*pictureLine
-	known := map[[2]Thing]*pictureLine{}
+	known := map[[2]reach.Thing]*pictureLine{}
 	note := func(list *[]string, s string) {
 		if !slices.Contains(*list, s) {
 			*list = append(*list, s)
@@ -139,18 +146,18 @@ func linesOf(ways [][]Step, at map[Thing]*box) []*pictureLine {
 			if from == nil || to == nil {
 				continue
 			}
-			l, ok := known[[2]Thing{s.From, s.To}]
+			l, ok := known[[2]reach.Thing{s.From, s.To}]
 			if !ok {
-				l = &pictureLine{from: from, to: to, grade: gradeCount}
-				known[[2]Thing{s.From, s.To}] = l
+				l = &pictureLine{from: from, to: to, grade: reach.Poisoning}
+				known[[2]reach.Thing{s.From, s.To}] = l
 				out = append(out, l)
 			}
-			grade := Plain
+			grade := reach.Plain
 			switch {
-			case s.Hop == Poisons:
-				grade = Poisoning
+			case s.Hop == reach.Poisons:
+				grade = reach.Poisoning
 			case len(s.Conditions) > 0:
-				grade = Conditional
+				grade = reach.Conditional
 			}
 			l.grade = min(l.grade, grade)
 			note(&l.hops, string(s.Hop))
@@ -191,7 +198,7 @@ func untangle(boxes []*box, lines []*pictureLine) {
 }
 
 // mark finds the lines that a cut takes away.
-func mark(boxes []*box, lines []*pictureLine, cut *Cut) {
+func mark(boxes []*box, lines []*pictureLine, cut *reach.Cut) {
 	if cut == nil {
 		return
 	}
@@ -202,27 +209,27 @@ func mark(boxes []*box, lines []*pictureLine, cut *Cut) {
 				continue
 			}
 			// Whose line it is, and what it is; where deny grants part one, all of it is marked.
-			l.cut = l.cut || slices.Contains(l.rules, t.Rule) && slices.Contains(l.hops, string(t.Hop)) && covers(t.From, l.from.thing) && (covers(t.To, l.to.thing) || t.Hop == Admits)
+			l.cut = l.cut || slices.Contains(l.rules, t.Rule) && slices.Contains(l.hops, string(t.Hop)) && covers(t.From, l.from.thing) && (covers(t.To, l.to.thing) || t.Hop == reach.Admits)
 		}
 	}
 }
 
 // covers reports whether a thing is what a line's pattern selects.
-func covers(pattern string, t Thing) bool {
-	name := strings.TrimSuffix(t.Name, anyOther)
+func covers(pattern string, t reach.Thing) bool {
+	name := strings.TrimSuffix(t.Name, reach.AnyOther)
 	prefix, subtree := strings.CutSuffix(pattern, "*")
 	return name == pattern || subtree && strings.HasPrefix(name, prefix)
 }
 
 const pictureStyle = `<style>
 .page{fill:#ffffff}.head{fill:#1f2328;font-weight:600;font-size:15px}.small{fill:#59636e;font-size:11px}.name{fill:#1f2328;font-size:12px}.kind{fill:#59636e;font-size:10px}
-.node{fill:#ddf4ff;stroke:#0969da}.job{fill:#fff1e5;stroke:#bc4c00}.workload{fill:#dafbe1;stroke:#1a7f37}.person{fill:#fbefff;stroke:#8250df}
-.secret{fill:#fff8c5;stroke:#9a6700}.writable{fill:#ffffff;stroke:#9a6700;stroke-dasharray:4 3}.system{fill:#ffebe9;stroke:#cf222e}.bundle{fill:#ffebe9;stroke:#cf222e;stroke-width:2}
+.node{fill:#ddf4ff;stroke:#0969da}.job{fill:#fff1e5;stroke:#bc4c00}.workload{fill:#dafbe1;stroke:#1a7f37}.person,.persons,.recovery{fill:#fbefff;stroke:#8250df}
+.secret{fill:#fff8c5;stroke:#9a6700}.writable{fill:#ffffff;stroke:#9a6700;stroke-dasharray:4 3}.system{fill:#ffebe9;stroke:#cf222e}.bundle,.act{fill:#ffebe9;stroke:#cf222e;stroke-width:2}
 .line{fill:none;stroke:#59636e;stroke-width:1.4}.conditional{stroke-dasharray:7 4}.poisoning{stroke-dasharray:2 4}.cut{stroke:#cf222e;stroke-width:3}.tip{fill:#59636e}.cuttip{fill:#cf222e}
 .label{fill:#1f2328;font-size:10px;paint-order:stroke;stroke:#ffffff;stroke-width:3px}
 @media (prefers-color-scheme:dark){.page{fill:#0d1117}.head,.name{fill:#e6edf3}.small,.kind{fill:#9198a1}
-.node{fill:#121d2f;stroke:#4493f8}.job{fill:#221a19;stroke:#db6d28}.workload{fill:#12261e;stroke:#3fb950}.person{fill:#211830;stroke:#ab7df8}
-.secret{fill:#272115;stroke:#d29922}.writable{fill:#0d1117;stroke:#d29922}.system,.bundle{fill:#25171c;stroke:#f85149}
+.node{fill:#121d2f;stroke:#4493f8}.job{fill:#221a19;stroke:#db6d28}.workload{fill:#12261e;stroke:#3fb950}.person,.persons,.recovery{fill:#211830;stroke:#ab7df8}
+.secret{fill:#272115;stroke:#d29922}.writable{fill:#0d1117;stroke:#d29922}.system,.bundle,.act{fill:#25171c;stroke:#f85149}
 .line{stroke:#9198a1}.cut{stroke:#f85149}.tip{fill:#9198a1}.cuttip{fill:#f85149}.label{fill:#e6edf3;stroke:#0d1117}}
 </style>
 `
@@ -279,7 +286,7 @@ func (l *pictureLine) render(s *strings.Builder) {
 		back = 1
 	}
 	class, tip := "line", "tip"
-	if l.grade == Conditional || l.grade == Poisoning {
+	if l.grade == reach.Conditional || l.grade == reach.Poisoning {
 		class += " " + l.grade.String()
 	}
 	if l.cut {
