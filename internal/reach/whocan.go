@@ -51,7 +51,12 @@ func (m *Model) WhoCan(action policy.Action, secrets identity.Pattern, o Options
 		return nil, err
 	}
 	back := g.explore(targets, true, within{grade: o.Worst})
-	ways := append(g.accesses(back), g.jointly(back)...)
+	ways := g.accesses(back)
+	undeclared := !g.declares(secrets)
+	if undeclared && len(ways) == 0 {
+		return nil, notDeclared(secrets)
+	}
+	ways = append(ways, g.jointly(back)...)
 	for i := range ways {
 		ways[i].Direct = ways[i].Hops == 1 // nothing is nearer than a grant, and the lines of other things don't end there
 	}
@@ -64,12 +69,9 @@ func (m *Model) WhoCan(action policy.Action, secrets identity.Pattern, o Options
 		}
 		return cmp.Or(cmp.Compare(direct(x), direct(y)), cmp.Compare(x.Grade, y.Grade), cmp.Compare(x.Hops, y.Hops), strings.Compare(x.Who.Name, y.Who.Name), cmp.Compare(g.refs[x.v], g.refs[y.v]))
 	})
-	out := &Accesses{Action: action, Secrets: secrets.String(), Ways: []Access{}, Total: len(ways), Undeclared: !g.declares(secrets)}
-	if out.Undeclared && len(ways) == 0 {
-		return nil, notDeclared(secrets)
-	}
+	out := &Accesses{Action: action, Secrets: secrets.String(), Ways: []Access{}, Total: len(ways), Undeclared: undeclared}
 	out.Ways = append(out.Ways, listed(ways, o, func(a *Access) []Step {
-		if g.kinds[a.v] == kindLine {
+		if k := g.kinds[a.v]; k == kindLine || k == kindHolders {
 			a.Way = g.steps(a.Who, back.vertices(a.v))
 			return a.Way
 		}
@@ -95,11 +97,7 @@ func (g *graph) accesses(back *search) []Access {
 		}
 		l := &g.lines[g.refs[v]]
 		switch l.hop {
-		case Poisons, Unlocks, Deploys, Rewrites, Gives:
-			continue
-		}
-		if l.hop == Recovers {
-			out = append(out, Access{Who: g.name(g.holders), Members: g.program.Environment().Recovery.Required, Grade: back.grade[v], Hops: int(back.hops[v]), v: v})
+		case Poisons, Unlocks, Deploys, Rewrites, Gives, Recovers:
 			continue
 		}
 		n := 0
@@ -128,13 +126,16 @@ func (g *graph) accesses(back *search) []Access {
 	return out
 }
 
-// jointly are the acts that a backward search has found and that somebody has a part in who can't do them alone.
+// jointly are the acts that a backward search has found and that somebody has a part in who can't do them alone, and the recovery.
 func (g *graph) jointly(back *search) []Access {
 	var out []Access
 	for _, q := range g.quorums {
 		if back.found(q.vertex) && !q.alone() {
 			out = append(out, Access{Who: q.together(), Members: q.approvals + 1, Grade: back.grade[q.vertex], Hops: int(back.hops[q.vertex]) + 1, v: q.vertex})
 		}
+	}
+	if h := g.holders; h >= 0 && back.found(h) {
+		out = append(out, Access{Who: g.name(h), Members: g.program.Environment().Recovery.Required, Grade: back.grade[h], Hops: int(back.hops[h]), v: h})
 	}
 	return out
 }
