@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 )
 
@@ -470,7 +471,10 @@ func (e *SecretMoved) apply(s *State, m Meta) error {
 		return fmt.Errorf("version %d of %s is retired and nothing takes its place", e.Retires, e.Secret)
 	}
 	if e.Change != 0 {
-		if err := s.carryOut(e.Change, HoldTarget(e.Secret, e.Version), m); err != nil {
+		if e.To != Destroyed {
+			return fmt.Errorf("change %d destroys a version, and this makes it %s", e.Change, e.To)
+		}
+		if err := s.carryOut(e.Change, policy.ActDestroy, HoldTarget(e.Secret, e.Version), m); err != nil {
 			return err
 		}
 	}
@@ -592,7 +596,7 @@ func (e *RevocationRecorded) apply(s *State, m Meta) error {
 		if !ok || (h.Until != 0 && m.Time >= h.Until) {
 			return fmt.Errorf("there is no hold on %s to confirm", e.Scope)
 		}
-		if err := s.carryOut(e.Change, HoldTarget(e.Scope, h.Index), m); err != nil {
+		if err := s.carryOut(e.Change, policy.ActConfirmCut, HoldTarget(e.Scope, h.Index), m); err != nil {
 			return err
 		}
 	}
@@ -634,11 +638,11 @@ func (s *State) StoppedSince(now Millis) Millis {
 	return since
 }
 
-// carryOut ends a change that an entry carries out.
-func (s *State) carryOut(change uint64, target string, m Meta) error {
+// carryOut ends a change that an entry carries out. Acts may have the same targets: it must be about this one.
+func (s *State) carryOut(change uint64, act, target string, m Meta) error {
 	c, ok := s.Changes.Get(change)
-	if !ok || c.Target != target || !s.Ripe(c, m.Time) {
-		return fmt.Errorf("change %d is not approved, or still waits, or is not about %s", change, target)
+	if !ok || c.Action != act || c.Target != target || !s.Ripe(c, m.Time) {
+		return fmt.Errorf("change %d is not approved, or still waits, or is not about %s of %s", change, act, target)
 	}
 	s.setChange(c, Done)
 	return nil
@@ -649,7 +653,7 @@ func (e *HoldLifted) apply(s *State, m Meta) error {
 	if !ok || h.Index != e.Hold {
 		return fmt.Errorf("there is no such hold on %s", e.Scope)
 	}
-	if err := s.carryOut(e.Change, HoldTarget(e.Scope, e.Hold), m); err != nil {
+	if err := s.carryOut(e.Change, policy.ActLiftHold, HoldTarget(e.Scope, e.Hold), m); err != nil {
 		return err
 	}
 	s.Holds.del(e.Scope)

@@ -1,6 +1,10 @@
 package state
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/bailment/bailment/internal/policy"
+)
 
 // protocolAttested is the protocol version that the entries of this file belong to.
 const protocolAttested = 2
@@ -86,7 +90,7 @@ func (e *EvidenceForgotten) apply(s *State, m Meta) error {
 	if !s.Uses.Has(e.Use) {
 		return fmt.Errorf("there is no use of %.100q to forget", e.Use)
 	}
-	if err := s.carryOut(e.Change, e.Use, m); err != nil {
+	if err := s.carryOut(e.Change, policy.ActForget, e.Use, m); err != nil {
 		return err
 	}
 	s.Uses.del(e.Use)
@@ -126,7 +130,7 @@ func (e *IdentityDecommissioned) apply(s *State, m Meta) error {
 	if e.Leases != 0 || e.Sessions != 0 || e.Tokens != 0 {
 		return fmt.Errorf("something of %s is left", e.Identity)
 	}
-	if err := s.carryOut(e.Change, e.Identity, m); err != nil {
+	if err := s.carryOut(e.Change, policy.ActDecommission, e.Identity, m); err != nil {
 		return err
 	}
 	s.Gone.set(e.Identity, m.Index)

@@ -67,9 +67,6 @@ func MovedDigest(keys iter.Seq2[string, []byte]) Digest {
 // Kind is custody.moved v1.
 func (*CustodyMoved) Kind() Kind { return Kind{"custody.moved", 1} }
 
-// custodyAction is what a change must be about that moves the environment under another root holder.
-const custodyAction = "custody.move"
-
 // KEKs is how many key-encryption keys there are.
 func (s *State) KEKs() int {
 	newest, ok := s.CurrentKey(KeyKEK) // the newest one: only keys for tokens are published ahead
@@ -102,10 +99,7 @@ func (e *CustodyMoved) apply(s *State, m Meta) error {
 	case e.Digest.IsZero():
 		return fmt.Errorf("it has no digest of what was moved")
 	}
-	if c, ok := s.Changes.Get(e.Change); !ok || c.Action != custodyAction {
-		return fmt.Errorf("change %d is not about the root key's custody", e.Change)
-	}
-	if err := s.carryOut(e.Change, to, m); err != nil {
+	if err := s.carryOut(e.Change, policy.ActMoveCustody, to, m); err != nil {
 		return err
 	}
 	s.Custody = Custody{Moved: m.Index, Holder: to, Keys: e.Keys, Digest: e.Digest}
@@ -118,7 +112,7 @@ func (e *CustodyMoved) apply(s *State, m Meta) error {
 func (s *State) voidMoves() {
 	var open []*Change
 	s.Changes.All(func(_ uint64, c *Change) bool {
-		if c.Action == custodyAction && c.Open() {
+		if c.Action == policy.ActMoveCustody && c.Open() {
 			open = append(open, c)
 		}
 		return true

@@ -4,6 +4,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"testing"
+
+	"github.com/bailment/bailment/internal/policy"
 )
 
 // The keys move from where they are to what an approved change names, all of them; and no change that was about where they were before does
@@ -20,7 +22,7 @@ func TestCustodyMoved(t *testing.T) {
 		return ch
 	}
 	holder := func(id string) RootHolder { return RootHolder{Kind: "tpm", ID: id} }
-	ok := change(custodyAction, "tpm:b", 1)
+	ok := change(policy.ActMoveCustody, "tpm:b", 1)
 	move := func(edit func(*CustodyMoved)) *CustodyMoved {
 		e := &CustodyMoved{From: holder("a"), To: holder("b"), Keys: f.s.KEKs(), Digest: Digest{1}, Change: ok}
 		if edit != nil {
@@ -37,12 +39,12 @@ func TestCustodyMoved(t *testing.T) {
 		"without a digest":  func(e *CustodyMoved) { e.Digest = Digest{} },
 		"no change":         func(e *CustodyMoved) { e.Change = 0 },
 		"another act":       func(e *CustodyMoved) { e.Change = change("secret.destroy", "tpm:b", 1) },
-		"another target":    func(e *CustodyMoved) { e.Change = change(custodyAction, "tpm:c", 1) },
-		"without approvals": func(e *CustodyMoved) { e.Change = change(custodyAction, "tpm:b", 0) },
+		"another target":    func(e *CustodyMoved) { e.Change = change(policy.ActMoveCustody, "tpm:c", 1) },
+		"without approvals": func(e *CustodyMoved) { e.Change = change(policy.ActMoveCustody, "tpm:b", 0) },
 	} {
 		f.refuses(move(edit), name)
 	}
-	spare, open, other := change(custodyAction, "tpm:b", 1), change(custodyAction, "tpm:b", 0), change("secret.destroy", "db/w#1", 0)
+	spare, open, other := change(policy.ActMoveCustody, "tpm:b", 1), change(policy.ActMoveCustody, "tpm:b", 0), change("secret.destroy", "db/w#1", 0)
 	at := f.must(move(nil))
 	if c := f.s.Custody; c.Moved != at || c.Holder != "tpm:b" || c.Keys != f.s.KEKs() || c.Digest != (Digest{1}) {
 		t.Errorf("%+v", c)
@@ -56,7 +58,7 @@ func TestCustodyMoved(t *testing.T) {
 	if err != nil || again.Custody != f.s.Custody {
 		t.Errorf("a snapshot forgets it: %v", err)
 	}
-	back := change(custodyAction, "tpm:a", 1)
+	back := change(policy.ActMoveCustody, "tpm:a", 1)
 	f.refuses(move(func(e *CustodyMoved) { e.To, e.Change = holder("a"), back }), "from where they are not")
 	f.must(move(func(e *CustodyMoved) { e.From, e.To, e.Change = holder("b"), holder("a"), back }))
 	for name, ch := range map[string]uint64{"done": ok, "of before": spare} {
@@ -66,7 +68,7 @@ func TestCustodyMoved(t *testing.T) {
 		t.Error("a change of before was approved")
 	}
 	f.s.Env.Class = "production"
-	last := change(custodyAction, "tpm:c", 1)
+	last := change(policy.ActMoveCustody, "tpm:c", 1)
 	e := &CustodyMoved{From: holder("a"), To: holder("c"), Keys: f.s.KEKs(), Digest: Digest{1}, Change: last}
 	e.To.DevelopmentOnly = true
 	f.refuses(e, "a root key for development, in production")

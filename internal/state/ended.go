@@ -2,6 +2,8 @@ package state
 
 import (
 	"fmt"
+
+	"github.com/bailment/bailment/internal/policy"
 )
 
 // EnvironmentEnded is the last entry of a ledger. With it all that was secret is removed from the store: sealed values, and the wrapped
@@ -25,9 +27,6 @@ type EndedKeys struct {
 
 // Kind is environment.ended v1.
 func (*EnvironmentEnded) Kind() Kind { return Kind{"environment.ended", 1} }
-
-// endAction is what a change must be about that ends the environment.
-const endAction = "environment.delete"
 
 // EndTarget is the target of a change that ends an environment: its name and its identity, so that nobody ends another one of that name.
 func EndTarget(name string, genesis Digest) string { return name + "#" + genesis.String() }
@@ -68,14 +67,11 @@ func (e *EnvironmentEnded) apply(s *State, m Meta) error {
 	if e.Environment != s.Env.Name || e.Genesis != s.Env.Genesis {
 		return fmt.Errorf("it ends %s, and this is %s", EndTarget(e.Environment, e.Genesis), EndTarget(s.Env.Name, s.Env.Genesis))
 	}
-	if c, ok := s.Changes.Get(e.Change); !ok || c.Action != endAction {
-		return fmt.Errorf("change %d is not about the environment's end", e.Change)
-	}
 	values, keys := s.Left()
 	if e.Values != values || !sameKeys(e.Keys, keys) {
 		return fmt.Errorf("it says that %d values and the keys %v are gone, of %d and %v", e.Values, e.Keys, values, keys)
 	}
-	if err := s.carryOut(e.Change, EndTarget(e.Environment, e.Genesis), m); err != nil {
+	if err := s.carryOut(e.Change, policy.ActDeleteEnvironment, EndTarget(e.Environment, e.Genesis), m); err != nil {
 		return err
 	}
 	s.clear()

@@ -123,5 +123,5 @@ func (e *SecretExported) apply(s *State, m Meta) error {
 	case e.Count != len(all) || e.List != ExportList(all) || !slices.Equal(e.Versions, ExportNamed(all)):
 		return fmt.Errorf("the current versions of %s are not the %d that it names", e.Secrets, e.Count)
 	}
-	return s.carryOut(e.Change, target, m)
+	return s.carryOut(e.Change, policy.ActExport, target, m)
 }

@@ -199,7 +199,7 @@ func (e *GlassOpened) apply(s *State, m Meta) error {
 			return fmt.Errorf("change %d does not open anything for %s", e.Change, e.Identity)
 		}
 		minutes := time.Duration(e.Until-m.Time) * time.Millisecond / time.Minute
-		if err := s.carryOut(e.Change, GlassTarget(e.Grant, e.Incident, uint64(minutes)), m); err != nil {
+		if err := s.carryOut(e.Change, policy.ActGlass, GlassTarget(e.Grant, e.Incident, uint64(minutes)), m); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,8 @@ package state
 import (
 	"fmt"
 	"testing"
+
+	"github.com/bailment/bailment/internal/policy"
 )
 
 const dayMillis = Millis(24 * 60 * 60 * 1000)
@@ -142,7 +144,7 @@ func TestEnded(t *testing.T) {
 		}
 		return ch
 	}
-	ok := change(endAction, target)
+	ok := change(policy.ActDeleteEnvironment, target)
 	end := func(edit func(*EnvironmentEnded)) *EnvironmentEnded {
 		e := &EnvironmentEnded{Environment: f.s.Env.Name, Genesis: f.s.Env.Genesis, Change: ok, Values: values, Keys: append([]EndedKeys{}, keys...)}
 		if edit != nil {
@@ -158,7 +160,7 @@ func TestEnded(t *testing.T) {
 		"fewer keys":      func(e *EnvironmentEnded) { e.Keys = e.Keys[1:] },
 		"no change":       func(e *EnvironmentEnded) { e.Change = 0 },
 		"another act":     func(e *EnvironmentEnded) { e.Change = change("secret.destroy", target) },
-		"another target":  func(e *EnvironmentEnded) { e.Change = change(endAction, target+"0") },
+		"another target":  func(e *EnvironmentEnded) { e.Change = change(policy.ActDeleteEnvironment, target+"0") },
 	} {
 		f.refuses(end(edit), name)
 	}
