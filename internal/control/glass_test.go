@@ -81,6 +81,42 @@ func TestBreakGlass(t *testing.T) {
 	b.consistent()
 }
 
+// A version has one lease for each purpose, whatever grant a read is by: one that an everyday grant gave, and that is still live, is not
+// shortened by breaking the glass, and gives what it gave. The read is by the break-glass grant, and counts as such.
+func TestBreakGlassWithinAnEverydayLease(t *testing.T) {
+	b := fragile(t, policy.Files{"grants/early.yaml": []byte(`apiVersion: bailment/v1
+kind: Grant
+metadata: {name: early}
+spec: {actions: [secret.read], identities: [/human/bob], secrets: [db/*], purposes: [incident], ttl: 4h, when: time.getMinutes() < 30}
+`)})
+	now := b.Now()
+	b.later(now.Truncate(time.Hour).Add(time.Hour + 28*time.Minute).Sub(now))
+	everyday := b.reads("bob", "db/a", "")
+	b.Advance(4 * time.Minute)
+	b.reads("bob", "db/a", problem.ReasonGlass)
+	o, err := b.Glass(b.by["bob"], "glass", "INC-1", 20)
+	b.must(err)
+	again := b.reads("bob", "db/a", "")
+	if again.Lease != everyday.Lease || !again.Expires.Equal(everyday.Expires) || !again.Expires.After(o.Until.Time()) {
+		t.Errorf("the lease %d until %s is %d until %s, where the glass is broken until %s", everyday.Lease, everyday.Expires, again.Lease, again.Expires, o.Until)
+	}
+	if g, _ := b.Env.State().Glass.Get(o.Index); g.Uses != 1 || len(g.Secrets) != 1 {
+		t.Errorf("it was used as %+v", g)
+	}
+	// Renewing under the opening gives no more than it had, and after the opening nothing.
+	renewed, err := b.Env.RenewLease(context.Background(), b.by["bob"].Caller, everyday.Lease)
+	b.must(err)
+	if renewed.Expires.After(everyday.Expires) {
+		t.Errorf("renewed until %s", renewed.Expires)
+	}
+	b.later(21 * time.Minute)
+	_, err = b.Env.RenewLease(context.Background(), b.by["bob"].Caller, everyday.Lease)
+	if err == nil {
+		t.Error("it was renewed when the glass was whole again")
+	}
+	b.consistent()
+}
+
 // What a hold, a deny grant or the end of one's being an operator forbids, no opening permits.
 func TestBreakGlassIsNoWayRound(t *testing.T) {
 	b := fragile(t, policy.Files{"grants/deny.yaml": []byte(`apiVersion: bailment/v1
