@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/bailment/bailment/internal/problem"
 )
 
 // SSHSIG namespaces (DESIGN §16).
@@ -153,6 +155,9 @@ func ParseChange(text string) (Change, error) {
 	case changeTitle(newestChange):
 		c.Version = newestChange
 	default:
+		if n, err := strconv.Atoi(strings.TrimPrefix(lines[0], "bailment change v")); err == nil && n > newestChange && lines[0] == changeTitle(n) {
+			return c, problem.New(problem.ReasonUnknownVersion, "the text is of version v%d, and this release knows those up to v%d", n, newestChange)
+		}
 		return c, bad
 	}
 	names := []string{"environment", "genesis", "epoch", "action", "base", "new", "target", "rollout", "rollback", "containment", "role", "person", "change", "nonce", "expires", "reason"}

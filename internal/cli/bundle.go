@@ -163,6 +163,9 @@ type held struct {
 // assemble puts a manifest and contents together, and verifies that they belong together.
 func assemble(manifest string, contents [][]byte) (*policy.Manifest, policy.Files, error) {
 	m, err := policy.ParseManifest([]byte(manifest))
+	if problem.Is(err, problem.ReasonUnknownVersion) {
+		return nil, nil, err
+	}
 	if err != nil {
 		return nil, nil, problem.Wrap(err, problem.ReasonNotAuthentic, "the manifest that the server sent")
 	}

@@ -102,6 +102,9 @@ func (v *review) compute(t *client.Trust, epoch uint64, person string) error {
 		return problem.New(problem.ReasonNotAuthentic, "change %d: %s", info.Change, fmt.Sprintf(format, args...)).
 			WithFix("don't approve it: what the server shows does not fit together")
 	}
+	if _, known := policy.FindAct(info.Action); !known {
+		return problem.New(problem.ReasonUnknownVersion, "change %d is about %.80q, which this release does not know: it can't say what it would do", info.Change, info.Action)
+	}
 	v.text = ceremony.Change{
 		Scope:  ceremony.Scope{Environment: t.Environment, Genesis: t.Genesis, Epoch: epoch},
 		Action: info.Action, Base: v.base.manifest.Digest().String(), Target: info.Target, Role: ceremony.Approver,
@@ -133,8 +136,14 @@ func (v *review) computeRollout(signed ceremony.Change, bad func(string, ...any)
 	if v.manifest == nil {
 		return nil
 	}
-	if _, err := compile(v.files); err != nil || signed.Version == 1 {
+	if _, err := compile(v.files); err != nil {
 		return err
+	}
+	if _, err := accepted(v.base.files); err != nil {
+		return problem.Wrap(err, problem.ReasonUnknownVersion, "the bundle that change %d follows, which another release accepted", v.proposal.Change.Change)
+	}
+	if signed.Version == 1 {
+		return nil
 	}
 	v.text.Rollout, v.text.Containment = signed.Rollout, signed.Containment
 	var err error
@@ -147,6 +156,9 @@ func (v *review) computeRollout(signed ceremony.Change, bad func(string, ...any)
 // checkProposal verifies that what the proposer signed is this, by a key that the base lists for him.
 func (v *review) checkProposal(bad func(string, ...any) error) error {
 	signed, err := ceremony.ParseChange(v.proposal.ProposalText)
+	if problem.Is(err, problem.ReasonUnknownVersion) {
+		return problem.Wrap(err, problem.ReasonUnknownVersion, "what the proposer of change %d signed", v.proposal.Change.Change)
+	}
 	if err != nil {
 		return bad("its signed text can't be read")
 	}

@@ -168,6 +168,81 @@ func TestReviewOfALyingServer(t *testing.T) {
 	}
 }
 
+// What a newer release made is refused as that, with what this one doesn't know, and not shown without it: in what is proposed, in what that
+// follows, in what was signed.
+func TestReviewOfANewerRelease(t *testing.T) {
+	// later adds a field to a bundle's environment.
+	later := func(files policy.Files) policy.Files {
+		out := maps.Clone(files)
+		out["environment.yaml"] = []byte(strings.Replace(string(files["environment.yaml"]), "\nspec:\n", "\nspec:\n  quantum: {safe: true}\n", 1))
+		return out
+	}
+	again := func(p *proposed, text string) {
+		p.answer.ProposalText, p.answer.ProposalSignature = text, p.sign(text)
+	}
+	for name, c := range map[string]struct {
+		newer  func(*proposed)
+		reason problem.Reason
+		says   []string
+	}{
+		"a field of the bundle": {
+			func(p *proposed) { p.show(later(p.base.files), p.header()) }, problem.ReasonBundleInvalid, []string{"environment.yaml:", `"quantum"`},
+		},
+		"a field of the bundle that it follows": {
+			func(p *proposed) {
+				now := p.base.files
+				m, err := policy.BuildManifest(later(now), policy.Header{Environment: "payments-dev", Version: 1})
+				if err != nil {
+					p.t.Fatal(err)
+				}
+				p.base = &held{manifest: m, files: later(now), generation: 1}
+				p.show(now, p.header())
+			},
+			problem.ReasonUnknownVersion, []string{"environment.yaml:", `"quantum"`, "follows"},
+		},
+		"a version of the manifest": {
+			func(p *proposed) { p.answer.Manifest = strings.Replace(p.answer.Manifest, " v1\n", " v7\n", 1) }, problem.ReasonUnknownVersion, []string{"manifest"},
+		},
+		"a version of the signed text": {
+			func(p *proposed) {
+				again(p, strings.Replace(p.answer.ProposalText, "change v2\n", "change v7\nwitness -\n", 1))
+			},
+			problem.ReasonUnknownVersion, []string{"v7"},
+		},
+		"an act": {
+			func(p *proposed) {
+				text := p.text("")
+				text.Action, text.Target, text.New, text.Rollback = "secret.teleport", "db/x", "", ""
+				p.answer.Change.Action, p.answer.Change.Target, p.answer.Change.Manifest = "secret.teleport", "db/x", ""
+				p.answer.Manifest, p.answer.Files = "", nil
+				again(p, text.Text())
+			},
+			problem.ReasonUnknownVersion, []string{"secret.teleport"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := propose(t)
+			before := p.answer.Manifest + p.answer.ProposalText
+			c.newer(p)
+			if before == p.answer.Manifest+p.answer.ProposalText {
+				t.Fatal("it changes nothing")
+			}
+			_, err := p.review()
+			if !problem.Is(err, c.reason) {
+				t.Fatalf("got %v", err)
+			}
+			for _, s := range c.says {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("it does not say %q: %v", s, err)
+				}
+			}
+			if fix := problem.As(err).WayOut(); c.reason == problem.ReasonUnknownVersion && !strings.Contains(fix, "release") && !strings.Contains(fix, "upgrade") {
+				t.Errorf("the way out is %q", fix)
+			}
+		})
+	}
+}
+
 // What was signed is written for ssh-keygen only if it is about the change: a signature under something else is good as well, and a name may be
 // more than a name where it becomes a word of a command.
 func TestExportOfOtherTexts(t *testing.T) {
