@@ -33,6 +33,8 @@ type Founding struct {
 	Now     func() time.Time
 	// Sign has a founder sign the genesis document in namespace change@bailment, and says who.
 	Sign func(ctx context.Context, namespace, text string) (person, armored string, err error)
+	// First founds under the first protocol, as the first release did: to see what becomes of its environments.
+	First bool
 }
 
 // Found is the founding ceremony: it makes the environment's keys, writes genesis, and leaves the store ready to be opened. There
@@ -76,6 +78,9 @@ func Found(ctx context.Context, f Founding) (state.Digest, error) {
 	event := &state.Genesis{
 		Document: document, Signatures: []state.Signature{signature}, Name: env.Name, Class: string(env.Class),
 		Manifest: state.Digest(manifest.Digest()), Keys: m.Facts, Protocol: state.Protocol,
+	}
+	if f.First {
+		event.Protocol = 0
 	}
 	signer, err := m.Signer(ledger.OriginOf(env.Name, genesis, 0))
 	if err != nil {

@@ -67,6 +67,7 @@ type Options struct {
 	Openings      control.Openings // passed on
 	Holder        keyring.Holder   // default: a file holder
 	Methods       attest.Methods   // default: those of the product
+	First         bool             // founded under the first protocol
 }
 
 // EnvName is the name of the environment that New makes.
@@ -98,7 +99,7 @@ func New(t testing.TB, o Options) *World {
 	st, err := sqlite.Create(ctx, data)
 	w.check(err)
 	w.Genesis, err = control.Found(ctx, control.Founding{
-		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: o.Methods, Now: w.Now,
+		Files: w.Files, Holder: holder, Source: src, Store: st, Methods: o.Methods, Now: w.Now, First: o.First,
 		Sign: func(_ context.Context, namespace, text string) (string, string, error) {
 			return o.Persons[0], w.Sign(o.Persons[0], namespace, text), nil
 		},
