@@ -449,11 +449,12 @@ func (b *bundles) program(d state.Digest) (*policy.Program, error) {
 		return nil, documentProblem(err, "bundle "+d.String())
 	}
 	bundle, err := policy.Load(files)
-	if err != nil {
-		return nil, fmt.Errorf("bundle %s: %w", d, err)
+	if err == nil {
+		b.prog, err = policy.CompileAccepted(bundle)
 	}
-	if b.prog, err = policy.CompileAccepted(bundle); err != nil {
-		return nil, fmt.Errorf("bundle %s: %w", d, err)
+	if err != nil {
+		// Its files are those of its manifest, so this is not damage.
+		return nil, problem.Wrap(err, problem.ReasonUnknownVersion, "the bundle %s, which another release accepted", d).WithFix("use the release that accepted it, or a newer one")
 	}
 	if len(b.kept) >= keptPrograms || b.kept == nil {
 		b.kept = make(map[state.Digest]*policy.Program)

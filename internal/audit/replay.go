@@ -69,7 +69,7 @@ func blame(index uint64, err error) error {
 	if errors.As(err, &f) || problem.Is(err, problem.ReasonNotAuthentic) || problem.KindOf(err) == problem.Unavailable {
 		return err
 	}
-	return fault(index, "%s", text(err))
+	return illegible(index, "", err)
 }
 
 // text is an error without the prefix that the vocabulary gives it.

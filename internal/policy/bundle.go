@@ -49,7 +49,9 @@ func Load(files Files) (*Bundle, error) {
 		b.loadFile(&found, reader, name, files[name])
 	}
 	for _, name := range []string{"environment", "operators"} {
-		if !slices.ContainsFunc(b.docs, func(d *document) bool { return d.kind == places[name].kind }) && !found.overflow {
+		// What keeps a file that is there from being read says more than that it is missing.
+		said := slices.ContainsFunc(found.list, func(f Finding) bool { return f.Pos.File == name+".yaml" || f.Pos.File == name+".yml" })
+		if !said && !slices.ContainsFunc(b.docs, func(d *document) bool { return d.kind == places[name].kind }) && !found.overflow {
 			found.add(Pos{File: name + ".yaml"}, "is missing, or has no document of kind %s: a bundle needs one", places[name].kind)
 		}
 	}
