@@ -198,7 +198,8 @@ func TestReviewOfANewerRelease(t *testing.T) {
 				p.base = &held{manifest: m, files: later(now), generation: 1}
 				p.show(now, p.header())
 			},
-			problem.ReasonUnknownVersion, []string{"environment.yaml:", `"quantum"`, "follows"},
+			problem.ReasonUnknownVersion,
+			[]string{"environment.yaml:", `"quantum"`, "follows"},
 		},
 		"a version of the manifest": {
 			func(p *proposed) { p.answer.Manifest = strings.Replace(p.answer.Manifest, " v1\n", " v7\n", 1) }, problem.ReasonUnknownVersion, []string{"manifest"},
@@ -207,7 +208,8 @@ func TestReviewOfANewerRelease(t *testing.T) {
 			func(p *proposed) {
 				again(p, strings.Replace(p.answer.ProposalText, "change v2\n", "change v7\nwitness -\n", 1))
 			},
-			problem.ReasonUnknownVersion, []string{"v7"},
+			problem.ReasonUnknownVersion,
+			[]string{"v7"},
 		},
 		"an act": {
 			func(p *proposed) {
@@ -217,7 +219,8 @@ func TestReviewOfANewerRelease(t *testing.T) {
 				p.answer.Manifest, p.answer.Files = "", nil
 				again(p, text.Text())
 			},
-			problem.ReasonUnknownVersion, []string{"secret.teleport"},
+			problem.ReasonUnknownVersion,
+			[]string{"secret.teleport"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
