@@ -29,33 +29,49 @@ type exporting struct {
 	file   []byte
 	bytes  int // of the values; beyond maxExport nothing was sealed
 	values []seal.Secret
+	room   chan struct{} // is given back with it
 }
 
+// wipe is called once.
 func (p *exporting) wipe() {
 	for _, v := range p.values {
 		v.Wipe()
 	}
+	<-p.room
 }
 
 // prepareExport opens and seals what a change exports, if it is an export and the caller can fetch it now; nil otherwise, which the decision
-// says why.
+// says why. There is one at a time, until it is wiped: who may fetch one export could have it sealed as often as he asks at once.
 func (e *Environment) prepareExport(ctx context.Context, s *state.State, c Caller, change uint64) (*exporting, error) {
-	now := state.At(e.cfg.Now())
+	now := max(state.At(e.cfg.Now()), s.Time) // which may be ahead, and by which it will be decided
 	x, dead := standing(s, c, now)
 	ch, ok := s.Changes.Get(change)
 	if dead != nil || !ok || ch.Action != ActionExport || ch.Proposer != x.Identity || !s.Ripe(ch, now) {
 		return nil, nil
 	}
 	secrets, recipient, ok := state.ParseExportTarget(ch.Target)
-	if !ok {
+	prog, compiled := e.programs.get(s.Bundle)
+	if !ok || !compiled {
 		return nil, nil
 	}
 	to, err := export.ParseRecipient(recipient)
-	all, versions := s.Exportable(secrets, now)
-	if err != nil || len(all) > state.MaxExported {
+	if err != nil {
 		return nil, nil //nolint:nilerr // the decision says so
 	}
-	p := &exporting{list: state.ExportList(all)}
+	all, versions := s.Exportable(secrets, now)
+	if t := (&turn{e: e, s: s, now: now, prog: prog}); t.exportable(x, secrets.String(), all, ch.Index) != nil {
+		return nil, nil // nothing is opened for what is refused
+	}
+	select {
+	case e.exports <- struct{}{}:
+	case <-ctx.Done():
+		return nil, problem.Wrap(context.Cause(ctx), problem.ReasonCanceled, "waiting for another export")
+	}
+	p := &exporting{list: state.ExportList(all), room: e.exports}
+	if ch, ok := e.log.State().Changes.Get(change); !ok || ch.State != state.Waiting {
+		p.wipe()
+		return nil, nil // fetched meanwhile
+	}
 	items := make([]export.Item, len(all))
 	for i, v := range versions {
 		value, err := e.exported(ctx, all[i].Secret, v)

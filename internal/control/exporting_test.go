@@ -22,7 +22,12 @@ import (
 // exportBoard is an environment with secrets, and somebody who may have them sealed to a key.
 func exportBoard(t *testing.T, files policy.Files) (*board, *age.X25519Identity) {
 	t.Helper()
-	b := newBoardOf(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: files})
+	return exportBoardOf(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: files})
+}
+
+func exportBoardOf(t *testing.T, o controltest.Options) (*board, *age.X25519Identity) {
+	t.Helper()
+	b := newBoardOf(t, o)
 	b.Put(b.by["alice"], "db/x", "one")
 	b.Put(b.by["alice"], "db/x", "two")
 	b.Put(b.by["alice"], "db/y", "three")

@@ -105,6 +105,8 @@ func (t *turn) ripe(c Caller, change uint64, p *exporting) (*Proposal, error) {
 // unripe says why a change can't be carried out now.
 func (t *turn) unripe(ch *state.Change) *problem.Problem {
 	switch st := ch.StateAt(t.now); {
+	case st == state.Done && ch.Action == ActionExport:
+		return problem.New(problem.ReasonConflict, "the export of change %d was fetched, and is not given twice", ch.Index).WithFix("propose it again")
 	case st != state.Waiting:
 		return problem.New(problem.ReasonConflict, "change %d is %s: what waits can be carried out", ch.Index, st)
 	case ch.Base != t.s.Bundle:
