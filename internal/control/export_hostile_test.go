@@ -399,3 +399,130 @@ func (x *exports) marked(path string) sealtest.Mark {
 	x.must(err)
 	return sealtest.NewMark(value.Expose())
 }
+
+// Whatever a denial asks for, an export asks it for each secret: type, declaration, condition, purpose, time; and what can't be told denies.
+func TestExportIsDenied(t *testing.T) {
+	for deny, denies := range map[string]bool{
+		`secrets: ["*"]`:                                                   true,
+		`secrets: [db/y]`:                                                  true,
+		`secrets: [db/y], purposes: [export]`:                              true,
+		`secrets: [db/y], purposes: [runtime, export]`:                     true,
+		`secrets: [db/y], purposes: [runtime]`:                             false,
+		`secrets: ["*"], when: 'secret.type == "opaque"'`:                  true,
+		`secrets: ["*"], when: 'secret.name == "db/*"'`:                    true,
+		`secrets: ["*"], when: 'request.secret.endsWith("/y")'`:            true,
+		`secrets: ["*"], when: 'request.purpose == "export"'`:              true,
+		`secrets: ["*"], when: 'request.purpose == "runtime"'`:             false,
+		`secrets: ["*"], when: 'request.action == "secret.read"'`:          true,
+		`secrets: ["*"], when: 'claims.nobody.said == 1'`:                  true,
+		`secrets: ["*"], when: 'assurance < level.measured'`:               true,
+		`secrets: ["*"], when: 'time > timestamp("2026-01-01T00:00:00Z")'`: true,
+		`secrets: [other/*]`:                                               false,
+	} {
+		t.Run(deny, func(t *testing.T) {
+			b, id := exportBoard(t, policy.Files{
+				"grants/deny.yaml": []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: deny-it}\nspec: {effect: deny, actions: [secret.read], identities: [/human/*], " + deny + "}\n"),
+			})
+			_, err := b.act("alice", control.ActionExport, state.ExportTarget("db/*", id.Recipient().String()))
+			if !denies {
+				b.must(err)
+				_, err = b.fetch("alice", b.exportOf("db/*", id))
+				b.must(err)
+				return
+			}
+			b.refused(err, problem.ReasonDenied)
+			if !strings.Contains(err.Error(), "db/") || !strings.Contains(err.Error(), "deny-it") {
+				t.Errorf("it does not say which: %v", err)
+			}
+		})
+	}
+}
+
+// A denial may begin to hold while an export waits to be fetched: it is asked then, too.
+func TestExportIsDeniedByThen(t *testing.T) {
+	at := time.Now().Add(2 * time.Hour).UTC().Format(time.RFC3339)
+	b, id := exportBoard(t, policy.Files{
+		"grants/deny.yaml": []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: deny-it}\nspec: {effect: deny, actions: [secret.read], identities: [/human/*], secrets: [db/y], when: 'time > timestamp(\"" + at + "\")'}\n"),
+	})
+	ch := b.exportOf("db/*", id)
+	b.later(3 * time.Hour)
+	_, err := b.fetch("alice", ch)
+	b.refused(err, problem.ReasonDenied)
+	b.stateOf(ch, state.Waiting)
+}
+
+// Who is no operator any more, or has lost his duty, fetches nothing, and gets nothing back with it.
+func TestExportToWhoMayNoMore(t *testing.T) {
+	const all = "propose, approve, revoke, admit, keys, audit"
+	for name, operators := range map[string]func(*board) []byte{
+		"without the duty": func(b *board) []byte {
+			return b.operators(map[string]string{"alice": "revoke", "bob": all, "carol": all})
+		},
+		"no operator": func(b *board) []byte { return b.Operators("bob", "carol") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, id := exportBoard(t, nil)
+			ch := b.exportOf("db/*", id)
+			was := b.Files["operators.yaml"]
+			b.Files["operators.yaml"] = operators(b)
+			_, err := b.Approve(b.by["carol"], "carol", b.propose("bob", "fewer"))
+			b.must(err)
+			_, err = b.fetch("alice", ch)
+			b.refused(err, problem.ReasonDuty)
+			b.Files["operators.yaml"] = was
+			_, err = b.Approve(b.by["carol"], "carol", b.propose("bob", "as before"))
+			b.must(err)
+			_, err = b.fetch("alice", ch)
+			b.refused(err, problem.ReasonConflict)
+			b.consistent()
+		})
+	}
+}
+
+// An export that nobody fetches is over, and says so to everybody who looks: its proposer, the list, the checks, and a replay.
+func TestExportNeverFetched(t *testing.T) {
+	b, id := exportBoard(t, nil)
+	ch := b.exportOf("db/*", id)
+	b.later(24*time.Hour + time.Minute)
+	b.stateOf(ch, state.Expired)
+	_, err := b.fetch("alice", ch)
+	b.refused(err, problem.ReasonConflict)
+	if !strings.Contains(err.Error(), "expired") {
+		t.Error(err)
+	}
+	_, err = b.Approve(b.by["carol"], "carol", ch)
+	b.refused(err, problem.ReasonConflict)
+	_, err = b.Env.Reject(context.Background(), b.by["alice"].Caller, ch.Index, "too late")
+	b.refused(err, problem.ReasonConflict)
+	open, err := b.Env.ListChanges(context.Background(), b.by["alice"].Caller, control.ChangeFilter{Open: true})
+	b.must(err)
+	one, err := b.Env.GetChange(context.Background(), b.by["alice"].Caller, ch.Index)
+	b.must(err)
+	if len(open) != 0 || one.Now != state.Expired {
+		t.Errorf("open are %d, and it is %s", len(open), one.Now)
+	}
+	_, err = b.fetch("alice", b.exportOf("db/*", id)) // another one is none the worse for it
+	b.must(err)
+	b.consistent()
+}
+
+// By the time that it is fetched a pattern may have more secrets than an export has room for, or none.
+func TestExportOfOtherThanThen(t *testing.T) {
+	b, id := exportBoard(t, nil)
+	ch, gone := b.exportOf("db/*", id), b.exportOf("db/y", id)
+	for i := range state.MaxExported - 1 {
+		b.Put(b.by["alice"], fmt.Sprintf("db/s/%04d", i), "v")
+	}
+	_, err := b.fetch("alice", ch)
+	b.refused(err, problem.ReasonLimit)
+	_, err = b.Env.Move(context.Background(), b.by["alice"].Caller, control.MoveRequest{Secret: "db/y", Version: 1, To: state.Compromised})
+	b.must(err)
+	_, err = b.fetch("alice", gone)
+	b.refused(err, problem.ReasonNotFound)
+	out, err := b.fetch("alice", ch) // now there are just enough
+	b.must(err)
+	if got := b.opened(out.File, id); len(got) != state.MaxExported || got["db/y#1"] != "" {
+		t.Errorf("%d values", len(got))
+	}
+	b.consistent()
+}
