@@ -142,18 +142,29 @@ func (c *conn) unfetched(ctx context.Context, change uint64, err error) error {
 	return p.WithFix("it has not left: ask for it again")
 }
 
-// exportMeaning says what approving an export means, and who can fetch it until when.
+// exportMeaning says what approving an export means, who can fetch it until when, or what became of it.
 func exportMeaning(info *v1.ChangeInfo, now time.Time) string {
 	secrets, recipient, ok := state.ParseExportTarget(info.Target)
 	if !ok {
 		return ""
 	}
-	if due := info.GetDue(); due != nil {
-		if now.Before(due.AsTime()) {
-			return dueText(info)
-		}
+	due, whole := info.GetDue(), len(info.ApprovedBy) >= int(info.Required)
+	switch st := state.ChangeState(info.State); {
+	case st == state.Done:
+		return info.Proposer + " fetched it, and nobody gets it again"
+	case st == state.Expired && due != nil:
+		return "nobody fetched it in time: whoever still wants it has it approved again"
+	case st == state.Waiting && whole && now.Before(due.AsTime()):
+		return dueText(info)
+	case st == state.Waiting && whole:
 		return fmt.Sprintf("%s can fetch it once, until %s: bailment secret export --change %d --out FILE", info.Proposer, info.Ends.AsTime().Format(time.RFC3339), info.Change)
+	case st != state.Proposed && st != state.Waiting:
+		return ""
 	}
-	return fmt.Sprintf("it gives the values of %s, as they are when it is fetched, to whoever has the key of %s, for ever.\n%s fetches the file once, within %s after the last of %d approvals",
-		secrets, recipient, info.Proposer, state.ExportWithin, info.Required)
+	after := fmt.Sprintf("after the last of %d approvals", info.Required)
+	if delay := time.Duration(info.DelaySeconds) * time.Second; delay > 0 {
+		after = fmt.Sprintf("after it has waited for %s since the last of %d approvals", delay, info.Required)
+	}
+	return fmt.Sprintf("it gives the values of %s, as they are when it is fetched, to whoever has the key of %s, for ever.\n%s fetches the file once, within %s %s",
+		secrets, recipient, info.Proposer, state.ExportWithin, after)
 }

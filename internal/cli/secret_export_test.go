@@ -9,14 +9,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/api/bailment/v1/bailmentv1connect"
 	"github.com/bailment/bailment/client"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/state"
 )
 
 // carrier is a server with one change.
@@ -154,5 +157,38 @@ func TestFetchExportThatCannotBeWritten(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a half of it is there: %v", err)
+	}
+}
+
+// What is said of an export fits its state: what approving means, when it can be fetched, and that it is over.
+func TestExportMeaning(t *testing.T) {
+	now := time.Now()
+	at := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(now.Add(d)) }
+	target := state.ExportTarget("db/*", "age1x39257svttrkalynw3jn574zvncf0yf40dds8wlz880rcj66raeqqawjjm")
+	for name, c := range map[string]struct {
+		info   *v1.ChangeInfo
+		says   string
+		denies string
+	}{
+		"proposed":       {&v1.ChangeInfo{State: "proposed"}, "/human/alice fetches the file once, within 24h0m0s after the last of 2 approvals", "wait"},
+		"with a delay":   {&v1.ChangeInfo{State: "proposed", DelaySeconds: 3600}, "within 24h0m0s after it has waited for 1h0m0s since the last of 2 approvals", ""},
+		"waiting":        {&v1.ChangeInfo{State: "waiting", ApprovedBy: []string{"bob", "carol"}, DelaySeconds: 3600, Due: at(time.Minute), Ends: at(25 * time.Hour)}, "it waits until", "can fetch"},
+		"due":            {&v1.ChangeInfo{State: "waiting", ApprovedBy: []string{"bob", "carol"}, Due: at(-time.Minute), Ends: at(time.Hour)}, "/human/alice can fetch it once, until", "gives"},
+		"short of one":   {&v1.ChangeInfo{State: "waiting", ApprovedBy: []string{"bob"}, Due: at(-time.Minute), Ends: at(time.Hour)}, "it gives the values of db/*", "can fetch"},
+		"expired":        {&v1.ChangeInfo{State: "expired", ApprovedBy: []string{"bob", "carol"}, Due: at(-25 * time.Hour), Ends: at(-time.Hour)}, "nobody fetched it", "can fetch"},
+		"never approved": {&v1.ChangeInfo{State: "expired"}, "", "fetches"},
+		"fetched":        {&v1.ChangeInfo{State: "done"}, "/human/alice fetched it", "can"},
+		"rejected":       {&v1.ChangeInfo{State: "rejected"}, "", "fetches"},
+		"superseded":     {&v1.ChangeInfo{State: "superseded"}, "", "fetches"},
+		"about nothing":  {&v1.ChangeInfo{State: "proposed", Target: "db/*"}, "", "db"},
+	} {
+		c.info.Change, c.info.Proposer, c.info.Required = 7, "/human/alice", 2
+		if c.info.Target == "" {
+			c.info.Target = target
+		}
+		text := exportMeaning(c.info, now)
+		if !strings.Contains(text, c.says) || c.says == "" && text != "" || c.denies != "" && strings.Contains(text, c.denies) {
+			t.Errorf("%s: %q, want %q and not %q", name, text, c.says, c.denies)
+		}
 	}
 }
