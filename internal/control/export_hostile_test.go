@@ -526,3 +526,39 @@ func TestExportOfOtherThanThen(t *testing.T) {
 	}
 	b.consistent()
 }
+
+// What fails in a way that nobody thought of keeps no other export waiting, and leaves no value behind.
+func TestExportThatPanics(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	x := newExports(t, nil)
+	x.Config.Silence = nil
+	x.Reopen()
+	_, err := x.Env.Generate(context.Background(), x.by["alice"].Caller, control.GenerateRequest{Secret: "db/a", Recipe: "password", Length: 48})
+	x.must(err)
+	mark := x.marked("db/a")
+	ch := x.exportOf("db/*", x.id)
+	second := 0
+	between := func(uint64) {
+		if second++; second == 2 {
+			panic("planted")
+		}
+	}
+	before := mark.Count(t)
+	x.read.Store(&between)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("it did not panic")
+			}
+		}()
+		_, _ = x.fetch("alice", ch)
+	}()
+	x.read.Store(nil)
+	if after := mark.Count(t); after > before {
+		t.Errorf("it is in memory %d times, and was %d times before", after, before)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err = x.Env.CarryOut(ctx, x.by["alice"].Caller, ch.Index)
+	x.must(err)
+}
