@@ -8,8 +8,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"runtime"
-	"strings"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 

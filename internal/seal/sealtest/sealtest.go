@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -63,11 +64,14 @@ func (m Mark) count() (n int, err error) {
 		if !strings.HasPrefix(may, "rw") {
 			continue
 		}
-		for at := from; at < to; at += uint64(len(part) - len(m.masked) + 1) {
-			got, err := mem.ReadAt(part[:min(uint64(len(part)), to-at)], int64(at)) // below 1<<47 where programs have memory
-			n += m.in(part[:got])
-			if err != nil && err != io.EOF {
-				break // it was given back meanwhile
+		own := uint64(reflect.ValueOf(part).Pointer()) // it holds what was read before
+		for _, r := range [][2]uint64{{from, min(max(own, from), to)}, {max(min(own+uint64(len(part)), to), from), to}} {
+			for at := r[0]; at < r[1]; at += uint64(len(part) - len(m.masked) + 1) {
+				got, err := mem.ReadAt(part[:min(uint64(len(part)), r[1]-at)], int64(at)) // below 1<<47 where programs have memory
+				n += m.in(part[:got])
+				if err != nil && err != io.EOF {
+					break // it was given back meanwhile
+				}
 			}
 		}
 		clear(part)
