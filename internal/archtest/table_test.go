@@ -35,6 +35,7 @@ var table = []archtest.Row{
 	{"internal/release", "internal/problem internal/sshsig", "golang.org/x/crypto"},
 	{"internal/release/own", "internal/problem internal/release internal/sshsig", ""},
 	{"internal/seal", "internal/problem", "golang.org/x/sys"},
+	{"internal/seal/sealtest", "", ""},
 	{"internal/ceremony", "internal/problem internal/identity", ""},
 	{"internal/export", "", "filippo.io/age"},
 	{"internal/policy", "internal/problem internal/identity internal/spiffe internal/authority internal/release internal/sshsig internal/spelling", "cel.dev/cel-go cel.dev/expr github.com/goccy/go-yaml golang.org/x/crypto google.golang.org/protobuf"},

@@ -7,7 +7,10 @@ import (
 	"time"
 
 	"github.com/bailment/bailment/internal/audit"
+	"github.com/bailment/bailment/internal/control"
 	"github.com/bailment/bailment/internal/control/controltest"
+	"github.com/bailment/bailment/internal/identity"
+	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
 )
@@ -64,4 +67,97 @@ func TestExportFaults(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// forgedExport is a ledger whose last entry is an export that no server would have entered, after what is done since it was approved.
+func forgedExport(t *testing.T, since func(*controltest.World, controltest.Actor)) (*memory, int) {
+	t.Helper()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	from := time.Now().Add(12 * time.Hour).UTC().Format(time.RFC3339)
+	w := controltest.New(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: policy.Files{
+		"grants/deny.yaml": []byte("apiVersion: bailment/v1\nkind: Grant\nmetadata: {name: deny-later}\nspec: {effect: deny, actions: [secret.read], identities: [/human/*], secrets: [db/y], when: 'time > timestamp(\"" + from + "\")'}\n"),
+	}})
+	alice, bob := w.Login("alice"), w.Login("bob")
+	w.Put(alice, "db/x", "one")
+	w.Put(alice, "db/y", "two")
+	p, err := w.Act(alice, "alice", control.ActionExport, state.ExportTarget("db/*", controltest.ExportRecipient))
+	must(err)
+	_, err = w.Approve(bob, "bob", p.Change)
+	must(err)
+	since(w, bob)
+	alice = w.Login("alice")
+	_, err = w.Env.CarryOut(ctx, alice.Caller, 1<<40) // an entry, whose place the export takes
+	if !problem.Is(err, problem.ReasonNotFound) {
+		t.Fatal(err)
+	}
+	pattern, err := identity.ParseSecretPattern("db/*")
+	must(err)
+	all, _ := w.Env.State().Exportable(pattern, state.At(w.Now()))
+	w.Close()
+	m := load(t, w.Dir+"/data")
+	m.checkpoint, m.snapshots = nil, nil
+	at := len(m.entries) - 1
+	m.change(t, at, func(e *state.Entry) {
+		denied, ok := e.Event.(*state.RequestDenied)
+		if !ok {
+			t.Fatalf("the last entry is a %T", e.Event)
+		}
+		e.Event = &state.SecretExported{
+			Change: p.Index, Secrets: "db/*", Recipient: controltest.ExportRecipient, Count: len(all), Versions: all, List: state.ExportList(all),
+			File: state.Digest{1}, Bytes: 1000, Actor: denied.Actor, Ruling: denied.Ruling,
+		}
+	})
+	return m, at
+}
+
+// What stops an export is looked for in the ledger: a cutoff or a hold since its proposal, of a secret, of all, or of who approved it; and its time.
+func TestExportStoppedSince(t *testing.T) {
+	revoke := func(scope string, hold bool) func(*controltest.World, controltest.Actor) {
+		return func(w *controltest.World, by controltest.Actor) {
+			if _, err := w.Env.Revoke(t.Context(), by.Caller, control.RevokeRequest{Scope: scope, Reason: "test", HoldOnly: hold}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		since func(*controltest.World, controltest.Actor)
+		says  string
+	}{
+		"nothing":                 {func(*controltest.World, controltest.Actor) {}, ""},
+		"a cutoff elsewhere":      {revoke("secret:node/x", false), ""},
+		"a cutoff of a secret":    {revoke("secret:db/y", false), "db/y was cut off or held since"},
+		"a cutoff of the subtree": {revoke("secret:db/*", false), "db/x was cut off or held since"},
+		"a hold on a secret":      {revoke("secret:db/y", true), "db/y was cut off or held since"},
+		"a hold on its approver":  {revoke("identity:/human/bob", true), "is not an approved secret.export"},
+		"a denial":                {func(w *controltest.World, _ controltest.Actor) { w.Advance(13 * time.Hour) }, "db/y was exported, and the grant deny-later denies"},
+		"its day":                 {func(w *controltest.World, _ controltest.Actor) { w.Advance(25 * time.Hour) }, "is expired"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, at := forgedExport(t, c.since)
+			r, err := run(m, audit.Options{})
+			var f *audit.Fault
+			if errors.As(err, &f) {
+				if c.says == "" || f.Index != uint64(at) || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("got %v, want entry %d: %q", err, at, c.says)
+				}
+				return
+			}
+			// Each entry is what it says; that nobody signed the last one is not what this is about. What was decided is decided again.
+			if !problem.Is(err, problem.ReasonTampered) || !strings.Contains(err.Error(), "there is no signed checkpoint") {
+				t.Error(err)
+			}
+			switch {
+			case c.says == "" && len(r.Violations) > 0:
+				t.Errorf("found %v", r.Violations)
+			case c.says != "" && (len(r.Violations) != 1 || r.Violations[0].Index != uint64(at) || !strings.Contains(r.Violations[0].Detail, c.says)):
+				t.Errorf("found %v, want entry %d: %s", r.Violations, at, c.says)
+			}
+		})
+	}
 }

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
 	"github.com/bailment/bailment/internal/ceremony"
+	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/export"
 	"github.com/bailment/bailment/internal/identity"
 	"github.com/bailment/bailment/internal/policy"
@@ -74,8 +76,9 @@ func (a *app) proposeExport(ctx context.Context, c *conn, pattern, to string, o 
 	return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
 }
 
-// fetchExport writes the file. It is made before the server is asked: what is fetched once must have a place.
-func (a *app) fetchExport(ctx context.Context, c *conn, change uint64, path string) (err error) {
+// fetchExport writes the file. It is made before the server is asked: what is fetched once must have a place. It stays once it is whole, also
+// if nobody can be told so.
+func (a *app) fetchExport(ctx context.Context, c *conn, change uint64, path string) error {
 	if was, err := c.Changes.GetChange(ctx, &v1.GetChangeRequest{Change: change}); err != nil {
 		return err
 	} else if act := was.Change.GetAction(); act != policy.ActExport { // asking for it would carry out what it is
@@ -88,23 +91,10 @@ func (a *app) fetchExport(ctx context.Context, c *conn, change uint64, path stri
 	if err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "making the file")
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(path))
-		}
-	}()
-	r, err := c.Changes.CarryOut(ctx, &v1.CarryOutRequest{Change: change})
+	r, err := c.fetch(ctx, change, f)
 	if err != nil {
+		_, _ = f.Close(), os.Remove(path) // the first error is the one that tells
 		return err
-	}
-	if len(r.File) == 0 {
-		return problem.New(problem.ReasonInvalid, "change %d is %s, and exports nothing", change, r.Change.GetState())
-	}
-	if _, err := f.Write(r.File); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "writing %s", path)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return problem.Wrap(err, problem.ReasonStore, "writing %s", path)
 	}
 	sum := sha256.Sum256(r.File)
 	digest := "sha256:" + hex.EncodeToString(sum[:])
@@ -114,18 +104,67 @@ func (a *app) fetchExport(ctx context.Context, c *conn, change uint64, path stri
 	})
 }
 
-// exportMeaning says what approving an export means, and who can fetch it until when.
+// fetch has an export carried out, and written to a file that was made for it, which it closes if it succeeds.
+func (c *conn) fetch(ctx context.Context, change uint64, f *os.File) (*v1.CarryOutResponse, error) {
+	r, err := c.Changes.CarryOut(ctx, &v1.CarryOutRequest{Change: change})
+	if err != nil {
+		return nil, c.unfetched(ctx, change, err)
+	}
+	if len(r.File) == 0 {
+		return nil, problem.New(problem.ReasonInvalid, "change %d is %s, and exports nothing", change, r.Change.GetState())
+	}
+	if _, err = f.Write(r.File); err == nil {
+		err = errors.Join(f.Sync(), durable.SyncDir(filepath.Dir(f.Name())), f.Close())
+	}
+	if err != nil {
+		return nil, problem.Local(err, "the export of change %d left the server (entry %d), and could not be written to %s", change, r.Entry.GetIndex(), f.Name()).
+			WithFix("find a place for it, and propose it again: a change is fetched once")
+	}
+	return r, nil
+}
+
+// unfetched says of an export to which no whole answer came whether it left. Who gave up asking wants to know that, too.
+func (c *conn) unfetched(ctx context.Context, change uint64, err error) error {
+	p := problem.As(err)
+	switch p.Kind {
+	case problem.UnknownOutcome, problem.Unavailable, problem.Internal:
+	default:
+		return err // the server refused it
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	switch is, unseen := c.Changes.GetChange(ctx, &v1.GetChangeRequest{Change: change}); {
+	case unseen != nil:
+		return p.WithFix("it may have left: look with `bailment change show %d`, and if it is done propose it again, since a change is fetched once", change)
+	case is.Change.GetState() == string(state.Done):
+		return p.WithFix("it left, and did not arrive: propose it again, since a change is fetched once")
+	}
+	return p.WithFix("it has not left: ask for it again")
+}
+
+// exportMeaning says what approving an export means, who can fetch it until when, or what became of it.
 func exportMeaning(info *v1.ChangeInfo, now time.Time) string {
 	secrets, recipient, ok := state.ParseExportTarget(info.Target)
 	if !ok {
 		return ""
 	}
-	if due := info.GetDue(); due != nil {
-		if now.Before(due.AsTime()) {
-			return dueText(info)
-		}
+	due, whole := info.GetDue(), len(info.ApprovedBy) >= int(info.Required)
+	switch st := state.ChangeState(info.State); {
+	case st == state.Done:
+		return info.Proposer + " fetched it, and nobody gets it again"
+	case st == state.Expired && due != nil:
+		return "nobody fetched it in time: whoever still wants it has it approved again"
+	case st == state.Waiting && whole && now.Before(due.AsTime()):
+		return dueText(info)
+	case st == state.Waiting && whole:
 		return fmt.Sprintf("%s can fetch it once, until %s: bailment secret export --change %d --out FILE", info.Proposer, info.Ends.AsTime().Format(time.RFC3339), info.Change)
+	case st != state.Proposed && st != state.Waiting:
+		return ""
 	}
-	return fmt.Sprintf("it gives the values of %s, as they are when it is fetched, to whoever has the key of %s, for ever.\n%s fetches the file once, within %s after the last of %d approvals",
-		secrets, recipient, info.Proposer, state.ExportWithin, info.Required)
+	after := fmt.Sprintf("after the last of %d approvals", info.Required)
+	if delay := time.Duration(info.DelaySeconds) * time.Second; delay > 0 {
+		after = fmt.Sprintf("after it has waited for %s since the last of %d approvals", delay, info.Required)
+	}
+	return fmt.Sprintf("it gives the values of %s, as they are when it is fetched, to whoever has the key of %s, for ever.\n%s fetches the file once, within %s %s",
+		secrets, recipient, info.Proposer, state.ExportWithin, after)
 }

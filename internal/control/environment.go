@@ -105,6 +105,7 @@ type Environment struct {
 	arrivals     watchers // of entries, whatever they are
 	checks       checks
 	past         chan struct{} // holds one: a past state is being reduced
+	exports      chan struct{} // holds one: an export is being made
 
 	run        context.Context // ends with Close
 	stop       context.CancelFunc
@@ -125,7 +126,7 @@ func Open(ctx context.Context, cfg Config) (*Environment, error) {
 	if cfg.SnapshotEvery == 0 {
 		cfg.SnapshotEvery = 32768
 	}
-	e := &Environment{cfg: cfg, logger: cfg.Logger, keyMu: make(gate, 1), moveMu: make(gate, 1), loadMu: make(gate, 1), keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1), past: make(chan struct{}, 1)}
+	e := &Environment{cfg: cfg, logger: cfg.Logger, keyMu: make(gate, 1), moveMu: make(gate, 1), loadMu: make(gate, 1), keysWake: make(chan struct{}, 1), rolloutWake: make(chan struct{}, 1), recoveryWake: make(chan struct{}, 1), past: make(chan struct{}, 1), exports: make(chan struct{}, 1)}
 	e.claims, e.values, e.openers = newClaimCache(), newValueCache(), cache.New[string, *rate.Limiter](maxOpeners, nil)
 	e.docs = newDocuments()
 	e.run, e.stop = context.WithCancel(context.Background())

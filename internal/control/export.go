@@ -29,56 +29,70 @@ type exporting struct {
 	file   []byte
 	bytes  int // of the values; beyond maxExport nothing was sealed
 	values []seal.Secret
+	room   chan struct{} // is given back with it
 }
 
+// wipe is called once.
 func (p *exporting) wipe() {
 	for _, v := range p.values {
 		v.Wipe()
 	}
+	<-p.room
 }
 
-// prepareExport opens and seals what a change exports, if it is an export and the caller can fetch it now; nil otherwise, which the decision
-// says why.
-func (e *Environment) prepareExport(ctx context.Context, s *state.State, c Caller, change uint64) (*exporting, error) {
-	now := state.At(e.cfg.Now())
+// prepareExport opens and seals what a change exports, if it is an export and the caller can fetch it now; otherwise the decision says why not.
+// There is one at a time, until what is held is wiped: who may fetch one export could have it sealed as often as he asks at once.
+func (e *Environment) prepareExport(ctx context.Context, s *state.State, c Caller, change uint64, held *carried) error {
+	now := max(state.At(e.cfg.Now()), s.Time) // which may be ahead, and by which it will be decided
 	x, dead := standing(s, c, now)
 	ch, ok := s.Changes.Get(change)
 	if dead != nil || !ok || ch.Action != ActionExport || ch.Proposer != x.Identity || !s.Ripe(ch, now) {
-		return nil, nil
+		return nil
 	}
 	secrets, recipient, ok := state.ParseExportTarget(ch.Target)
-	if !ok {
-		return nil, nil
+	prog, compiled := e.programs.get(s.Bundle)
+	if !ok || !compiled {
+		return nil
 	}
 	to, err := export.ParseRecipient(recipient)
-	all, versions := s.Exportable(secrets, now)
-	if err != nil || len(all) > state.MaxExported {
-		return nil, nil //nolint:nilerr // the decision says so
+	if err != nil {
+		return nil //nolint:nilerr // the decision says so
 	}
-	p := &exporting{list: state.ExportList(all)}
+	all, versions := s.Exportable(secrets, now)
+	if t := (&turn{e: e, s: s, now: now, prog: prog}); t.exportable(x, secrets.String(), all, ch.Index) != nil {
+		return nil // nothing is opened for what is refused
+	}
+	select {
+	case e.exports <- struct{}{}:
+	case <-ctx.Done():
+		return problem.Wrap(context.Cause(ctx), problem.ReasonCanceled, "waiting for another export")
+	}
+	p := &exporting{list: state.ExportList(all), room: e.exports}
+	held.export = p // from here on it is wiped, whatever becomes of it
+	if ch, ok := e.log.State().Changes.Get(change); !ok || ch.State != state.Waiting {
+		return nil // fetched meanwhile
+	}
 	items := make([]export.Item, len(all))
 	for i, v := range versions {
 		value, err := e.exported(ctx, all[i].Secret, v)
+		if problem.Is(err, problem.ReasonNotFound) {
+			return nil // destroyed meanwhile
+		}
 		if err != nil {
-			p.wipe()
-			if problem.Is(err, problem.ReasonNotFound) {
-				return nil, nil // destroyed meanwhile
-			}
-			return nil, err
+			return err
 		}
 		p.values, items[i] = append(p.values, value), export.Item{Secret: all[i].Secret, Version: v.Number, Digest: v.Digest.String(), Value: value.Expose()}
 		if p.bytes += value.Len(); p.bytes > maxExport {
-			return p, nil
+			return nil
 		}
 	}
 	p.file, err = export.Seal(to, export.Header{
 		Environment: s.Env.Name, Genesis: s.Env.Genesis.String(), Change: ch.Index, Secrets: secrets.String(),
 	}, items)
 	if err != nil {
-		p.wipe()
-		return nil, problem.Wrap(err, problem.ReasonInternal, "sealing an export")
+		return problem.Wrap(err, problem.ReasonInternal, "sealing an export")
 	}
-	return p, nil
+	return nil
 }
 
 // exported opens a version. Those that are not cached are not put there either: they would push out what is read all the time.
@@ -159,12 +173,12 @@ func (t *turn) export(ch *state.Change, x *state.Session, p *exporting, out *Pro
 	}
 	list := state.ExportList(all)
 	switch {
-	case p == nil:
+	case p == nil, p.list != list:
 		return errStale
 	case p.bytes > maxExport:
 		return problem.New(problem.ReasonTooLarge, "an export has at most %d bytes of values, and those of %s are more", maxExport, secrets).
 			WithFix("propose narrower patterns")
-	case p.list != list:
+	case p.file == nil:
 		return errStale
 	}
 	out.File, out.Values = p.file, len(all)

@@ -5,6 +5,8 @@ import (
 
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/ledger"
+	"github.com/bailment/bailment/internal/problem"
+	"github.com/bailment/bailment/internal/seal"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -95,3 +97,12 @@ var ErrStale = errStale
 
 // Observe enters all that a rollout has observed so far.
 func (e *Environment) Observe(ctx context.Context) error { return e.observe(ctx, 1<<62) }
+
+// OpenCurrent opens the current version of a secret, for nobody.
+func (e *Environment) OpenCurrent(path string) (seal.Secret, error) {
+	sec, ok := e.log.State().Secrets.Get(path)
+	if !ok {
+		return seal.Secret{}, problem.New(problem.ReasonNotFound, "there is no %s", path)
+	}
+	return e.exported(e.run, path, sec.Find(sec.Current))
+}

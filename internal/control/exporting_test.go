@@ -22,7 +22,12 @@ import (
 // exportBoard is an environment with secrets, and somebody who may have them sealed to a key.
 func exportBoard(t *testing.T, files policy.Files) (*board, *age.X25519Identity) {
 	t.Helper()
-	b := newBoardOf(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: files})
+	return exportBoardOf(t, controltest.Options{Persons: []string{"alice", "bob", "carol"}, Quorum: 1, Extra: files})
+}
+
+func exportBoardOf(t *testing.T, o controltest.Options) (*board, *age.X25519Identity) {
+	t.Helper()
+	b := newBoardOf(t, o)
 	b.Put(b.by["alice"], "db/x", "one")
 	b.Put(b.by["alice"], "db/x", "two")
 	b.Put(b.by["alice"], "db/y", "three")
@@ -136,6 +141,9 @@ func TestExportProposed(t *testing.T) {
 		"": problem.ReasonInvalid, "db/*": problem.ReasonInvalid, "@" + to: problem.ReasonInvalid, "db/*@": problem.ReasonInvalid, "db/x@ssh-ed25519": problem.ReasonInvalid,
 		"db/*x@" + to: problem.ReasonInvalid, "db/*@" + to[:61] + "b": problem.ReasonInvalid, "db/*@" + strings.ToUpper(to): problem.ReasonInvalid,
 		"db/*@" + to[:50] + strings.Repeat("q", 12): problem.ReasonInvalid, "db/*@" + to + "@" + to: problem.ReasonInvalid,
+		"*/*@" + to: problem.ReasonInvalid, "**@" + to: problem.ReasonInvalid, "db/**@" + to: problem.ReasonInvalid, "*/x@" + to: problem.ReasonInvalid, "db/*/x@" + to: problem.ReasonInvalid,
+		"/db/*@" + to: problem.ReasonInvalid, "db//*@" + to: problem.ReasonInvalid, "db/../db/*@" + to: problem.ReasonInvalid, "db/*,node/*@" + to: problem.ReasonInvalid, " db/*@" + to: problem.ReasonInvalid,
+		"DB/*@" + to: problem.ReasonNotFound, "d*@" + to: problem.ReasonInvalid, "db/*@age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z": problem.ReasonInvalid,
 		"other/*@" + to: problem.ReasonNotFound, "db@" + to: problem.ReasonNotFound, "db/none@" + to: problem.ReasonNotFound,
 	} {
 		if _, err := b.act("alice", control.ActionExport, target); !problem.Is(err, want) {

@@ -27,6 +27,7 @@ func (c *carried) wipe() {
 // sealed first, then decided and entered, and only then does it leave this function; a second time there is nothing to be had.
 func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*Proposal, error) {
 	var held *carried
+	defer func() { held.wipe() }()
 	move := &moving{e: e, change: change}
 	defer move.end()
 	out, proof, err := do(ctx, e,
@@ -42,7 +43,7 @@ func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*P
 				return err
 			})
 			if err == nil {
-				held.export, err = e.prepareExport(ctx, s, c, change)
+				err = e.prepareExport(ctx, s, c, change, held)
 			}
 			return held, err
 		},
@@ -50,7 +51,6 @@ func (e *Environment) CarryOut(ctx context.Context, c Caller, change uint64) (*P
 			t.custody = p.move
 			return t.ripe(c, change, p.export)
 		})
-	defer held.wipe()
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +105,8 @@ func (t *turn) ripe(c Caller, change uint64, p *exporting) (*Proposal, error) {
 // unripe says why a change can't be carried out now.
 func (t *turn) unripe(ch *state.Change) *problem.Problem {
 	switch st := ch.StateAt(t.now); {
+	case st == state.Done && ch.Action == ActionExport:
+		return problem.New(problem.ReasonConflict, "the export of change %d was fetched, and is not given twice", ch.Index).WithFix("propose it again")
 	case st != state.Waiting:
 		return problem.New(problem.ReasonConflict, "change %d is %s: what waits can be carried out", ch.Index, st)
 	case ch.Base != t.s.Bundle:

@@ -9,9 +9,11 @@ package export
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"filippo.io/age"
 )
@@ -19,7 +21,8 @@ import (
 // Format is the version of the plain text, the first field of its first line. Fields may be added to it; none changes its meaning.
 const Format = "bailment.export/1"
 
-// Header is the first line.
+// Header is the first line. Blanks follow it, so that it is as long as what age seals at once: age's buffer grows by copying what it has, and
+// leaves the copies where they are. So it has grown when the first value comes to it.
 type Header struct {
 	Format      string `json:"format"`
 	Environment string `json:"environment"`
@@ -37,19 +40,56 @@ type Item struct {
 	Value   []byte // stays the caller's
 }
 
-// ParseRecipient reads an X25519 recipient of age, as age1…: the only kind there is here. An error says nothing of the text.
+// ParseRecipient reads an X25519 recipient of age, as age1…: the only kind there is here. Points that no identity has are refused, to which
+// age could not seal, or nobody open what it sealed. An error says nothing of the text.
 func ParseRecipient(text string) (age.Recipient, error) {
 	r, err := age.ParseX25519Recipient(text)
-	if err != nil || r.String() != text {
+	if err != nil || r.String() != text || !usable(pointOf(text)) {
 		return nil, fmt.Errorf("the recipient is not an X25519 recipient of age, as age1… in lower case")
 	}
 	return r, nil
 }
 
+// pointOf is the point of a recipient that age has read: five bits in each letter (BIP 173), after "age1" and without the checksum.
+func pointOf(text string) []byte {
+	out, bits, n := make([]byte, 0, 32), 0, 0
+	for _, c := range text[len("age1") : len(text)-6] {
+		bits, n = (bits<<5|strings.IndexRune("qpzry9x8gf2tvdw0s3jn54khce6mua7l", c))&0xfff, n+5
+		if n >= 8 {
+			n -= 8
+			out = append(out, byte(bits>>n))
+		}
+	}
+	return out
+}
+
+// usable reports whether an identity can have a point as its public key: it is not of small order, and is spelled as the number that it is
+// (RFC 7748 §5: others are taken for it, but they are what age derives the file's key from).
+func usable(point []byte) bool {
+	public, err := ecdh.X25519().NewPublicKey(point)
+	if err != nil {
+		return false
+	}
+	field := append(append([]byte{0xed}, bytes.Repeat([]byte{0xff}, 30)...), 0x7f) // 2^255-19, its lowest byte first
+	for i := len(field) - 1; ; i-- {
+		if i < 0 || point[i] > field[i] {
+			return false
+		} else if point[i] < field[i] {
+			break
+		}
+	}
+	scalar, err := ecdh.X25519().NewPrivateKey(field) // each is a multiple of 8, so that what they make of a point of small order is 0
+	if err != nil {
+		return false
+	}
+	_, err = scalar.ECDH(public)
+	return err == nil
+}
+
 // Seal makes the file (https://age-encryption.org/v1).
 func Seal(to age.Recipient, h Header, items []Item) ([]byte, error) {
 	h.Format, h.Count = Format, len(items)
-	longest, all := 0, 1024
+	longest, all := 0, piece+1024
 	for i := range items {
 		n := lineLen(&items[i])
 		longest, all = max(longest, n), all+n
@@ -60,11 +100,11 @@ func Seal(to age.Recipient, h Header, items []Item) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sealing to the recipient: %w", err)
 	}
-	first, err := json.Marshal(h)
+	first, err := firstLine(h)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := w.Write(append(first, '\n')); err != nil {
+	if _, err := w.Write(first); err != nil {
 		return nil, err
 	}
 	line := make([]byte, 0, longest)
@@ -81,6 +121,20 @@ func Seal(to age.Recipient, h Header, items []Item) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
+}
+
+// piece is how much age seals at once (https://age-encryption.org/v1, "Payload").
+const piece = 64 << 10
+
+func firstLine(h Header) ([]byte, error) {
+	text, err := json.Marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	line := bytes.Repeat([]byte{' '}, max(piece, len(text)+1))
+	copy(line, text)
+	line[len(line)-1] = '\n'
+	return line, nil
 }
 
 const framing = 128 // of a line, without its texts

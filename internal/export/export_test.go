@@ -70,6 +70,31 @@ func TestSealIsAgeOfJSONLines(t *testing.T) {
 	}
 }
 
+// What age takes for a recipient and nobody could ever open: points of small order, to which age can't seal, and other spellings of a point,
+// which go into the file's key, and which the identity does not know.
+func TestRecipientThatNobodyIs(t *testing.T) {
+	for name, text := range map[string]string{
+		"zero":                        "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z",
+		"one":                         "age1qyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqj7vrya",
+		"of order 8":                  "age1ur4h5lpmgxu2u9jku0a0r87ydtdqnr0tnsetrlvxvgz3vh6fhqqqzyt4v9",
+		"of order 8, the other":       "age1t7wft09r2zxzfvwsk92eeql0tvzyghxytqwgapkcyf8dm5ylz9ts6wm9s8",
+		"of order 4":                  "age1anlllllllllllllllllllllllllllllllllllllllllllllllals4n2t7m",
+		"zero beyond the field":       "age1ahlllllllllllllllllllllllllllllllllllllllllllllllalsn46ayy",
+		"one beyond the field":        "age1amlllllllllllllllllllllllllllllllllllllllllllllllalselrwrv",
+		"a point beyond the field":    "age17mlllllllllllllllllllllllllllllllllllllllllllllllalsxajvgg",
+		"a point with its top bit":    "age1pyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqzqqyr3apl",
+		"another human-readable part": "agf1pyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqg6645d",
+		"a byte too few":              "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqyjf85eq",
+	} {
+		if _, err := export.ParseRecipient(text); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if _, err := export.ParseRecipient("age1pyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq8r66x"); err != nil {
+		t.Error(err) // the point of which those two are other spellings
+	}
+}
+
 func TestParseRecipient(t *testing.T) {
 	id := identity(t)
 	good := id.Recipient().String()

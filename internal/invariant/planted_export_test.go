@@ -111,5 +111,25 @@ var exportPlants = []planted{
 		s.add(s.revoke("identity:/human/bob"))
 		s.add(e)
 	}, "the others are revoked"},
+	{invariant.Attested, "an export in somebody else's session", wrongly(func(s *scene, e *state.SecretExported) { e.Actor.Session = s.approve(e.Change).Actor.Session }), "in session"},
+	{invariant.Permitted, "an export ruled by another generation", wrongly(func(_ *scene, e *state.SecretExported) { e.Ruling.Generation-- }), "it was ruled by generation"},
+	{invariant.Lifecycle, "an export for another bundle", func(s *scene) {
+		e := s.export()
+		s.bring("README.md", "another")
+		e.Ruling = s.ruling()
+		s.add(e)
+	}, "another bundle"},
+	{invariant.Lifecycle, "an export that was taken back", func(s *scene) {
+		e := s.export()
+		s.add(&state.ChangeRejected{Change: e.Change, Reason: "no", Actor: e.Actor, Ruling: e.Ruling})
+		s.add(e)
+	}, "is rejected"},
+	{invariant.Recorded, "an export of a version that came since", func(s *scene) {
+		e := s.export()
+		w := s.write()
+		w.Secret, w.Version, w.Retires, w.Until = "db/since", 1, 0, 0
+		s.add(w)
+		s.add(e)
+	}, "its list is not that of the current versions"},
 	{invariant.Permitted, "an export by a machine", wrongly(func(s *scene, e *state.SecretExported) { e.Actor = s.release().Actor }), "is not a person"},
 }

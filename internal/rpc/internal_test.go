@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -383,5 +384,19 @@ func TestForms(t *testing.T) {
 	}
 	if d, ok := parseTimeout([]string{"99999999H"}, true); !ok || d != maxTimeout {
 		t.Fatalf("a time beyond all times: %s", d)
+	}
+}
+
+// All that may hold a value, or a file of them, leaves within its time or not at all: a secretWriter sends it.
+func TestSecretRoutes(t *testing.T) {
+	secret := []string{}
+	for path, r := range New(nil, Options{}).routes {
+		if r.secret {
+			secret = append(secret, path)
+		}
+	}
+	slices.Sort(secret)
+	if want := []string{"/bailment.v1.ChangeService/CarryOut", "/bailment.v1.SecretService/Get", "/bailment.v1.SpiffeService/IssueJWT"}; !slices.Equal(secret, want) {
+		t.Errorf("of %q, want %q", secret, want)
 	}
 }

@@ -65,7 +65,7 @@ func (a *API) routeOf(h http.Handler, s protoreflect.ServiceDescriptor, m protor
 	path := procedure(m)
 	r := &route{handler: h, stream: m.IsStreamingServer()}
 	r.proof, r.public = public[path]
-	r.secret = path == api.SecretServiceGetProcedure || path == api.SpiffeServiceIssueJWTProcedure
+	r.secret = path == api.SecretServiceGetProcedure || path == api.SpiffeServiceIssueJWTProcedure || path == api.ChangeServiceCarryOutProcedure
 	r.bundle = path == api.ChangeServiceProposeProcedure
 	if a.o.Meter != nil {
 		r.meter = a.o.Meter(strings.TrimSuffix(string(s.Name()), "Service"), string(m.Name()))
