@@ -37,8 +37,8 @@ var update = flag.Bool("update", false, "write testdata/upgrade/"+upgradeVersion
 
 const (
 	upgradeDir     = "../../testdata/upgrade"
-	upgradeVersion = "v0.2" // whose formats -update writes: the next release's that changes any
-	upgradeMost    = 300 << 10
+	upgradeVersion = "v0.3" // whose formats -update writes: the next release's that changes any
+	upgradeMost    = 700 << 10
 )
 
 // The files of a version's directory. testdata/upgrade/README.md says what each is.
@@ -327,7 +327,7 @@ func writeUpgrade(t *testing.T, dir string) {
 	if len(dump) > upgradeMost {
 		t.Fatalf("the dump has %d bytes, more than %d", len(dump), upgradeMost)
 	}
-	rootKey, err := os.ReadFile(filepath.Join(w.Dir, upgradeRoot))
+	rootKey, err := os.ReadFile(w.RootKey) // under which the history has left the keys
 	must(err)
 	text, err := json.MarshalIndent(facts, "", "  ")
 	must(err)

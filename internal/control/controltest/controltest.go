@@ -50,6 +50,7 @@ type World struct {
 	Files   policy.Files
 	Agent   *release.Statement // what the agents of TryJoin and Renew say of themselves; nil: nothing
 	Stage   Stage              // of what Propose proposes
+	RootKey string             // the file of the root key that Spare made last
 	offset  atomic.Int64
 }
 
@@ -162,7 +163,8 @@ func (w *World) Reopen() {
 // keys to it.
 func (w *World) Spare() string {
 	w.T.Helper()
-	h, err := file.Create(filepath.Join(w.T.TempDir(), "root.key"), w.Config.Source)
+	w.RootKey = filepath.Join(w.T.TempDir(), "root.key")
+	h, err := file.Create(w.RootKey, w.Config.Source)
 	w.check(err)
 	w.Config.Next = h
 	w.Reopen()
