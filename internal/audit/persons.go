@@ -327,6 +327,11 @@ func (r *run) signed(prog *policy.Program, d policy.Duty, s state.Signature, nam
 	for _, k := range op.Keys {
 		keys = append(keys, k.Key)
 	}
+	return r.signedBy(keys, s, namespace, message)
+}
+
+// signedBy checks a signature by any of a person's keys, which is the one that the entry names.
+func (r *run) signedBy(keys []ssh.PublicKey, s state.Signature, namespace string, message []byte) error {
 	key, err := sshsig.Verify([]byte(s.SSHSIG), keys, namespace, message)
 	if err != nil {
 		return fmt.Errorf("the signature of %s: %w", s.Person, err)

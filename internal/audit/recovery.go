@@ -9,7 +9,6 @@ import (
 
 	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
-	"github.com/bailment/bailment/internal/sshsig"
 	"github.com/bailment/bailment/internal/state"
 )
 
@@ -98,15 +97,7 @@ func (r *run) recoverySigned(by policy.Recovery, s state.Signature, text string)
 	for _, k := range by.Of(s.Person) {
 		keys = append(keys, k.Key)
 	}
-	key, err := sshsig.Verify([]byte(s.SSHSIG), keys, ceremony.NamespaceRecovery, []byte(text))
-	if err != nil {
-		return fmt.Errorf("the signature of %s: %w", s.Person, err)
-	}
-	if sshsig.Fingerprint(key) != s.Key {
-		return fmt.Errorf("the signature of %s is by another key than the entry names", s.Person)
-	}
-	r.report.Signatures++
-	return nil
+	return r.signedBy(keys, s, ceremony.NamespaceRecovery, []byte(text))
 }
 
 // withdrawn checks who ended a recovery. The reducer has checked that it was under way, and that he is said to have signed it.

@@ -520,16 +520,11 @@ func (a *app) proposeAct(x act) *cobra.Command {
 	c := &cobra.Command{
 		Use: x.use, Short: x.short, Long: x.long, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeArg(0, x.complete), Example: x.example,
 		RunE: a.call(func(ctx context.Context, c *conn, args []string) error {
-			base, err := c.bundle(ctx, "")
-			if err != nil {
-				return err
-			}
 			target, err := x.target(ctx, c, args[0], o.reason)
 			if err != nil {
 				return err
 			}
-			req := &v1.ProposeRequest{Action: x.action, Target: target}
-			return a.propose(ctx, c, base, ceremony.Change{Action: x.action, Target: target}, req, o, nil)
+			return a.proposeTarget(ctx, c, x.action, target, o)
 		}),
 	}
 	o.flags(c)
@@ -572,6 +567,15 @@ func operatorKeys(files policy.Files, person string) ([]ssh.PublicKey, error) {
 		keys = append(keys, k.Key)
 	}
 	return keys, nil
+}
+
+// proposeTarget proposes an act that is about nothing but its target.
+func (a *app) proposeTarget(ctx context.Context, c *conn, action, target string, o proposeOptions) error {
+	base, err := c.bundle(ctx, "")
+	if err != nil {
+		return err
+	}
+	return a.propose(ctx, c, base, ceremony.Change{Action: action, Target: target}, &v1.ProposeRequest{Action: action, Target: target}, o, nil)
 }
 
 // propose completes the text, signs it, and sends the proposal.

@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
-	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/server"
@@ -114,12 +113,7 @@ it with --to: the server could show another.`,
 				return problem.New(problem.ReasonRootHolder, "the root key %s is not what the server has beside its own: %s", printable(to), have).
 					WithFix("name it in `root_holders.%s.next` of the server's configuration, and start the server again", c.trust.Environment)
 			}
-			base, err := c.bundle(ctx, "")
-			if err != nil {
-				return err
-			}
-			text := ceremony.Change{Action: policy.ActMoveCustody, Target: to}
-			return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
+			return a.proposeTarget(ctx, c, policy.ActMoveCustody, to, o)
 		}),
 	}
 	o.flags(c)

@@ -10,8 +10,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	v1 "github.com/bailment/bailment/api/bailment/v1"
-	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
 	"github.com/bailment/bailment/internal/state"
@@ -45,16 +43,11 @@ terminal.`,
 			if !propose {
 				return problem.New(problem.ReasonInvalid, "nobody ends an environment alone").WithFix("propose it, for others to approve: --propose")
 			}
-			base, err := c.bundle(ctx, "")
-			if err != nil {
-				return err
-			}
 			target := state.EndTarget(c.trust.Environment, state.Digest(c.trust.Genesis))
 			if err := a.confirmEnd(target, name); err != nil {
 				return err
 			}
-			text := ceremony.Change{Action: policy.ActDeleteEnvironment, Target: target}
-			return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
+			return a.proposeTarget(ctx, c, policy.ActDeleteEnvironment, target, o)
 		}),
 	}
 	o.flags(c)

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/term"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
-	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/policy"
 	"github.com/bailment/bailment/internal/problem"
@@ -327,12 +326,7 @@ func (a *app) secretMove(verb, to, short, long string) *cobra.Command {
 
 // proposeDestroying opens a change about one version.
 func (a *app) proposeDestroying(ctx context.Context, c *conn, secret string, version uint64, o proposeOptions) error {
-	base, err := c.bundle(ctx, "")
-	if err != nil {
-		return err
-	}
-	text := ceremony.Change{Action: policy.ActDestroy, Target: state.HoldTarget(secret, version)}
-	return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
+	return a.proposeTarget(ctx, c, policy.ActDestroy, state.HoldTarget(secret, version), o)
 }
 
 func number(text, what string) (uint64, error) {

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	v1 "github.com/bailment/bailment/api/bailment/v1"
-	"github.com/bailment/bailment/internal/ceremony"
 	"github.com/bailment/bailment/internal/durable"
 	"github.com/bailment/bailment/internal/export"
 	"github.com/bailment/bailment/internal/identity"
@@ -68,12 +67,7 @@ func (a *app) proposeExport(ctx context.Context, c *conn, pattern, to string, o 
 	if _, err := export.ParseRecipient(to); err != nil {
 		return problem.Wrap(err, problem.ReasonInvalid, "--to").WithFix("make an identity with age-keygen, and give its public key")
 	}
-	base, err := c.bundle(ctx, "")
-	if err != nil {
-		return err
-	}
-	text := ceremony.Change{Action: policy.ActExport, Target: state.ExportTarget(pattern, to)}
-	return a.propose(ctx, c, base, text, &v1.ProposeRequest{Action: text.Action, Target: text.Target}, o, nil)
+	return a.proposeTarget(ctx, c, policy.ActExport, state.ExportTarget(pattern, to), o)
 }
 
 // fetchExport writes the file. It is made before the server is asked: what is fetched once must have a place. It stays once it is whole, also
