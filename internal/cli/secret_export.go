@@ -92,13 +92,17 @@ func (a *app) fetchExport(ctx context.Context, c *conn, change uint64, path stri
 	}
 	sum := sha256.Sum256(r.File)
 	digest := "sha256:" + hex.EncodeToString(sum[:])
+	if err := errors.Join(f.Sync(), durable.SyncDir(filepath.Dir(path)), f.Close()); err != nil { // it stays: there is no second one
+		return problem.Local(err, "the export of change %d is in %s, and may not survive a crash of this machine", change, path).
+			WithFix("copy it somewhere else, and compare it with its digest, %s", digest)
+	}
 	told := map[string]any{"change": change, "entry": r.Entry.GetIndex(), "values": r.Values, "file": path, "bytes": len(r.File), "digest": digest}
 	return a.show(told, func(t *rows) {
 		t.line("%d value(s) are in %s, sealed (entry %d)\n%s", r.Values, path, r.Entry.GetIndex(), digest)
 	})
 }
 
-// fetch has an export carried out, and written to a file that was made for it, which it closes if it succeeds.
+// fetch has an export carried out, and written to a file that was made for it.
 func (c *conn) fetch(ctx context.Context, change uint64, f *os.File) (*v1.CarryOutResponse, error) {
 	r, err := c.Changes.CarryOut(ctx, &v1.CarryOutRequest{Change: change})
 	if err != nil {
@@ -107,10 +111,7 @@ func (c *conn) fetch(ctx context.Context, change uint64, f *os.File) (*v1.CarryO
 	if len(r.File) == 0 {
 		return nil, problem.New(problem.ReasonInvalid, "change %d is %s, and exports nothing", change, r.Change.GetState())
 	}
-	if _, err = f.Write(r.File); err == nil {
-		err = errors.Join(f.Sync(), durable.SyncDir(filepath.Dir(f.Name())), f.Close())
-	}
-	if err != nil {
+	if _, err := f.Write(r.File); err != nil {
 		return nil, problem.Local(err, "the export of change %d left the server (entry %d), and could not be written to %s", change, r.Entry.GetIndex(), f.Name()).
 			WithFix("find a place for it, and propose it again: a change is fetched once")
 	}

@@ -160,6 +160,34 @@ func TestFetchExportThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// A file that is whole stays, whatever it can't be told of it: it is given once.
+func TestFetchExportThatCannotBeSynced(t *testing.T) {
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer restore()
+	file := bytes.Repeat([]byte("sealed"), 100)
+	server := &carrier{act: policy.ActExport, carry: func() (*v1.CarryOutResponse, error) { // its directory can't be opened any more
+		return &v1.CarryOutResponse{File: file, Entry: &v1.EntryRef{Index: 9}}, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: was.Max})
+	}}
+	path := filepath.Join(t.TempDir(), "db.age")
+	a := &app{out: io.Discard, err: io.Discard, flags: globals{output: formatTable}}
+	err := a.fetchExport(t.Context(), &conn{Client: &client.Client{Changes: server}}, 7, path)
+	restore()
+	if p := problem.As(err); err == nil || !strings.Contains(p.Message, "may not survive") || !strings.Contains(p.WayOut(), "sha256:") {
+		t.Errorf("%v", err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, file) {
+		t.Errorf("%d bytes are there: %v", len(got), err)
+	}
+}
+
 // What is said of an export fits its state: what approving means, when it can be fetched, and that it is over.
 func TestExportMeaning(t *testing.T) {
 	now := time.Now()
